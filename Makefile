@@ -1,0 +1,63 @@
+# The whole project from a machine that has Python >= 3.11 and make:
+#   make results K=30   train, score and draw one model on the shipped data
+#   make test           every check there is
+PYTHON ?= python3
+K ?= 20
+SEED ?= 0
+PARAMETERS ?=
+KS ?= 1 10 20 30 40 50
+BIN := .venv/bin
+
+# OpenMP threads that spin while they wait ruin a shared machine: sleep instead.
+export KMP_BLOCKTIME := 0
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help env results sweep table test site notebooks data clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: .venv/.ready ## create .venv with the pinned development set, once
+
+.venv/.ready: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": call make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/nbdev_install_hooks
+	mkdir -p _runs
+	touch $@
+
+results: env ## train, score and draw one model: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
+	mkdir -p _runs
+	$(BIN)/papermill nbs/06_results.ipynb _runs/K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
+	@$(BIN)/gmvae_table _runs/K$(K)-seed$(SEED)
+	@echo "notebook  _runs/K$(K)-seed$(SEED).ipynb"
+	@echo "metrics   _runs/K$(K)-seed$(SEED)/metrics.json"
+	@echo "figures   $$(ls _runs/K$(K)-seed$(SEED)/*.png | tr '\n' ' ')"
+
+sweep: env ## one model for each K in KS, finished ones skipped, then the table
+	for k in $(KS); do test -f _runs/K$$k-seed$(SEED)/metrics.json || $(MAKE) --no-print-directory results K=$$k || exit 1; done
+	$(MAKE) --no-print-directory table
+
+table: env ## the table of all finished runs: mean and standard deviation over repeats, per K
+	$(BIN)/gmvae_table _runs/K*/
+
+test: env ## everything: exported code in sync, notebooks clean, notebook tests, pytest
+	tests/in_sync.sh
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest tests
+
+site: env ## render the site without quarto into _docs and check every link, reference and figure
+	$(BIN)/python tools/site.py
+
+notebooks: env ## run every notebook in place, so that the outputs in it are those of this machine
+	for nb in nbs/0*.ipynb nbs/index.ipynb; do $(BIN)/jupyter execute --inplace $$nb || exit 1; done
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+data: env ## build the shipped data set again from its source
+	$(BIN)/python tools/build_kang_pbmc.py
+
+clean: ## remove what was built; .venv and _runs stay
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache
