@@ -12,7 +12,7 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env results sweep table test site notebooks data clean
+.PHONY: help env results sweep table test site readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,10 +51,14 @@ test: env ## everything: exported code in sync, notebooks clean, notebook tests,
 site: env ## render the site without quarto into _docs and check every link, reference and figure
 	$(BIN)/python tools/site.py
 
+readme: env ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
 notebooks: env ## run every notebook in place, so that the outputs in it are those of this machine
 	for nb in nbs/0*.ipynb nbs/index.ipynb; do $(BIN)/jupyter execute --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tools/readme.py
 
 data: env ## build the shipped data set again from its source
 	$(BIN)/python tools/build_kang_pbmc.py

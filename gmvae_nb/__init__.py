@@ -1,1 +1,8 @@
+"""Gaussian-mixture variational autoencoder for single-cell RNA-seq counts."""
+import os
+
 __version__ = "0.1.0"
+
+# OpenMP threads spin while they wait, which ruins training on a machine that has other work. They read this when torch is imported.
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -12,6 +12,8 @@ import gzip
 import importlib.resources
 import os
 import uuid
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,11 +31,11 @@ from scipy import sparse
 from tqdm import tqdm
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
-def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes: `X` and `layers["counts"]` are the counts (CSR, float32)
-    """Blood cells of lupus patients, control and interferon-beta stimulated (Kang et al. 2018), shipped with the package.
+def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes: `X` and `layers["counts"]` are counts (CSR, float32)
+    """Blood cells of lupus patients, control and interferon-beta stimulated (Kang et al. 2018), shipped.
 
-    `obs["batch"]` is `ctrl` or `stim`; `obs["cell_type"]` is derived from marker genes; `obs["n_counts"]` counts
-    all 14,053 genes. `uns` holds the source, the markers, and how many cells each labelling rule dropped."""
+    `obs["batch"]` is `ctrl` or `stim`; `obs["cell_type"]` is derived from marker genes; `obs["n_counts"]` is
+    over all 14,053 genes. `uns`: the source, the markers, how many cells each labelling rule dropped."""
     file = importlib.resources.files("gmvae_nb") / "datasets" / "kang_pbmc.h5ad"
     with importlib.resources.as_file(file) as path: adata = ad.read_h5ad(path)
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
@@ -51,7 +53,7 @@ def _read_matrix(adata: AnnData, layer: str | None):
 
 def _is_count(values: np.ndarray) -> np.ndarray:
     "True where a value is a finite, non-negative whole number."
-    with np.errstate(invalid="ignore"): return np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+    return np.isfinite(values) & (values >= 0) & (values == np.floor(values))
 
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
     if layer is None and adata.X is None: return False
@@ -63,17 +65,17 @@ def get_counts(
     adata: AnnData,                   # cells x genes
     layer: str | None = None,         # the layer that holds the counts; None: `adata.X`
     *,
-    allow_empty_genes: bool = False,  # for cells that meet an already trained model: a gene may be absent from them
+    allow_empty_genes: bool = False,  # for cells that meet a trained model: some gene may be absent
 ) -> sparse.csr_matrix:               # (n_cells, n_genes) float32; may share memory with `adata`
-    "The counts, every value checked. Raises ValueError if they are not counts, or if a cell or gene is empty."
+    "The counts, every value checked. ValueError if they are not counts, or if a cell or gene is empty."
     name = _matrix_name(layer)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"adata.layers has no {layer!r}: it has {sorted(adata.layers)}; name one of them, "
                          "or layer=None for adata.X.")
     if layer is None and adata.X is None:
-        raise ValueError(f"adata.X is None: name the layer that holds the counts, one of {sorted(adata.layers)}.")
+        raise ValueError(f"adata.X is None: name the layer with the counts, one of {sorted(adata.layers)}.")
     if 0 in adata.shape:
-        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes: at least one of each is needed.")
+        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes: one of each is the least.")
     y = sparse.csr_matrix(_read_matrix(adata, layer))
     if y.dtype.kind not in "biuf":
         raise ValueError(f"{name} has dtype {y.dtype}: counts must be numbers.")
@@ -84,14 +86,14 @@ def get_counts(
     if len(bad):
         cell, gene = np.searchsorted(y.indptr, bad[0], side="right") - 1, y.indices[bad[0]]
         others = [o for o in [None, *adata.layers] if o != layer and _holds_counts(adata, o)]
-        fix = f"pass layer={others[0]!r}, which holds counts" if others else "pass the layer that holds raw counts"
+        fix = f"pass layer={others[0]!r}, which holds counts" if others else "pass the layer with raw counts"
         raise ValueError(f"{name} holds {y.data[bad[0]]:g} for cell {adata.obs_names[cell]!r} and gene "
-                         f"{adata.var_names[gene]!r}, but counts are finite, non-negative and whole (values that "
-                         f"are not: {len(bad):,}, this is the first): {fix}.")
+                         f"{adata.var_names[gene]!r}, but counts are finite, non-negative and whole (values "
+                         f"that are not: {len(bad):,}, this is the first): {fix}.")
     if y.nnz and y.data.max() >= 2**24:
         cell = np.searchsorted(y.indptr, y.data.argmax(), side="right") - 1
-        raise ValueError(f"{name} holds {y.data.max():g} for cell {adata.obs_names[cell]!r}: counts of 2^24 or more are "
-                         "not exact in float32; is this a count matrix?")
+        raise ValueError(f"{name} holds {y.data.max():g} for cell {adata.obs_names[cell]!r}, but float32 is "
+                         "exact only below 2^24: is this a count matrix?")
     y = y.astype(np.float32, copy=False)
     if (y.data == 0).any():           # stored zeros
         y = y.copy()
@@ -99,10 +101,10 @@ def get_counts(
     for axis, what, names in [(1, "cell", adata.obs_names), (0, "gene", adata.var_names)]:
         empty = np.flatnonzero(np.asarray(y.sum(axis=axis)).ravel() == 0)
         if len(empty) and not (axis == 0 and allow_empty_genes):
-            keep = f"np.asarray({name}.sum(axis={axis})).ravel() > 0"
-            raise ValueError(f"{name} has {len(empty):,} {what}{'s' * (len(empty) > 1)} without a single count, the "
-                             f"first is {names[empty[0]]!r}: drop what is empty with adata = "
-                             f"adata[{'' if axis else ':, '}{keep}].copy().")
+            keep = f"{'' if axis else ':, '}np.asarray({name}.sum(axis={axis})).ravel() > 0"
+            what += "s" * (len(empty) > 1)
+            raise ValueError(f"{name} has {len(empty):,} {what} without a single count, the first is "
+                             f"{names[empty[0]]!r}: drop what is empty with adata = adata[{keep}].copy().")
     return y
 
 # %% ../nbs/00_data.ipynb #fec91489
@@ -117,8 +119,8 @@ def get_categories(
     column = adata.obs[key]
     missing = np.flatnonzero(column.isna())
     if len(missing):
-        raise ValueError(f"{role}={key!r} has no value for {len(missing):,} of {adata.n_obs:,} cells, the first is "
-                         f"{adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
+        raise ValueError(f"{role}={key!r} has no value for {len(missing):,} of {adata.n_obs:,} cells, the "
+                         f"first is {adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
                          f"adata[adata.obs[{key!r}].notna()].copy().")
     values = column.astype(str).to_numpy(dtype=object)
     return pd.Categorical(values, categories=sorted(set(values)))
@@ -136,10 +138,10 @@ def write_atomically(
     path: str | Path,                # the file to write; its folder is made if need be
     write: Callable[[Path], None],   # writes the file it is given
 ) -> None:
-    "Writes under a temporary name in the same folder, then renames: `path` is the old file or the new one, whole."
+    "Writes under a temporary name in the same folder, then renames: `path` is always a whole file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")   # the suffix stays: some writers choose the format by it
+    tmp = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")   # writers may choose the format by the suffix
     try:
         write(tmp)
         with open(tmp, "rb+") as f: os.fsync(f.fileno())
@@ -151,14 +153,14 @@ def write_atomically(
 def _decompress(source: Path, target: Path) -> None:
     "gzip `source` to `target`, whole or not at all."
     def write(path):
-        with (open(source, "rb") as raw, gzip.open(raw) as f, open(path, "wb") as out,
-              tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=f"decompress {source.name}") as bar):
+        bar = tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=f"decompress {source.name}")
+        with bar, open(source, "rb") as raw, gzip.open(raw) as f, open(path, "wb") as out:
             while block := f.read(2**22):
                 out.write(block)
                 bar.update(raw.tell() - bar.n)
     try: write_atomically(target, write)
-    except (EOFError, gzip.BadGzipFile) as e:
-        raise ValueError(f"{str(source)!r} is not a whole gzip file ({e}): delete it and get it again.") from e
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise ValueError(f"{str(source)!r} is not a whole gzip file ({e}): get it again.") from e
 
 def _checked_h5ad(path: str | Path) -> Path:
     "The path of an h5ad file; of an .h5ad.gz, which is decompressed next to itself first."
@@ -167,45 +169,47 @@ def _checked_h5ad(path: str | Path) -> Path:
     if path.suffix == ".gz":
         if not path.with_suffix("").exists(): _decompress(path, path.with_suffix(""))
         path = path.with_suffix("")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{str(path)!r} is no h5ad file (not HDF5, or not whole): save it with adata.write_h5ad, "
-                         "or get it again.")
-    with h5py.File(path) as f: missing = {"obs", "var"} - set(f)
+    try:
+        with h5py.File(path) as f: missing = {"obs", "var"} - set(f)
+    except OSError as e:
+        raise ValueError(f"{str(path)!r} is no h5ad file (not HDF5, or not whole): save it with "
+                         "adata.write_h5ad, or get it again.") from e
     if missing:
-        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(sorted(missing))}): save it "
-                         "with adata.write_h5ad.")
+        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(sorted(missing))}): "
+                         "save it with adata.write_h5ad.")
     return path
 
 # %% ../nbs/00_data.ipynb #e8ff5ad3
 def _download(url: str, sha256: str | None) -> Path:
-    "The decompressed file in the user's cache; downloaded once. What arrives is checked if its sha256 is known."
+    "The decompressed file in the user's cache, downloaded once, and checked if its sha256 is known."
     folder = Path(pooch.os_cache("gmvae_nb"))
     file = folder / url.rsplit("/", 1)[1].removesuffix(".gz")
     if not file.exists():
         try: gz = Path(pooch.retrieve(url, sha256, fname=f"{file.name}.gz", path=folder, progressbar=True))
         except OSError as e:
-            raise OSError(f"could not download {url} ({type(e).__name__}): check the network, or get the file by "
-                          "other means and pass its path.") from e
+            raise OSError(f"could not download {url} ({type(e).__name__}): check the network, or get the "
+                          "file by other means and pass its path.") from e
         found = pooch.file_hash(gz)
         print(f"{gz.name}: sha256 {found}, " + ("as expected." if sha256 else
-              "which could NOT be checked: no checksum is published for this file. Note it down to compare later."))
+              "NOT checked: no checksum is known for this file. Note it down, to compare later."))
         _decompress(gz, file)
         gz.unlink()
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
 def _read_gex(path: Path, block: int = 4096) -> AnnData:
-    "The GEX columns of an h5ad as the competition made it: `X` and `layers['counts']` are the counts, CSR float32."
-    with h5py.File(path) as f:
+    "The GEX columns of a file of the competition: `X` and `layers['counts']` are counts, CSR float32."
+    with h5py.File(path) as f, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ad.OldFormatWarning)      # the files date from 2021
         obs, var = ad.io.read_elem(f["obs"]), ad.io.read_elem(f["var"])
         if "feature_types" not in var or "counts" not in f.get("layers", ()):
-            raise ValueError(f"{str(path)!r} has no var['feature_types'] or no layers['counts']: it is not one of the "
-                             "competition's files; load it with load_data and name its layer.")
+            raise ValueError(f"{str(path)!r} has no var['feature_types'] or no layers['counts']: it is not a "
+                             "file of the competition; use load_data and name its layer.")
         gex = (var["feature_types"] == "GEX").to_numpy()
         if not gex.any(): raise ValueError(f"{str(path)!r} has no gene with var['feature_types'] == 'GEX'.")
         stored = f["layers/counts"]
         counts = stored if isinstance(stored, h5py.Dataset) else ad.io.sparse_dataset(stored)
-        by_column = getattr(counts, "format", "csr") == "csc"     # blocks along the axis the file is sorted by
+        by_column = getattr(counts, "format", "csr") == "csc"     # the axis the file is sorted by
         parts = []
         for start in tqdm(range(0, counts.shape[by_column], block), desc="read counts"):
             here = slice(start, start + block)
@@ -220,13 +224,13 @@ def _read_gex(path: Path, block: int = 4096) -> AnnData:
     return adata
 
 def bmmc_multiome(
-    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download 2.7 GB from GEO into the user's cache
+    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download 2.7 GB from GEO, once
 ) -> AnnData:                        # 69,249 cells x 13,431 genes; obs: `batch` (13), `cell_type` (22), …
     "Gene expression of the competition's Multiome bone-marrow cells (GSE194122)."
     return _read_gex(_checked_h5ad(path) if path is not None else _download(*BMMC_FILES["multiome"]))
 
 def bmmc_cite(
-    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download from GEO into the user's cache
+    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download from GEO, once
 ) -> AnnData:                        # 90,261 cells x 13,953 genes; obs: `batch` (12), `cell_type` (45), …
     "Gene expression of the competition's CITE bone-marrow cells (GSE194122)."
     return _read_gex(_checked_h5ad(path) if path is not None else _download(*BMMC_FILES["cite"]))
@@ -239,8 +243,8 @@ def load_data(
     named = {"kang_pbmc": kang_pbmc, "bmmc_multiome": bmmc_multiome, "bmmc_cite": bmmc_cite}
     if str(data) in named: return named[str(data)]()
     if not Path(data).expanduser().is_file():
-        raise ValueError(f"data={str(data)!r} is neither one of {', '.join(named)} nor a file that exists: check the "
-                         "path of your .h5ad.")
+        raise ValueError(f"data={str(data)!r} is neither one of {', '.join(named)} nor a file that exists: "
+                         "check the path of your .h5ad.")
     path = _checked_h5ad(data)
     try: return ad.read_h5ad(path)
     except Exception as e:   # a damaged file can fail in any of the libraries below
@@ -251,7 +255,8 @@ def mean_and_std(
     counts: sparse.csr_matrix,  # (n_cells, G) counts
 ) -> tuple[float, float]:       # mean and standard deviation over all entries, zeros included
     "The two scalars that standardise the encoder's input."
-    n, mean = counts.shape[0] * counts.shape[1], counts.data.sum(dtype=np.float64) / (counts.shape[0] * counts.shape[1])
+    n = counts.shape[0] * counts.shape[1]
+    mean = counts.data.sum(dtype=np.float64) / n
     squares = ((counts.data.astype(np.float64) - mean) ** 2).sum() + (n - counts.nnz) * mean**2
     return float(mean), float(np.sqrt(squares / n))
 
@@ -262,10 +267,11 @@ def count_statistics(
     batch_key: str | None = "batch",       # column of obs; None: leave the number of batches out
     labels_key: str | None = "cell_type",  # column of obs; None: leave the number of types out
 ) -> pd.DataFrame:                         # one row
-    "Cells, genes, share of zeros, mean and standard deviation over all entries, number of batches and cell types."
+    "Cells, genes, share of zeros, mean and standard deviation over all entries, batches and cell types."
     y = get_counts(adata, layer, allow_empty_genes=True)
     mean, sd = mean_and_std(y)
-    row = dict(cells=y.shape[0], genes=y.shape[1], zeros=1 - y.nnz / (y.shape[0] * y.shape[1]), mean=mean, sd=sd)
+    n_cells, n_genes = y.shape
+    row = dict(cells=n_cells, genes=n_genes, zeros=1 - y.nnz / (n_cells * n_genes), mean=mean, sd=sd)
     if batch_key is not None: row["batches"] = len(get_categories(adata, batch_key, "batch_key").categories)
     if labels_key is not None: row["types"] = len(get_categories(adata, labels_key, "labels_key").categories)
     return pd.DataFrame([row])
@@ -277,9 +283,10 @@ def plot_counts_heatmap(
     n_cells: int = 300,         # how many cells, spread evenly over the rows
     n_genes: int = 450,         # how many genes, spread evenly over the columns
 ) -> Axes:
-    "A heatmap in which every non-zero entry is coloured, on a logarithmic scale. Only the part shown is made dense."
+    "A heatmap in which every non-zero entry is coloured. Only the part shown is made dense."
     if ax is None: ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
-    cells, genes = (np.linspace(0, n - 1, min(n, m)).astype(int) for n, m in zip(counts.shape, (n_cells, n_genes)))
+    spread = lambda n, m: np.linspace(0, n - 1, min(n, m)).astype(int)
+    cells, genes = spread(counts.shape[0], n_cells), spread(counts.shape[1], n_genes)
     part = counts[cells][:, genes].toarray()
     image = ax.imshow(np.ma.masked_equal(part, 0), aspect="auto", interpolation="none", cmap="plasma_r",
                       norm=LogNorm(1, max(part.max(), 2)))
@@ -296,10 +303,10 @@ def split_cells(
     seed: int = 0,              # one seed, one split
 ) -> tuple[np.ndarray, np.ndarray]:  # row numbers (train, test), int64, sorted
     "A random split of the cells."
-    if not 0 < test_size < 1: raise ValueError(f"test_size={test_size} must lie between 0 and 1, both excluded.")
+    if not 0 < test_size < 1: raise ValueError(f"test_size={test_size} must lie between 0 and 1, excluded.")
     n_test = int(np.ceil(n_cells * test_size))
     if n_test >= n_cells:
-        raise ValueError(f"{n_cells} cells cannot be split with test_size={test_size}: no cell is left to train on.")
+        raise ValueError(f"{n_cells} cells cannot be split by test_size={test_size}: none is left to train.")
     order = np.random.default_rng(seed).permutation(n_cells).astype(np.int64)
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
@@ -311,12 +318,15 @@ def split_by(
 ) -> tuple[np.ndarray, np.ndarray]:  # row numbers (train, test), int64, sorted
     "A split that holds out whole donors, sites or batches."
     column = get_categories(adata, key, "key")
-    held_out = [str(h) for h in ([held_out] if isinstance(held_out, str) or np.isscalar(held_out) else held_out)]
+    held_out = [str(h) for h in np.atleast_1d(np.asarray(held_out, dtype=object))]
     unknown = sorted(set(held_out) - set(column.categories))
-    if unknown: raise ValueError(f"{key!r} has no value {', '.join(unknown)}: it has {list(column.categories)}.")
+    if unknown:
+        raise ValueError(f"obs column {key!r} has no value {', '.join(unknown)}: it has "
+                         f"{list(column.categories)}.")
     test = np.isin(np.asarray(column), held_out)
     if test.all() or not test.any():
-        raise ValueError(f"holding out {held_out} of {key!r} leaves no cell to {'train' if test.all() else 'test'} on.")
+        left = "train" if test.all() else "test"
+        raise ValueError(f"holding out {held_out} of {key!r} leaves no cell to {left} on: hold out others.")
     return np.flatnonzero(~test).astype(np.int64), np.flatnonzero(test).astype(np.int64)
 
 # %% ../nbs/00_data.ipynb #a48c0b27
@@ -331,7 +341,7 @@ def minibatches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
     "Yields `y` (n, G) float32, `b` (n,) int64 and the n row numbers: only these n rows are ever dense."
     if not (sparse.issparse(counts) and counts.format == "csr"):
-        raise ValueError(f"counts must be a scipy CSR matrix, as get_counts returns it, not {type(counts).__name__}.")
+        raise ValueError(f"counts must be CSR, as get_counts returns them, not {type(counts).__name__}.")
     if batch_size < 1: raise ValueError(f"batch_size={batch_size} must be 1 or more.")
     idx = np.asarray(idx, dtype=np.int64)
     if len(idx) == 0 or (drop_last and len(idx) < batch_size):

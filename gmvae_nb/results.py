@@ -60,7 +60,7 @@ def plot_umaps(
 ) -> Figure:
     "Embeddings side by side, one row for each column of `obs`; the captions stand under the last row."
     colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
-    fig, axes = plt.subplots(len(obs.columns), len(umaps), figsize=(8.5, 3.4 * len(obs.columns)), squeeze=False)
+    fig, axes = plt.subplots(len(obs.columns), len(umaps), figsize=(8.5, 2.9 * len(obs.columns)), squeeze=False)
     for row, key in zip(axes, obs.columns):
         groups = obs.groupby(key, observed=True).indices
         for ax, (name, xy) in zip(row, umaps.items()):

@@ -105,7 +105,6 @@ class VAE(nn.Module):
         norm_first: bool = False,  # see `MLP`
     ):
         super().__init__()
-        self.n_latent = n_latent
         self.encoder = MLP((n_genes, *hidden), dropout, norm_first)
         self.q_z = GaussianHead(hidden[-1], n_latent)
         self.decoder = MLP((n_latent, *reversed(hidden)), dropout, norm_first)

@@ -43,8 +43,8 @@ MYELOID = {
     "FCGR3A+ monocyte": ["FCGR3A", "MS4A7", "VMO1", "CXCL16", "LST1", "MS4A4A"],
     "dendritic": ["HLA-DQA1", "HLA-DQB1", "HLA-DPB1", "HLA-DMA", "CCR7", "GPR183", "CST7", "CCL22"],
 }
-# Which T cell? Scored over T cells only. CD8 T means cytotoxic: a naive CD8 T cell looks like a CD4 T cell but
-# for two genes that a droplet often misses, so it has no clear winner here.
+# Which T cell? Scored over T cells only. CD8 T means cytotoxic: a naive CD8 T cell looks like a CD4 T cell
+# but for two genes that a droplet often misses, so it has no clear winner here.
 T_CELL = {
     "CD4 T": ["IL7R", "LTB", "CCR7", "SELL", "LEF1", "LDHB"],
     "CD8 T": ["CD8A", "CD8B", "CCL5", "NKG7", "CST7", "GZMH", "GZMK"],
@@ -105,7 +105,7 @@ def two_level_threshold(x: np.ndarray, bins: int = 256) -> float:
 
 
 def level(score: np.ndarray, batch: np.ndarray, among: np.ndarray) -> np.ndarray:
-    "`score` rescaled in each condition: 0 the mean of the low group `among` these cells, 1 of the high group."
+    "`score` rescaled in each condition: 0 the mean of the low group `among` these cells, 1 the high's."
     out = np.empty_like(score)
     for b in np.unique(batch):
         x = score[(batch == b) & among]
@@ -139,22 +139,24 @@ def gate(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray, list[str]]:
     clear_cd8 = is_t & (t["CD8 T"] >= .35) & (s["NK"] < .6) & (n_umi(CD8) > 0) & (n_umi(CYTOTOXIC) >= 2)
     clear_cd4 = is_t & (t["CD4 T"] >= .3) & (t["CD8 T"] < .25) & (s["NK"] < .2) & (n_umi(CD8) == 0)
 
-    # Ambient platelet RNA leaves 0 to 3 of these five genes' transcripts in most cells; a platelet that sticks
-    # to another cell leaves many, together with that cell's own genes.
+    # Ambient platelet RNA leaves 0 to 3 of these five genes' transcripts in most cells; a platelet that
+    # sticks to another cell leaves many, together with that cell's own genes.
     platelet = n_umi(PLATELET)
     is_megakaryocyte = (platelet >= 10) & (lineage.max(axis=0) < .5) & (s["myeloid"] < .35)
     rules = [   # the first that holds decides
         ("red blood cell: 10 or more haemoglobin transcripts", n_umi(HAEMOGLOBIN) >= 10, ""),
         ("plasmacytoid dendritic cell: a ninth type, too few to keep", score(PLASMACYTOID) >= .8, ""),
         ("megakaryocyte", is_megakaryocyte, "megakaryocyte"),
-        ("platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte", platelet >= 5, ""),
+        ("platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte",
+         platelet >= 5, ""),
         ("two lineages at once: a doublet, or ambient RNA", np.sort(lineage, axis=0)[-2] >= .5, ""),
         ("myeloid cell, clear winner", clear_myeloid, np.array(list(MYELOID))[m.argmax(axis=0)]),
         ("NK cell", is_nk, "NK"),
         ("B cell", is_b, "B"),
         ("cytotoxic CD8 T cell", clear_cd8 & ~clear_cd4, "CD8 T"),
         ("CD4 T cell", clear_cd4 & ~clear_cd8, "CD4 T"),
-        ("myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)", is_myeloid, ""),
+        ("myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)",
+         is_myeloid, ""),
         ("T cell without a clear winner (naive CD8, cytotoxic without CD8, T or NK)", is_t, ""),
         ("no lineage clear enough: few markers detected, or a trace of a second lineage", everyone, ""),
     ]
@@ -219,8 +221,8 @@ def build(wheel: Path | None, out: Path) -> None:
     left_out[cells] = False
     dropped.append(("labelled, but left out of the 2,000 per condition", per_condition(left_out)))
     small.uns = {
-        "source": "Kang et al. 2018, Nat Biotechnol, doi:10.1038/nbt.4042, GEO GSE96583; counts from the PyPI "
-                  f"wheel {WHEEL}; cell types are derived from marker genes by tools/build_kang_pbmc.py",
+        "source": "Kang et al. 2018, Nat Biotechnol, doi:10.1038/nbt.4042, GEO GSE96583; counts from the "
+                  f"PyPI wheel {WHEEL}; cell types are derived from marker genes by tools/build_kang_pbmc.py",
         "dropped": table("rule", dropped), "labelled": table("cell_type", labelled),
         "markers": {t: np.array(g, dtype=object) for t, g in SHOWN.items()},
     }

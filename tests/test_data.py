@@ -1,0 +1,425 @@
+"""The data layer at its edges: bad input, storage formats, the loaders served over HTTP, the shipped file's checksum."""
+import functools
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import shutil
+import threading
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from gmvae_nb import data
+from gmvae_nb.data import (bmmc_cite, bmmc_multiome, count_statistics, get_categories, get_counts, kang_pbmc, load_data,
+                           mean_and_std, minibatches, plot_counts_heatmap, split_by, split_cells, write_atomically)
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTERS = ROOT.parent / "shared" / "data"
+
+
+def small(n_cells=30, n_genes=20, seed=0) -> AnnData:
+    "Counts without an empty cell or gene."
+    y = np.random.default_rng(seed).poisson(0.4, (n_cells, n_genes)).astype(np.float64)
+    y[:, 0] += 1
+    y[0] += 1
+    obs = pd.DataFrame({"batch": np.resize(["b", "a"], n_cells), "cell_type": np.resize(["T", "B", "NK"], n_cells)},
+                       index=[f"cell{i}" for i in range(n_cells)])
+    return AnnData(y, obs=obs, var=pd.DataFrame(index=[f"gene{g}" for g in range(n_genes)]))
+
+
+# --- get_counts ------------------------------------------------------------------------------------------------------
+
+FORMATS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "csr_array": sparse.csr_array}
+DTYPES = [np.float32, np.float64, np.int16, np.int64, np.uint8]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_counts_of_every_storage_format(form, dtype, tmp_path):
+    a = small()
+    expected = a.X.copy()
+    a.X = FORMATS[form](expected.astype(dtype))
+    y = get_counts(a)
+    assert isinstance(y, sparse.csr_matrix) and y.dtype == np.float32
+    np.testing.assert_array_equal(y.toarray(), expected)
+    np.testing.assert_array_equal(get_counts(a[3:11], allow_empty_genes=True).toarray(), expected[3:11])   # a view
+    a.layers["raw"] = a.X
+    a.X = np.log1p(expected)
+    np.testing.assert_array_equal(get_counts(a, "raw").toarray(), expected)
+
+    a.X = FORMATS[form](expected.astype(dtype))
+    if form == "csr_array": return
+    a.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    np.testing.assert_array_equal(get_counts(backed).toarray(), expected)
+    np.testing.assert_array_equal(get_counts(backed[3:11], allow_empty_genes=True).toarray(), expected[3:11])
+    backed.file.close()
+
+
+@pytest.mark.parametrize("cell, gene", [(0, 0), (14, 7), (29, 19), (29, 0), (0, 19)])
+@pytest.mark.parametrize("value", [0.5, 1e-3, -1, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_bad_value_anywhere(form, value, cell, gene):
+    a = small()
+    x = a.X.copy()
+    x[cell, gene] = value
+    a.X = FORMATS[form](x)
+    with pytest.raises(ValueError, match=rf"adata\.X holds {value:g} for cell 'cell{cell}' and gene 'gene{gene}'.*: 1,"):
+        get_counts(a)
+
+
+def test_the_first_bad_value_and_the_layer_to_use():
+    a = small()
+    a.layers["counts"], a.layers["other"] = a.X.copy(), a.X + .5
+    a.X = np.log1p(a.X)
+    n_bad = int((a.X != np.floor(a.X)).sum())
+    with pytest.raises(ValueError, match=rf"cell 'cell0' and gene .*{n_bad:,}, this is the first.*layer='counts'"):
+        get_counts(a)
+    with pytest.raises(ValueError, match=r"adata\.layers\['other'\] holds .*layer='counts'"): get_counts(a, "other")
+    a.layers["counts"] = a.X
+    with pytest.raises(ValueError, match="pass the layer with raw counts"): get_counts(a)
+    a.X = np.ones(a.shape)
+    with pytest.raises(ValueError, match="layer=None"): get_counts(a, "counts")
+
+
+def test_counts_leave_the_users_matrix_alone():
+    a = small()
+    twice = sparse.coo_matrix((np.ones(4), ([0, 0, 1, 1], [0, 0, 1, 0])), shape=(2, 2))
+    y = sparse.csr_matrix((twice.data, [0, 0, 1, 0], [0, 2, 4]), shape=(2, 2))     # a duplicate, unsorted columns
+    a = AnnData(y.copy())
+    np.testing.assert_array_equal(get_counts(a).toarray(), [[2, 0], [1, 1]])
+    assert a.X.nnz == 4
+    stored_zero = sparse.csr_matrix((np.array([1., 0., 2.], dtype=np.float32), [0, 1, 1], [0, 2, 3]), shape=(2, 2))
+    a = AnnData(stored_zero)
+    assert get_counts(a).nnz == 2 and a.X.nnz == 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_empty_cells_and_genes(form):
+    a = small()
+    x = a.X.copy()
+    x[[4, 9]] = 0
+    a.X = FORMATS[form](x)
+    with pytest.raises(ValueError, match=r"2 cells without a single count, the first is 'cell4': drop .*axis=1") as e:
+        get_counts(a)
+    fixed = eval(str(e.value).split("adata = ")[1].rstrip("."), {"adata": a, "np": np})     # the way out works as written
+    assert get_counts(fixed).shape == (28, 20)
+    x = small().X
+    x[:, 6] = 0
+    a = small()
+    a.X = FORMATS[form](x)
+    with pytest.raises(ValueError, match=r"1 gene without a single count, the first is 'gene6': drop .*axis=0") as e:
+        get_counts(a)
+    fixed = eval(str(e.value).split("adata = ")[1].rstrip("."), {"adata": a, "np": np})
+    assert get_counts(fixed).shape == (30, 19)
+    assert get_counts(a, allow_empty_genes=True).shape == (30, 20)
+
+
+def test_other_refusals():
+    a = small()
+    a.layers["counts"] = a.X
+    with pytest.raises(ValueError, match=r"no 'raw': it has \['counts'\]"): get_counts(a, "raw")
+    with pytest.raises(ValueError, match=r"adata\.X is None.*'counts'"): get_counts(AnnData(layers={"counts": a.X}, shape=a.shape))
+    with pytest.raises(ValueError, match="0 cells"): get_counts(a[:0])
+    a.X = a.X.copy()
+    a.X[2, 3] = 2**24
+    with pytest.raises(ValueError, match=r"'cell2', but float32"): get_counts(a)
+
+
+# --- get_categories --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("values, expected", [
+    (["b", "a", "b"], ["a", "b"]), ([3, 1, 3], ["1", "3"]), ([True, False, True], ["False", "True"]),
+    (pd.Categorical(["b", "a", "b"], categories=["z", "b", "a"]), ["a", "b"]), ([1.5, .5, 1.5], ["0.5", "1.5"])])
+def test_categories(values, expected):
+    a = AnnData(np.ones((3, 1)), obs=pd.DataFrame({"key": values}, index=list("xyz")))
+    c = get_categories(a, "key", "batch_key")
+    assert list(c.categories) == expected and list(c.codes) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("values", [["a", None, "b", None], [1., np.nan, 2., np.nan], pd.Categorical(["a", None, "b", None])])
+def test_categories_with_gaps(values):
+    a = AnnData(np.ones((4, 1)), obs=pd.DataFrame({"key": values}, index=list("wxyz")))
+    with pytest.raises(ValueError, match=r"batch_key='key' has no value for 2 of 4 cells, the first is 'x'"):
+        get_categories(a, "key", "batch_key")
+    with pytest.raises(ValueError, match=r"labels_key='type' is not a column .*\['key'\]"):
+        get_categories(a, "type", "labels_key")
+
+
+# --- splits and mini-batches -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n, size", [(2, .15), (7, .15), (4000, .15), (69_249, .15), (100, .5), (10, .99)])
+def test_split(n, size):
+    if np.ceil(n * size) >= n:
+        with pytest.raises(ValueError, match="none is left to train"): split_cells(n, size)
+        return
+    train, test = split_cells(n, size, seed=3)
+    assert train.dtype == test.dtype == np.int64 and len(test) == np.ceil(n * size)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(n))
+    assert (np.diff(train) > 0).all() and (np.diff(test) > 0).all()
+    for _ in range(2):
+        np.random.seed(_)                                   # the global state plays no part
+        np.testing.assert_array_equal(split_cells(n, size, seed=3)[1], test)
+    if n >= 100: assert (split_cells(n, size, seed=4)[1] != test).any()
+
+
+@pytest.mark.parametrize("size", [0, 1, -.1, 1.5])
+def test_split_sizes_refused(size):
+    with pytest.raises(ValueError, match="between 0 and 1"): split_cells(100, size)
+
+
+def test_split_by():
+    a = small()
+    a.obs["site"] = np.resize([1, 2, 3], a.n_obs)
+    train, test = split_by(a, "site", [1, 3])
+    assert set(a.obs["site"].iloc[test]) == {1, 3} and set(a.obs["site"].iloc[train]) == {2}
+    np.testing.assert_array_equal(split_by(a, "site", 2)[1], train)
+    with pytest.raises(ValueError, match=r"no value 9: it has \['1', '2', '3'\]"): split_by(a, "site", [1, 9])
+    with pytest.raises(ValueError, match="no cell to train on"): split_by(a, "site", [1, 2, 3])
+    with pytest.raises(ValueError, match="no cell to test on"): split_by(a, "site", [])
+
+
+@pytest.mark.parametrize("n, size, drop_last", [(30, 8, False), (30, 8, True), (17, 16, False), (16, 16, True), (1, 128, False)])
+def test_minibatches_visit_every_cell_once(n, size, drop_last):
+    a = small()
+    y, batch = get_counts(a), get_categories(a, "batch", "batch_key").codes
+    idx = np.random.default_rng(1).permutation(a.n_obs)[:n]
+    for rng in [None, np.random.default_rng(2)]:
+        seen = list(minibatches(y, batch, idx, size, rng=rng, drop_last=drop_last))
+        rows = np.concatenate([r for _, _, r in seen])
+        assert all(y_.shape == (len(r), 20) and y_.dtype == torch.float32 and b.dtype == torch.int64 for y_, b, r in seen)
+        np.testing.assert_array_equal(torch.cat([y_ for y_, _, _ in seen]).numpy(), a.X[rows])
+        np.testing.assert_array_equal(torch.cat([b for _, b, _ in seen]).numpy(), batch[rows])
+        assert len(rows) == (n - n % size if drop_last else n) == len(set(rows)) and set(rows) <= set(idx)
+        if rng is None: np.testing.assert_array_equal(rows, idx[:len(rows)])
+    again = [r for _, _, r in minibatches(y, batch, idx, size, rng=np.random.default_rng(2), drop_last=drop_last)]
+    np.testing.assert_array_equal(np.concatenate(again), rows)
+
+
+def test_minibatches_never_make_the_matrix_dense(monkeypatch):
+    a = kang_pbmc()
+    y = get_counts(a)
+    made = []
+    for name in ["toarray", "todense"]:
+        def spy(self, *args, _original=getattr(sparse.csr_matrix, name), **kwargs):
+            made.append(self.shape[0])
+            return _original(self, *args, **kwargs)
+        monkeypatch.setattr(sparse.csr_matrix, name, spy)
+    for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=np.random.default_rng(0)): pass
+    assert len(made) == 32 and max(made) == 128
+    made.clear()
+    count_statistics(a)
+    split_cells(len(a))
+    assert not made
+
+
+def test_minibatches_refused_before_the_first_one():
+    y = get_counts(small())
+    b = np.zeros(30)
+    with pytest.raises(ValueError, match="batch_size=0"): minibatches(y, b, np.arange(30), 0)
+    with pytest.raises(ValueError, match="0 cells do not fill"): minibatches(y, b, [], 8)
+    with pytest.raises(ValueError, match="7 cells do not fill one mini-batch of 8.*drop_last=False"):
+        minibatches(y, b, np.arange(7), 8, drop_last=True)
+    with pytest.raises(ValueError, match="must be CSR.*csc_matrix"): minibatches(y.tocsc(), b, np.arange(30))
+    with pytest.raises(ValueError, match="must be CSR.*ndarray"): minibatches(y.toarray(), b, np.arange(30))
+
+
+# --- statistics, heatmap ---------------------------------------------------------------------------------------------
+
+def test_statistics_against_numpy():
+    a = small(200, 50)
+    a.X[5, 7] = 100_000        # one loud entry
+    x = a.X.copy()
+    a.X = sparse.csr_matrix(a.X)
+    np.testing.assert_allclose(mean_and_std(get_counts(a)), [x.mean(), x.std()], rtol=1e-12)
+    s = count_statistics(a).iloc[0]
+    assert (s.cells, s.genes, s.batches, s.types) == (200, 50, 2, 3)
+    np.testing.assert_allclose([s.zeros, s["mean"], s.sd], [(x == 0).mean(), x.mean(), x.std()], rtol=1e-12)
+    assert list(count_statistics(a, batch_key=None, labels_key=None)) == ["cells", "genes", "zeros", "mean", "sd"]
+
+
+def test_heatmap_colours_every_count_and_nothing_else():
+    import matplotlib
+    matplotlib.use("Agg")
+    a = small()
+    shown = plot_counts_heatmap(get_counts(a), n_cells=30, n_genes=20).images[0].get_array()
+    np.testing.assert_array_equal(shown.mask, a.X == 0)
+    np.testing.assert_array_equal(shown.filled(0), a.X)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+def test_write_atomically(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_atomically(path, lambda p: p.write_text("old"))
+    def fails(p):
+        assert p.parent == path.parent and p.suffix == ".txt"
+        p.write_text("ne")
+        assert path.read_text() == "old"
+        raise RuntimeError("disk full")
+    with pytest.raises(RuntimeError): write_atomically(path, fails)
+    assert path.read_text() == "old" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
+    write_atomically(str(path), lambda p: p.write_text("new"))
+    assert path.read_text() == "new" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_load_data(tmp_path):
+    assert load_data("kang_pbmc").shape == (4000, 2000)
+    small().write_h5ad(tmp_path / "mine.h5ad")
+    np.testing.assert_array_equal(load_data(str(tmp_path / "mine.h5ad")).X, small().X)
+    with pytest.raises(ValueError, match="'kang' is neither one of kang_pbmc, bmmc_multiome, bmmc_cite nor a file"):
+        load_data("kang")
+    with pytest.raises(ValueError, match="nor a file"): load_data(tmp_path)
+    (tmp_path / "text.h5ad").write_text("not one")
+    with pytest.raises(ValueError, match="text.h5ad' is no h5ad"): load_data(tmp_path / "text.h5ad")
+    whole = (tmp_path / "mine.h5ad").read_bytes()
+    (tmp_path / "half.h5ad").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half.h5ad' (is no h5ad|cannot be read)"): load_data(tmp_path / "half.h5ad")
+    with h5py.File(tmp_path / "other.h5ad", "w") as f: f["x"] = 1
+    with pytest.raises(ValueError, match="other.h5ad' is HDF5 but no h5ad"): load_data(tmp_path / "other.h5ad")
+
+
+def test_shipped_data_set():
+    spec = importlib.util.spec_from_file_location("build", ROOT / "tools" / "build_kang_pbmc.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    file = ROOT / "gmvae_nb" / "datasets" / "kang_pbmc.h5ad"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == build.OUT_SHA256
+    assert file.stat().st_size < 3e6
+    a = kang_pbmc()
+    assert a.shape == (4000, 2000) and a.obs_names.is_unique and a.var_names.is_unique
+    assert sparse.issparse(a.X) and a.X.format == "csr" and a.X.dtype == np.float32
+    assert (a.X != a.layers["counts"]).nnz == 0 and a.X is not a.layers["counts"]
+    assert not np.shares_memory(a.X.data, a.layers["counts"].data)
+    get_counts(a), get_counts(a, "counts")
+    assert a.obs["batch"].value_counts().to_dict() == {"ctrl": 2000, "stim": 2000}
+    assert (a.obs["n_counts"] >= np.asarray(a.X.sum(axis=1)).ravel()).all()
+    assert sorted(a.obs["cell_type"].unique()) == sorted(build.SHOWN) == sorted(a.uns["markers"])
+    assert {g for genes in build.SHOWN.values() for g in genes} <= set(a.var_names)
+    dropped = pd.DataFrame(a.uns["dropped"])
+    assert dropped["ctrl"].sum() + 2000 == 6548 and dropped["stim"].sum() + 2000 == 7451
+    # Each type's own markers are louder in it than in any other type, in both conditions.
+    x = pd.DataFrame(np.log1p(a.X.toarray() / a.obs["n_counts"].to_numpy()[:, None] * 1e4), columns=a.var_names)
+    for gene, owner in {"S100A9": "CD14+ monocyte", "VMO1": "FCGR3A+ monocyte", "CCL22": "dendritic", "CD79A": "B",
+                        "LEF1": "CD4 T", "CD8A": "CD8 T", "GNLY": "NK", "PF4": "megakaryocyte"}.items():
+        means = x[gene].groupby([a.obs["batch"].to_numpy(), a.obs["cell_type"].astype(str).to_numpy()]).mean()
+        assert means["ctrl"].idxmax() == means["stim"].idxmax() == owner, gene
+
+
+# --- the competition's files, in small, over HTTP --------------------------------------------------------------------
+
+def competition_file(starter: str, path: Path, other: str, form: str) -> AnnData:
+    "A file of the competition's shape: the starter's genes, then columns of the other modality; returns the starter."
+    a = ad.read_h5ad(STARTERS / starter)
+    rng = np.random.default_rng(0)
+    n_other = 150
+    more = sparse.csr_matrix(rng.poisson(.3, (a.n_obs, n_other)).astype(np.float64))
+    var = pd.concat([a.var, pd.DataFrame({"feature_types": other}, index=[f"{other}{i}" for i in range(n_other)])])
+    counts = sparse.hstack([a.layers["counts"], more]).asformat(form)
+    x = sparse.hstack([a.X, more * .5]).tocsr()
+    AnnData(x, obs=a.obs, var=var, layers={"counts": counts}, uns=a.uns).write_h5ad(path)
+    return a
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "A folder served on 127.0.0.1, and a cache of its own."
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(not STARTERS.is_dir(), reason="the starter files are not here")
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("name, other", [("multiome", "ATAC"), ("cite", "ADT")])
+def test_bmmc(served, tmp_path, monkeypatch, capsys, name, other, form):
+    folder, url = served
+    load = {"multiome": bmmc_multiome, "cite": bmmc_cite}[name]
+    starter = competition_file(f"bmmc_{name}_starter.h5ad", folder / f"{name}.h5ad", other, form)
+    with open(folder / f"{name}.h5ad", "rb") as f, gzip.open(folder / f"{name}.h5ad.gz", "wb", 1) as g: shutil.copyfileobj(f, g)
+    sha256 = hashlib.sha256((folder / f"{name}.h5ad.gz").read_bytes()).hexdigest()
+    expected = starter.layers["counts"].toarray()
+    read_gex = data._read_gex
+    monkeypatch.setattr(data, "_read_gex", functools.partial(read_gex, block=64))     # many blocks
+
+    # no checksum known: it is downloaded, the sum is printed, and nobody claims to have checked it
+    monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", None))
+    a = load()
+    said = capsys.readouterr().out
+    assert sha256 in said and "NOT checked" in said
+    assert list(a.var_names) == list(starter.var_names) and (a.var["feature_types"] == "GEX").all()
+    assert a.X.format == "csr" and a.X.dtype == np.float32
+    np.testing.assert_array_equal(get_counts(a, allow_empty_genes=True).toarray(), expected)
+    np.testing.assert_array_equal(a.layers["counts"].toarray(), expected)
+    assert list(a.obs["batch"]) == list(starter.obs["batch"]) and list(a.obs["cell_type"]) == list(starter.obs["cell_type"])
+    assert set(a.obs["batch"]) == {"s1d1", "s1d2"}
+
+    # the second call reads the cache; load_data knows the name; a local path needs no network at all
+    (folder / f"{name}.h5ad.gz").rename(tmp_path / "kept.h5ad.gz")
+    assert (load().X != a.X).nnz == 0 and capsys.readouterr().out == ""
+    assert (load_data(f"bmmc_{name}").X != a.X).nnz == 0
+    assert (load(folder / f"{name}.h5ad").X != a.X).nnz == 0
+    assert (load(tmp_path / "kept.h5ad.gz").X != a.X).nnz == 0
+
+    # a known checksum is checked
+    cache = tmp_path / "cache" / "gmvae_nb"
+    shutil.rmtree(cache)
+    (tmp_path / "kept.h5ad.gz").rename(folder / f"{name}.h5ad.gz")
+    monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", sha256))
+    load()
+    assert "as expected" in capsys.readouterr().out
+    shutil.rmtree(cache)
+    monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", "0" * 64))
+    with pytest.raises(ValueError, match="does not match the known hash"): load()
+    assert not list(cache.glob("*.h5ad"))
+
+
+@pytest.mark.skipif(not STARTERS.is_dir(), reason="the starter files are not here")
+def test_bmmc_refused(served, tmp_path, monkeypatch):
+    folder, url = served
+    # both starters as they are
+    assert bmmc_multiome(STARTERS / "bmmc_multiome_starter.h5ad").shape == (500, 600)
+    assert bmmc_cite(STARTERS / "bmmc_cite_starter.h5ad").shape == (600, 1000)
+    # the file is not there, or the server is not
+    monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}none.h5ad.gz", None))
+    with pytest.raises(OSError, match="could not download .*none.h5ad.gz.*pass its path"): bmmc_cite()
+    with pytest.raises(ValueError, match="there is no file 'gone.h5ad'"): bmmc_cite("gone.h5ad")
+    # half a gzip file leaves nothing behind that a second call would take for the whole
+    whole = gzip.compress((STARTERS / "bmmc_cite_starter.h5ad").read_bytes(), 1)
+    (folder / "half.h5ad.gz").write_bytes(whole[:len(whole) // 2])
+    monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}half.h5ad.gz", None))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not a whole gzip file"): bmmc_cite()
+    assert not list((tmp_path / "cache" / "gmvae_nb").glob("*.h5ad"))
+    # a file that is not the competition's
+    a = small()
+    a.write_h5ad(tmp_path / "mine.h5ad")
+    with pytest.raises(ValueError, match="not a file of the competition"): bmmc_cite(tmp_path / "mine.h5ad")
+    a.layers["counts"], a.var["feature_types"] = a.X, "ATAC"
+    a.write_h5ad(tmp_path / "atac.h5ad")
+    with pytest.raises(ValueError, match="no gene with"): bmmc_cite(tmp_path / "atac.h5ad")
+
+
+def test_addresses_and_checksum_of_the_competition():
+    multiome, cite = data.BMMC_FILES["multiome"], data.BMMC_FILES["cite"]
+    assert multiome[1] is None and cite[1] == "b9b50fade9349719cba23c97c6515d3501a32ee3735fe95fe51221d2e8a5f361"
+    for name, (url, _) in data.BMMC_FILES.items():
+        assert url == ("https://ftp.ncbi.nlm.nih.gov/geo/series/GSE194nnn/GSE194122/suppl/"
+                       f"GSE194122_openproblems_neurips2021_{name}_BMMC_processed.h5ad.gz")

@@ -1,0 +1,220 @@
+"""The estimator from outside: bad input, interruption, resumption, files. The ideas themselves are checked in nbs/04."""
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from gmvae_nb.train import GMVAE, PRESETS, Preset, read_model
+
+TINY = Preset(n_x=4, n_w=3, encoder_hidden=(16, 8), decoder_hidden=(8, 16), prior_hidden=16, M=2, batch_size=16, max_epochs=3)
+
+
+def simulated(n=120, G=30, seed=0):
+    "Three groups of cells in two batches."
+    rng = np.random.default_rng(seed)
+    rates = rng.gamma(1.0, 2.0, (3, G))
+    group, batch = rng.integers(3, size=n), rng.integers(2, size=n)
+    y = rng.poisson(rates[group] * np.where(batch, 1.5, 1.0)[:, None]) + (np.arange(G) == 0)
+    adata = ad.AnnData(csr_matrix(y.astype(np.float32)), obs=pd.DataFrame({"batch": batch.astype(str), "cell_type": group.astype(str)}))
+    adata.obs_names = [f"cell{i}" for i in range(n)]
+    adata.var_names = [f"gene{i}" for i in range(G)]
+    return adata
+
+
+def fitted(epochs=2, **kw):
+    return GMVAE(simulated(), K=3, batch_key="batch", preset=TINY, **kw).train(epochs, progress=False)
+
+
+def with_counts(change):
+    adata = simulated()
+    y = adata.X.toarray()
+    change(y)
+    adata.X = csr_matrix(y)
+    return adata
+
+
+def put(value):
+    def change(y):
+        y[7, 3] = value
+    return change
+
+
+@pytest.mark.parametrize(
+    "adata, options, words",
+    [
+        (with_counts(put(-1)), {}, ["cell7", "gene3", "-1"]),
+        (with_counts(put(1.5)), {}, ["cell7", "gene3", "1.5"]),
+        (with_counts(put(np.nan)), {}, ["cell7", "gene3", "nan"]),
+        (with_counts(put(np.inf)), {}, ["cell7", "gene3", "inf"]),
+        (with_counts(lambda y: y.__setitem__(5, 0)), {}, ["cell5"]),
+        (with_counts(lambda y: y.__setitem__((slice(None), 9), 0)), {}, ["gene9"]),
+        (simulated(), {"batch_key": "donor"}, ["donor", "batch"]),
+        (simulated(), {"layer": "raw"}, ["raw"]),
+        (simulated(), {"K": 0}, ["K is 0"]),
+        (simulated(), {"K": 2.5}, ["K is 2.5"]),
+        (simulated(), {"K": True}, ["K is True"]),
+        (simulated(), {"preset": "best"}, ["best", "blog"]),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence_before_training(adata, options, words):
+    with pytest.raises(ValueError) as error:
+        GMVAE(adata, **{"batch_key": "batch", "preset": TINY, **options})
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_missing_batches_are_named():
+    adata = simulated()
+    adata.obs["batch"] = adata.obs["batch"].where(np.arange(120) != 11)
+    with pytest.raises(ValueError, match="cell11"):
+        GMVAE(adata, batch_key="batch", preset=TINY)
+
+
+def test_fewer_cells_than_a_minibatch():
+    with pytest.raises(ValueError, match="10 cells are left for training, fewer than one mini-batch of 16"):
+        GMVAE(simulated(), K=2, preset=TINY).train(test_idx=np.arange(110), progress=False)
+
+
+def test_held_out_cells_must_exist():
+    with pytest.raises(ValueError, match="120 of 120"):
+        GMVAE(simulated(), K=2, preset=TINY).train(test_idx=[3, 120], progress=False)
+
+
+def test_duplicate_genes_are_named():
+    adata = simulated()
+    adata.var_names = ["gene1"] + list(adata.var_names[1:])
+    with pytest.raises(ValueError, match="'gene1' occurs more than once"):
+        GMVAE(adata, K=2, preset=TINY)
+
+
+@pytest.mark.parametrize("K", [1, 2, 7])
+@pytest.mark.parametrize("options", [{}, {"bound": "exact"}, {"prior": "parameters", "learn_weights": True, "library_size": True},
+                                     {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup": 2, "lam": 0.5}])
+def test_every_option_trains_and_lowers_the_loss(K, options):
+    model = GMVAE(simulated(), K=K, batch_key="batch", preset=replace(TINY, lr=5e-3, **options)).train(4, progress=False)
+    history = model.history
+    assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
+    assert np.isfinite(history.to_numpy()).all()
+    assert (history["test_kl_z"] <= np.log(K) + 1e-5).all()
+    np.testing.assert_allclose(model.predict_proba().sum(1), 1, atol=1e-5)
+    assert model.get_iwae(n_draws=30).mean() > model.get_elbo(n_draws=30).mean() - 0.5
+    assert sum(model.cluster_report()["cells"].values()) == 120
+
+
+def test_nothing_of_the_global_random_state_is_touched():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    fitted().predict_proba()
+    assert torch.get_rng_state().equal(torch_before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+
+
+def test_an_interrupted_epoch_leaves_no_trace(monkeypatch):
+    whole = fitted(3)._state()
+    model = fitted(1)
+    steps = []
+
+    def interrupt(*args, **kw):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kw)
+
+    original = model.optimizer.step
+    monkeypatch.setattr(model.optimizer, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="1 epochs are done"):
+        model.train(3, progress=False)
+    assert len(model.history) == 1
+    monkeypatch.undo()
+    model.train(3, progress=False)
+    assert all(whole[name].equal(t) for name, t in model._state().items())
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    model = GMVAE(simulated(), K=2, batch_key="batch", preset=TINY)
+    with torch.no_grad():
+        model.network.heads.logits.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1"):
+        model.train(1, progress=False)
+
+
+def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
+    whole = fitted(3)._state()
+    fitted(1).train(2, out=tmp_path, progress=False)  # what a killed run leaves behind
+    again = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(3, out=tmp_path, progress=False)
+    assert all(whole[name].equal(t) for name, t in again._state().items())
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_over(tmp_path):
+    fitted(2, seed=1)._checkpoint(tmp_path)
+    model = fitted(0).train(1, out=tmp_path, progress=False)
+    assert len(model.history) == 1 and model.seed == 0
+    assert read_model(tmp_path)[0]["seed"] == 0
+
+
+def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
+    code = ("import sys; sys.path.insert(0, sys.argv[2]); from test_train import fitted; "
+            "m = fitted(); m._rows = [{**r, 'seconds': 0} for r in m._rows]; m.save(sys.argv[1])")
+    for name, hash_seed in (("a", "1"), ("b", "2")):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)], check=True,
+                       env={**os.environ, "PYTHONHASHSEED": hash_seed})
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
+    model = fitted()
+    model.save(tmp_path)
+    loaded = GMVAE.load(tmp_path)
+    new = simulated(20, seed=3)
+    np.testing.assert_array_equal(loaded.get_latent_representation(new), model.get_latent_representation(new))
+    with pytest.raises(ValueError, match="loaded without cells"):
+        loaded.get_latent_representation()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), model.history, check_exact=False)
+    assert json.loads((tmp_path / "config.json").read_text())["K"] == 3
+
+
+def damaged(path, how):
+    raw = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut": raw[: len(raw) // 2], "pickle": b"\x80\x04.", "text": b"not a model"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "pickle", "text"])
+def test_a_damaged_model_is_refused_in_one_sentence(tmp_path, how):
+    fitted().save(tmp_path)
+    damaged(tmp_path / "model.safetensors", how)
+    with pytest.raises(ValueError, match="is not a model written by gmvae_nb, or is damaged"):
+        GMVAE.load(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gmvae_nb.train.FORMAT", 99)
+    fitted().save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 99"):
+        GMVAE.load(tmp_path)
+
+
+def test_results_do_not_depend_on_the_size_of_chunks():
+    model = fitted()
+    big = GMVAE(simulated(), K=3, batch_key="batch", preset=replace(TINY, batch_size=100))
+    big.network.load_state_dict(model.network.state_dict())
+    for method in ("get_latent_representation", "predict_proba", "get_elbo"):
+        np.testing.assert_allclose(getattr(model, method)(), getattr(big, method)(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_presets_are_what_the_text_and_the_code_of_the_seed_say():
+    blog, original = PRESETS["blog"], PRESETS["original"]
+    assert (blog.n_x, blog.n_w, blog.encoder_hidden, blog.decoder_hidden, blog.prior_hidden) == (80, 60, (300, 250), (250, 300), 300)
+    assert (blog.dropout, blog.M, blog.lr, blog.lr_factor, blog.lr_step, blog.max_epochs) == (0.05, 10, 1e-3, 0.7, 25, 40)
+    assert (original.encoder_hidden, original.lr, original.norm_first, original.lam_mode, original.original_reshape) == (
+        (300, 200), 1e-4, True, "cell", True)

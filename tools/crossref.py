@@ -1,0 +1,249 @@
+"""What quarto does to a notebook's text and smalldocs does not: numbers for equations, figures and tables,
+links where the text says `@eq-name` or `[@key]`, a list of references.
+
+`Numbered(page, cells, entries, home)` gives the cells of one notebook back numbered, with the pictures of its
+figures and a list of problems. Nothing here reads or writes a file.
+"""
+import base64
+import json
+import re
+import unicodedata
+from collections import Counter
+from html import escape
+
+import yaml
+
+NAMES = {"eq": "Equation", "fig": "Figure", "tbl": "Table"}  # as in _quarto.yml
+KINDS = (*NAMES, "sec")  # a section is called by its title
+IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
+
+CODE = re.compile(r"(?ms)^ *(```+|~~~+).*?^ *\1[`~]*[ \t]*$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)|<!--.*?-->")
+MATHS = r"\$\$.*?\$\$|(?<![\\$])\$(?![\s$])(?:(?!\n\n)[^$])*?(?<![\s\\])\$(?!\d)"
+ADDRESS = r"(?<=\])\([^)]*\)|https?://[^\s)>]+"
+VERBATIM = re.compile(f"{CODE.pattern}|{MATHS}|{ADDRESS}")  # where an @ refers to nothing
+LABEL = re.compile(r"\{#((?:eq|fig|tbl|sec)-[\w-]+)")
+CELL_LABEL = re.compile(r"(?m)^#\|\s*label:\s*[\"']?((?:fig|tbl)-[\w-]+)")
+EQUATION = re.compile(r"(?ms)^([ \t]*)\$\$(.*?)\$\$[ \t]*\{#(eq-[\w-]+)\}")
+SECTION = re.compile(r"(?m)^#+[ \t]+(.+?)[ \t]*\{#(sec-[\w-]+)[^}]*\}")
+TABLE = re.compile(r"(?m)^(:[ \t]+)(.*?\{#(tbl-[\w-]+))")
+PICTURE = re.compile(r"!\[(?=[^\n]*?\]\([^)]*\)\{#(fig-[\w-]+))")
+KEY = r"@(\w+(?:[-:.]\w+)*)"
+GROUP = re.compile(rf"\[([^\[\]]*?(?<![\w@]){KEY}[^\[\]]*)\](?![(\[{{])")
+BARE = re.compile(rf"(?<![\w@/.\\]){KEY}")
+
+
+# --- the text of a notebook -------------------------------------------------------------------------------
+def joined(text: str | list[str]) -> str:
+    "A notebook stores a text whole or as a list of lines."
+    return text if isinstance(text, str) else "".join(text)
+
+
+def outside(pattern: re.Pattern, edit, text: str) -> str:
+    "Apply `edit` to the pieces of `text` between the matches of `pattern`."
+    pieces, end = [], 0
+    for m in pattern.finditer(text):
+        pieces += [edit(text[end:m.start()]), m.group()]
+        end = m.end()
+    return "".join([*pieces, edit(text[end:])])
+
+
+def options(source: str) -> tuple[dict, str]:
+    "The `#| key: value` lines at the top of a code cell, and its code. Raises yaml.YAMLError."
+    lines = source.split("\n")
+    n = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
+    found = yaml.safe_load("\n".join(line[2:].removeprefix(" ") for line in lines[:n]))
+    return (found if isinstance(found, dict) else {}), "\n".join(lines[n:])
+
+
+def labels(cells: list[dict]) -> list[str]:
+    "Every label that the cells define, in order, repeated ones too."
+    found = []
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            outside(CODE, lambda t: found.extend(LABEL.findall(t)) or "", joined(cell["source"]))
+        elif cell["cell_type"] == "code":
+            found += CELL_LABEL.findall(joined(cell["source"]))
+    return found
+
+
+def numbers(cells: list[dict]) -> dict[str, str]:
+    "How the text refers to each label: `eq-elbo` -> `Equation 2`, `sec-model` -> the section's title."
+    titles = {label: title for cell in cells for title, label in SECTION.findall(joined(cell["source"]))}
+    count, names = Counter(), {}
+    for label in dict.fromkeys(labels(cells)):
+        kind = label.partition("-")[0]
+        count[kind] += 1
+        names[label] = titles.get(label, label) if kind == "sec" else f"{NAMES[kind]} {count[kind]}"
+    return names
+
+
+# --- the bibliography -------------------------------------------------------------------------------------
+def closing(text: str, start: int) -> int:
+    "The index of the brace that closes the one at `start`."
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "{") - (text[i] == "}")
+        if not depth:
+            return i
+    raise ValueError(f"references.bib: the brace before {text[start + 1:start + 40]!r} is never closed")
+
+
+def plain(tex: str) -> str:
+    "BibTeX's text without its braces, accents composed."
+    marks = dict(zip("\"'`^~cv", "\u0308\u0301\u0300\u0302\u0303\u0327\u030c"))
+    accent = re.compile(r"\\([\"'`^~]|[cv](?=[\s{]))\s*\{?(\w)\}?")
+    tex = accent.sub(lambda m: unicodedata.normalize("NFC", m[2] + marks[m[1]]), tex)
+    tex = re.sub(r"[{}]", "", tex).replace("\\&", "&").replace("---", "—").replace("--", "–")
+    return " ".join(tex.split())
+
+
+def bibliography(text: str) -> dict[str, dict[str, str]]:
+    "The entries of a BibTeX file, by key; the value of a field stands in braces or quotes, or is a number."
+    field = re.compile(r"[\s,]*(\w+)\s*=\s*(?:(\{)|\"([^\"]*)\"|(\w+))")
+    entries = {}
+    for m in re.finditer(r"(?m)^\s*@\w+\{\s*([^,\s]+)\s*,", text):
+        body = text[m.end():closing(text, text.index("{", m.start()))]
+        fields, at = {}, 0
+        while f := field.match(body, at):
+            at = closing(body, f.start(2)) + 1 if f[2] else f.end()
+            fields[f[1].lower()] = plain(body[f.end():at - 1] if f[2] else f[3] or f[4])
+        entries[m[1]] = fields
+    return entries
+
+
+def authors(entry: dict[str, str]) -> list[list[str]]:
+    "[family, given] of each author; `others` stays as it is."
+    names = [n.strip() for n in entry.get("author", "").split(" and ") if n.strip()]
+    return [[p.strip() for p in n.split(",", 1)] if "," in n else n.rsplit(" ", 1)[::-1] for n in names]
+
+
+def short(entry: dict[str, str]) -> str:
+    "Who wrote it, as the text says it: `Kingma and Welling`, `Kang et al.`"
+    family = [a[0] for a in authors(entry)] or ["Anonymous"]
+    if len(family) > 3 or "others" in family:
+        return f"{family[0]} et al."
+    return " and ".join(family) if len(family) < 3 else f"{family[0]}, {family[1]}, and {family[2]}"
+
+
+def reference(key: str, entry: dict[str, str]) -> str:
+    "One entry of the list of references, as HTML."
+    people = [a for a in authors(entry) if a[0] != "others"]
+    names = [", ".join(a) if i == 0 else " ".join(a[::-1]) for i, a in enumerate(people)]
+    if len(people) < len(authors(entry)):
+        names.append("et al.")
+    elif len(names) > 1:
+        names[-1] = "and " + names[-1]
+    e = {k: escape(v, quote=False) for k, v in entry.items()}
+    where = f"<em>{e.get('journal') or e.get('booktitle') or e.get('publisher', '')}</em>"
+    where += "".join(before + e[k] for before, k in ((" ", "volume"), (": ", "pages")) if k in e)
+    url = "https://doi.org/" + e["doi"] if "doi" in e else e.get("url")
+    link = f' <a href="{url}">{url}</a>' if url else ""
+    who = escape(", ".join(names)).rstrip(".")
+    text = f'{who}. {e.get("year", "n.d.")}. “{e.get("title", "")}.” {where}.{link}'
+    return f'<div id="ref-{key}" class="reference">{text}</div>'
+
+
+# --- one notebook, numbered -------------------------------------------------------------------------------
+class Numbered:
+    "A notebook with numbers and links in its text: `cells`, the `pictures` of its figures, the `problems`."
+
+    def __init__(self, page: str, cells: list[dict], entries: dict[str, dict], home: dict[str, str]):
+        self.page, self.entries = page, entries
+        self.home = home  # the page that defines each label of the site
+        self.names, self.cited, self.pictures, self.problems = numbers(cells), set(), {}, []
+        self.cells = [self.cell(dict(c)) for c in cells]
+        if self.cited:
+            listed = sorted(self.cited, key=lambda k: (short(entries[k]).lower(), entries[k].get("year", "")))
+            text = "\n\n".join(["## References {.unnumbered}", *(reference(k, entries[k]) for k in listed)])
+            self.cells.append({"cell_type": "markdown", "metadata": {}, "id": "references", "source": text})
+
+    def cell(self, cell: dict) -> dict:
+        "One cell, numbered and linked."
+        source = joined(cell["source"])
+        if cell["cell_type"] == "markdown":
+            cell["source"] = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
+        elif cell["cell_type"] == "code":
+            try:
+                opts, code = options(source)
+            except yaml.YAMLError as e:
+                self.problems.append(f"the #| lines of {source[:60]!r} are no YAML: {str(e).splitlines()[0]}")
+                return cell
+            label = str(opts.get("label", ""))
+            kind = label.partition("-")[0]
+            if kind in ("fig", "tbl"):
+                caption = self.names[label] + (f": {opts[f'{kind}-cap']}" if f"{kind}-cap" in opts else "")
+                caption = outside(VERBATIM, self.links, caption)
+                show = self.figure if kind == "fig" else self.table
+                cell["outputs"] = show(label, caption, opts.get("fig-alt", ""), cell["outputs"])
+                kept = {k: v for k, v in opts.items() if k not in ("label", f"{kind}-cap", "fig-alt")}
+                cell["source"] = "".join(f"#| {k}: {json.dumps(v)}\n" for k, v in kept.items()) + code
+        return cell
+
+    def captions(self, text: str) -> str:
+        "Number the equations, tables and pictures of a piece of Markdown."
+        def equation(m: re.Match) -> str:
+            indent, tex, label = m.groups()
+            number = rf"\tag{{{self.names[label].split()[-1]}}}"
+            lines = ["", f"::: {{#{label}}}", "$$", *tex.strip().split("\n"), number, "$$", ":::", ""]
+            return "\n".join(indent + line.removeprefix(indent) if line else line for line in lines)
+        text = EQUATION.sub(equation, text)
+        text = TABLE.sub(lambda m: f"{m[1]}{self.names[m[3]]}: {m[2]}", text)
+        return PICTURE.sub(lambda m: f"![{self.names[m[1]]}: ", text)
+
+    def links(self, text: str) -> str:
+        "Turn the references and citations of a piece of Markdown into links."
+        text = GROUP.sub(lambda m: self.group(m[1]), text)
+        return BARE.sub(lambda m: self.link(m[1], prose=True), text)
+
+    def group(self, inside: str) -> str:
+        "What stands in brackets: `see @a, p. 3; @b`, or references such as `@eq-a; @eq-b`."
+        items = [re.fullmatch(rf"\s*(.*?)(-?){KEY}(.*?)\s*", item, re.S) for item in inside.split(";")]
+        if not all(items):
+            self.problems.append(f"[{inside}] has a part without a key: write each as @key")
+            return inside.replace("@", "")
+        text = "; ".join(m[1] + self.link(m[3], year_only=bool(m[2])) + m[4] for m in items)
+        return text if all(m[3].partition("-")[0] in KINDS for m in items) else f"({text})"
+
+    def link(self, key: str, prose: bool = False, year_only: bool = False) -> str:
+        "The link for one label or citation key."
+        if key in self.names:
+            return f"[{self.names[key]}](#{key})"
+        if key in self.entries:
+            self.cited.add(key)
+            who, year = short(self.entries[key]), self.entries[key].get("year", "n.d.")
+            if prose:
+                return f"{who} ([{year}](#ref-{key}))"
+            return f"[{year if year_only else f'{who} {year}'}](#ref-{key})"
+        if key in self.home:
+            page = self.home[key]
+            self.problems.append(f"@{key} is a label of {page}: write [words]({page}.ipynb#{key})")
+        elif key.partition("-")[0] in KINDS:
+            self.problems.append(f"@{key} is defined nowhere")
+        else:
+            self.problems.append(f"@{key} is neither a label nor a key of references.bib")
+        return f"**{key}?**"
+
+    def figure(self, label: str, caption: str, alt: str, outputs: list[dict]) -> list[dict]:
+        "Make the pictures among a cell's outputs into files, shown with the caption under the last."
+        images = [(i, mime) for i, o in enumerate(outputs) for mime in IMAGES if mime in o.get("data", {})]
+        if not images:
+            self.problems.append(f"{label}: the cell has no picture among its outputs; run it")
+        for n, (i, mime) in enumerate(images, 1):
+            data, last = joined(outputs[i]["data"][mime]), n == len(images)
+            name = f"{self.page}_files/{label}-{n}.{mime[6:9].replace('jpe', 'jpg')}"
+            self.pictures[name] = data.encode() if mime == "image/svg+xml" else base64.b64decode(data)
+            attrs = '{fig-alt="' + alt.replace('"', "'") + '"}' if alt else ""
+            text = f"![{caption if last else ''}]({name}){attrs}"
+            outputs[i] = markdown_output(f"::: {{#{label}}}\n\n{text}\n\n:::" if last else text)
+        return outputs
+
+    def table(self, label: str, caption: str, alt: str, outputs: list[dict]) -> list[dict]:
+        "Put the caption over a cell's outputs."
+        if not outputs:
+            self.problems.append(f"{label}: the cell has no output; run it")
+        return [markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::"), *outputs]
+
+
+def markdown_output(text: str) -> dict:
+    "An output that shows Markdown."
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": text}}
