@@ -24,7 +24,8 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/nbdev_install_hooks
+	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$(CURDIR)" ]; then \
+	    git config merge.nbdev-merge.driver ".venv/bin/nbdev_merge %O %A %B %P"; fi
 	mkdir -p _runs
 	touch $@
 

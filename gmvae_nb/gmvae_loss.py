@@ -81,7 +81,7 @@ def component_log_probs(
     "Log-density of each draw under each component of the prior."
     return gaussian_log_prob(x.unsqueeze(-2), means, log_stds)
 
-
+# %% ../nbs/02_gmvae_loss.ipynb #6ddeff8d
 def mixture_log_weights(
     log_weights: Tensor | None,  # log pi, (K,); None means 1/K each
     like: Tensor,  # a tensor (..., K) that gives K, dtype and device
@@ -91,7 +91,7 @@ def mixture_log_weights(
         return like.new_full((like.shape[-1],), -math.log(like.shape[-1]))
     return log_weights.log_softmax(-1)
 
-
+# %% ../nbs/02_gmvae_loss.ipynb #aa47560f
 def responsibilities(
     x: Tensor,  # draws of x, (M, N, D)
     means: Tensor,  # (M, N, K, D)

@@ -120,7 +120,7 @@ def _isolated(s, codes, names, batch) -> float:
 
 # %% ../nbs/05_metrics.ipynb #ac2d8601
 def knn(X, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact k nearest neighbours: indices and Euclidean distances, both (n, k), nearest first, itself in column 0.
+    """Exact k nearest neighbours: indices and Euclidean distances, both (n, k), nearest first, itself first.
 
     Computed with the rows in sorted order and mapped back, so that the order of the cells does not matter.
     """

@@ -76,7 +76,7 @@ class Preset:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
 
-
+# %% ../nbs/04_train.ipynb #3fe7b7a8
 PRESETS: dict[str, Preset] = {
     "blog": Preset(),  # the seed's text to the letter
     "original": Preset(  # what the code behind the seed's text did where it differs
@@ -84,9 +84,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-
+# %% ../nbs/04_train.ipynb #5414d1eb
 def get_preset(
-    preset: str | Preset,  # a name in `PRESETS`, or a `Preset`
+    preset: str | Preset,  # a name in PRESETS, or a Preset
 ) -> Preset:
     "Look a preset up by name. Raises ValueError for an unknown one."
     if isinstance(preset, Preset):
@@ -107,7 +107,7 @@ def encoder_input(
         return (y - mean) / std
     return torch.log1p(y if kind == "log1p" else 1e4 * y / y.sum(-1, keepdim=True))
 
-
+# %% ../nbs/04_train.ipynb #4bf1f6e4
 class Posterior(NamedTuple):
     "The diagonal Gaussians q(x|y) and q(w|y) of N cells."
 
@@ -116,7 +116,7 @@ class Posterior(NamedTuple):
     w_mean: Tensor  # (N, n_w)
     w_log_std: Tensor  # (N, n_w)
 
-
+# %% ../nbs/04_train.ipynb #71608456
 class GMVAENetwork(nn.Module):
     "Encoder, prior network and decoder of the GMVAE."
 
@@ -205,7 +205,7 @@ class GMVAENetwork(nn.Module):
         self,
         y: Tensor,  # counts, (N, G)
         b: Tensor,  # batch codes, (N,)
-        eps_x: Tensor,  # noise as for `forward`
+        eps_x: Tensor,  # noise as for forward
         eps_w: Tensor,
     ) -> Tensor:  # log gamma, (M, N, K)
         "Log cluster probabilities at M draws of (x, w)."
@@ -216,7 +216,7 @@ class GMVAENetwork(nn.Module):
         self,
         y: Tensor,  # counts, (N, G)
         b: Tensor,  # batch codes, (N,)
-        eps_x: Tensor,  # noise as for `forward`
+        eps_x: Tensor,  # noise as for forward
         eps_w: Tensor,
     ) -> Tensor:  # nats, (M, N)
         "log p(y,x,w|b) - log q(x,w|y) at M draws of (x, w), z summed out."
@@ -243,14 +243,14 @@ class GMVAENetwork(nn.Module):
 
 # %% ../nbs/04_train.ipynb #b7ac8ae5
 def neg_elbo(
-    terms: dict[str, Tensor],  # from `GMVAENetwork.forward`
+    terms: dict[str, Tensor],  # from GMVAENetwork.forward
 ) -> Tensor:  # -ELBO of each cell in nats, (N,)
     "The negative ELBO, without lambda."
     return terms["rec"] + terms["kl_w"] + terms["kl_xz"]
 
-
+# %% ../nbs/04_train.ipynb #6a0c7f4f
 def training_loss(
-    terms: dict[str, Tensor],  # from `GMVAENetwork.forward`
+    terms: dict[str, Tensor],  # from GMVAENetwork.forward
     preset: Preset,
     kl_weight: float = 1.0,  # of the prior terms
 ) -> Tensor:  # nats per cell, ()
@@ -258,7 +258,7 @@ def training_loss(
     without_z = (terms["kl_w"] + terms["kl_xz"] - terms["kl_z"]).mean()
     return terms["rec"].mean() + kl_weight * (without_z + free_nats(terms["kl_z"], preset.lam, preset.lam_mode))
 
-
+# %% ../nbs/04_train.ipynb #40da6bb9
 def kl_weight(
     epoch: int,  # counted from 0
     preset: Preset,
@@ -266,7 +266,7 @@ def kl_weight(
     "Weight of the prior terms: rises linearly to 1 over `kl_warmup` epochs."
     return min(1.0, (epoch + 1) / preset.kl_warmup) if preset.kl_warmup else 1.0
 
-
+# %% ../nbs/04_train.ipynb #bbf3d8a5
 def learning_rate(
     epoch: int,  # counted from 0
     preset: Preset,
@@ -307,7 +307,7 @@ class GMVAE:
         *,
         batch_key: str | None = None,  # column of obs with the batch; None: one batch
         layer: str | None = None,  # layer with the counts; None: X
-        preset: str | Preset = "blog",  # a name in `PRESETS`, or a `Preset`
+        preset: str | Preset = "blog",  # a name in PRESETS, or a Preset
         seed: int = 0,  # one seed, one result (same machine, same number of threads)
         device: str | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one
     ):
@@ -418,7 +418,7 @@ def _evaluate(
 # %% ../nbs/04_train.ipynb #6f97781b
 TERMS = ("neg_elbo", "rec", "kl_w", "kl_z", "cond")
 
-
+# %% ../nbs/04_train.ipynb #e2f9db56
 def epoch_means(
     terms: list[dict[str, Tensor]] | dict[str, Tensor],  # per-cell terms, of one or several mini-batches
     prefix: str,  # "train" or "test"
@@ -428,7 +428,7 @@ def epoch_means(
     parts = [{**part, "neg_elbo": neg_elbo(part)} for part in parts]
     return {f"{prefix}_{t}": torch.cat([part[t] for part in parts]).double().mean().item() for t in TERMS}
 
-
+# %% ../nbs/04_train.ipynb #6451a7a3
 @patch
 def train(
     self: GMVAE,
@@ -470,7 +470,7 @@ def train(
             bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_neg_elbo", "test_neg_elbo", "effective_K") if k in row})
     return self
 
-
+# %% ../nbs/04_train.ipynb #5570ce22
 @patch
 def _train_epoch(
     self: GMVAE,
@@ -503,7 +503,7 @@ def _train_epoch(
         row |= epoch_means(terms, "test")
     return row | cluster_usage(gamma) | {"seconds": time.perf_counter() - start}
 
-
+# %% ../nbs/04_train.ipynb #872c9523
 @patch
 def _hold_out(
     self: GMVAE,
@@ -524,7 +524,7 @@ def _hold_out(
             "give more cells, or a preset with a smaller batch_size"
         )
 
-
+# %% ../nbs/04_train.ipynb #ca6cc8ab
 @patch
 def _state(
     self: GMVAE,
@@ -535,11 +535,11 @@ def _state(
         state |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in moments.items()}
     return {name: t.detach().cpu().clone() for name, t in state.items()}
 
-
+# %% ../nbs/04_train.ipynb #897b4ca1
 @patch
 def _restore(
     self: GMVAE,
-    state: dict[str, Tensor],  # from `_state`
+    state: dict[str, Tensor],  # from _state
 ) -> None:
     "Put the network and, if the state has them, Adam's moments back."
     moments: dict[int, dict[str, Tensor]] = {}
@@ -567,7 +567,7 @@ def _per_cell(
     ]
     return torch.cat(parts).numpy()
 
-
+# %% ../nbs/04_train.ipynb #d3837073
 @patch
 def _shared_noise(
     self: GMVAE,
@@ -578,7 +578,7 @@ def _shared_noise(
         raise ValueError(f"n_draws is {n_draws}; at least one draw is needed")
     return self.network.noise(n_draws, 1, torch.Generator().manual_seed(self.seed))
 
-
+# %% ../nbs/04_train.ipynb #9b44095e
 @patch
 def get_latent_representation(
     self: GMVAE,
@@ -587,7 +587,7 @@ def get_latent_representation(
     "The embedding: the mean of q(x|y) of each cell."
     return self._per_cell(adata, lambda y, b: self.network.encode(y, b).x_mean)
 
-
+# %% ../nbs/04_train.ipynb #4664d360
 @patch
 def predict_proba(
     self: GMVAE,
@@ -598,7 +598,7 @@ def predict_proba(
     noise = self._shared_noise(n_draws)
     return self._per_cell(adata, lambda y, b: self.network.log_responsibilities(y, b, *noise).exp().mean(0))
 
-
+# %% ../nbs/04_train.ipynb #d2685805
 @patch
 def predict(
     self: GMVAE,
@@ -608,7 +608,7 @@ def predict(
     "The most probable cluster of each cell."
     return pd.Categorical.from_codes(self.predict_proba(adata, n_draws).argmax(1), [str(k) for k in range(self.K)])
 
-
+# %% ../nbs/04_train.ipynb #5bee5e7b
 @patch
 def get_elbo(
     self: GMVAE,
@@ -619,7 +619,7 @@ def get_elbo(
     noise = self._shared_noise(n_draws)
     return self._per_cell(adata, lambda y, b: -neg_elbo(self.network(y, b, *noise)))
 
-
+# %% ../nbs/04_train.ipynb #3e202d7f
 @patch
 def get_iwae(
     self: GMVAE,
@@ -632,12 +632,12 @@ def get_iwae(
         adata, lambda y, b: self.network.log_importance_weights(y, b, *noise).logsumexp(0) - np.log(n_draws)
     )
 
-
+# %% ../nbs/04_train.ipynb #c4105a9c
 @patch
 def cluster_report(
     self: GMVAE,
     adata: AnnData | None = None,  # None: the cells the model was made for
-) -> dict:  # `cluster_usage`, kl_z and log K - kl_z (nats per cell), and cells: cluster -> number of cells
+) -> dict:  # usage, kl_z and log K - kl_z (nats per cell), and cells: cluster -> number of cells
     "Which clusters carry cells, and how sure the cells are."
     terms, gamma = self._evaluate(*self._cells(adata), n_draws=50)
     cells = gamma.argmax(1).bincount(minlength=self.K)
@@ -650,7 +650,7 @@ def cluster_report(
 # %% ../nbs/04_train.ipynb #600c0e09
 FORMAT = 1  # of the folder; raised when an older reader would misread a newer folder
 
-
+# %% ../nbs/04_train.ipynb #5ec68296
 @patch
 def _config(self: GMVAE) -> dict:
     "Everything but tensors that `load` needs."
@@ -661,7 +661,7 @@ def _config(self: GMVAE) -> dict:
         test_idx=None if self.test_idx is None else self.test_idx.tolist(), genes=self.genes,
     )
 
-
+# %% ../nbs/04_train.ipynb #259f9c73
 @patch
 def _write(
     self: GMVAE,
@@ -678,7 +678,7 @@ def _write(
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
-
+# %% ../nbs/04_train.ipynb #363fc14b
 @patch
 def save(
     self: GMVAE,
@@ -688,7 +688,7 @@ def save(
     self._write(folder, {n: t for n, t in self._state().items() if n.startswith("network.")})
     return Path(folder)
 
-
+# %% ../nbs/04_train.ipynb #2aa56467
 @patch
 def _checkpoint(
     self: GMVAE,
@@ -697,7 +697,7 @@ def _checkpoint(
     "Like `save`, with all that training needs to go on."
     self._write(folder, self._state())
 
-
+# %% ../nbs/04_train.ipynb #1a7b4b83
 @patch
 def _resume(
     self: GMVAE,
@@ -715,7 +715,7 @@ def _resume(
         self._restore(state)
         self._rows = rows
 
-
+# %% ../nbs/04_train.ipynb #fe33da57
 def read_model(
     folder: str | Path,
 ) -> tuple[dict, list[dict], dict[str, Tensor]]:  # config, history rows, state
@@ -733,11 +733,11 @@ def read_model(
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a model written by gmvae_nb, or is damaged ({type(error).__name__}: {error})") from None
 
-
+# %% ../nbs/04_train.ipynb #25cfa7fe
 @patch(cls_method=True)
 def load(
     cls: GMVAE,
-    folder: str | Path,  # as written by `save`, or by `train(out=...)`
+    folder: str | Path,  # as written by save, or by train(out=...)
     adata: AnnData | None = None,  # cells to attach; needed to train on
     *,
     device: str | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one

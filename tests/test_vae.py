@@ -1,4 +1,4 @@
-"""Properties of the plain VAE's formulas over random shapes and extreme values, and of its building blocks."""
+"""Properties of the plain VAE's formulas over random shapes and extreme values, and of its parts."""
 
 import math
 
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from gmvae_nb.vae import MLP, VAE, GaussianHead, gaussian_log_prob, kl_gaussians, kl_standard_normal, reparametrize
+from gmvae_nb.vae import (
+    MLP,
+    VAE,
+    GaussianHead,
+    gaussian_log_prob,
+    kl_gaussians,
+    kl_standard_normal,
+    reparametrize,
+)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -21,7 +29,7 @@ LOG_STDS = st.floats(-8, 8, width=32)
 
 @st.composite
 def gaussians(draw, n_pairs: int) -> list[torch.Tensor]:
-    "`n_pairs` of (mean, log_std) in float64 whose shapes broadcast: any of the leading axes may be 1 in any tensor."
+    "`n_pairs` of (mean, log_std) in float64 whose shapes broadcast: leading axes may be 1 or missing."
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
     out = []
     for elements in [MEANS, LOG_STDS] * n_pairs:
@@ -35,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- the density ------------------------------------------------------------------------------------------------------
+# --- the density ----------------------------------------------------------------------------------
 
 
 @quick
@@ -60,15 +68,16 @@ def test_log_prob_gradients():
     assert torch.autograd.gradcheck(gaussian_log_prob, (x, mean, log_std))
 
 
-# --- the divergences --------------------------------------------------------------------------------------------------
+# --- the divergences ------------------------------------------------------------------------------
 
 
 @quick
 @given(gaussians(2))
 def test_kl_is_that_of_torch_distributions(tensors):
     mean_q, log_std_q, mean_p, log_std_p = tensors
-    expected = td.kl_divergence(td.Normal(mean_q, log_std_q.exp()), td.Normal(mean_p, log_std_p.exp())).sum(-1)
-    # torch subtracts 1 and a logarithm from a ratio of variances, and so loses digits where the two nearly cancel
+    q, p = td.Normal(mean_q, log_std_q.exp()), td.Normal(mean_p, log_std_p.exp())
+    expected = td.kl_divergence(q, p).sum(-1)
+    # torch subtracts 1 and a logarithm from a ratio of variances: it loses digits where they nearly cancel
     assert_close(kl_gaussians(*tensors), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -77,7 +86,8 @@ def test_kl_is_that_of_torch_distributions(tensors):
 def test_kl_standard_normal_is_the_special_case(tensors):
     mean, log_std = tensors
     zero = torch.zeros(mean.shape[-1], dtype=torch.float64)
-    assert_close(kl_standard_normal(mean, log_std), kl_gaussians(mean, log_std, zero, zero), rtol=1e-12, atol=1e-12)
+    general = kl_gaussians(mean, log_std, zero, zero)
+    assert_close(kl_standard_normal(mean, log_std), general, rtol=1e-12, atol=1e-12)
     expected = td.kl_divergence(td.Normal(mean, log_std.exp()), td.Normal(0.0, 1.0)).sum(-1)
     assert_close(kl_standard_normal(mean, log_std), expected, rtol=1e-9, atol=1e-9)
 
@@ -102,7 +112,8 @@ def test_kl_of_equals_is_exactly_zero(tensors, shift, dtype):
 def test_kl_of_unequals_is_positive(tensors, which, change):
     changed = list(tensors)
     unit = torch.zeros_like(tensors[which])
-    unit[..., 0] = change * (tensors[1].exp().max() if which == 0 else 1)  # a mean moves in units of the spread
+    # a mean moves in units of the spread
+    unit[..., 0] = change * (tensors[1].exp().max() if which == 0 else 1)
     changed[which] = tensors[which] + unit
     assume(not torch.equal(changed[which], tensors[which]))
     assert (kl_gaussians(*changed, *tensors) > 0).all()
@@ -114,7 +125,10 @@ def test_kl_of_unequals_is_positive(tensors, which, change):
 def test_kl_broadcasts_like_a_loop(tensors):
     shape = torch.broadcast_shapes(*(t.shape for t in tensors))
     rows = [t.expand(shape).reshape(-1, shape[-1]) for t in tensors]
-    one_by_one = [sum(kl_gaussians(*(r[i, d : d + 1] for r in rows)) for d in range(shape[-1])) for i in range(len(rows[0]))]
+    one_by_one = [
+        sum(kl_gaussians(*(r[i, d : d + 1] for r in rows)) for d in range(shape[-1]))
+        for i in range(len(rows[0]))
+    ]
     kl = kl_gaussians(*tensors)
     assert kl.shape == shape[:-1]
     assert_close(kl.reshape(-1), torch.stack(one_by_one), rtol=1e-12, atol=1e-12)
@@ -127,7 +141,8 @@ def test_kl_and_its_gradients_are_those_of_the_integral(mean_q, log_std_q, mean_
     values = (mean_q, log_std_q, mean_p, log_std_p)
     tensors = [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in values]
     q, p = td.Normal(tensors[0], tensors[1].exp()), td.Normal(tensors[2], tensors[3].exp())
-    integral = torch.trapezoid((q.log_prob(grid).exp() * (q.log_prob(grid) - p.log_prob(grid))).sum(-1), grid[:, 0])
+    integrand = q.log_prob(grid).exp() * (q.log_prob(grid) - p.log_prob(grid))
+    integral = torch.trapezoid(integrand[:, 0], grid[:, 0])
     closed = kl_gaussians(*tensors)
     assert_close(closed, integral, rtol=1e-7, atol=1e-7)
     for ours, theirs in zip(torch.autograd.grad(closed, tensors), torch.autograd.grad(integral, tensors)):
@@ -153,8 +168,9 @@ def test_kl_gradients_are_those_of_torch_distributions(tensors):
 @given(gaussians(2), st.floats(-100, 100), st.floats(-3, 3))
 def test_kl_does_not_depend_on_origin_or_unit(tensors, shift, log_unit):
     mean_q, log_std_q, mean_p, log_std_p = tensors
+    unit = math.exp(log_unit)
     moved = kl_gaussians(
-        (mean_q + shift) * math.exp(log_unit), log_std_q + log_unit, (mean_p + shift) * math.exp(log_unit), log_std_p + log_unit
+        (mean_q + shift) * unit, log_std_q + log_unit, (mean_p + shift) * unit, log_std_p + log_unit
     )
     expected = kl_gaussians(*tensors)
     assert_close(moved, expected, rtol=1e-7, atol=1e-7 * (1 + expected.abs().max().item()))
@@ -163,10 +179,11 @@ def test_kl_does_not_depend_on_origin_or_unit(tensors, shift, log_unit):
 @quick
 @given(st.floats(1e-6, 1e-2), st.sampled_from([1, -1]))
 def test_kl_keeps_its_digits_near_zero_in_single_precision(t, sign):
-    log_std = torch.tensor([sign * t])
-    exact = float(log_std.double().square())  # KL = s^2 + (2/3) s^3 + ...
-    assert kl_standard_normal(torch.zeros(1), log_std).item() == pytest.approx(exact, rel=2e-2, abs=3e-7 * t)
-    assert kl_gaussians(torch.zeros(1), log_std, torch.zeros(1), torch.zeros(1)).item() == pytest.approx(exact, rel=2e-2, abs=3e-7 * t)
+    zero, log_std = torch.zeros(1), torch.tensor([sign * t])
+    # KL = s^2 + (2/3) s^3 + ...
+    exact = pytest.approx(log_std.double().square().item(), rel=2e-2, abs=3e-7 * t)
+    assert kl_standard_normal(zero, log_std).item() == exact
+    assert kl_gaussians(zero, log_std, zero, zero).item() == exact
 
 
 @pytest.mark.parametrize("log_std", [-40.0, -10.0, 10.0, 40.0])
@@ -179,7 +196,7 @@ def test_extremes_stay_finite_in_single_precision(mean, log_std):
     assert kl > 0
 
 
-# --- the reparametrised draw ------------------------------------------------------------------------------------------
+# --- the reparametrised draw ----------------------------------------------------------------------
 
 
 @quick
@@ -196,8 +213,9 @@ def test_reparametrize_shapes_values_and_gradients(m, n, d, shared):
 
 
 def test_pathwise_gradient_of_the_divergence_is_the_closed_form():
-    "Autograd through draws of log q - log p agrees with the derivative of the closed form within 4 standard errors."
-    mean_q, log_std_q, mean_p, log_std_p = normal(3, seed=1), 0.3 * normal(3, seed=2), normal(3, seed=3), 0.3 * normal(3, seed=4)
+    "Autograd through draws of log q - log p gives the closed form's derivative within 4 standard errors."
+    mean_q, mean_p = normal(3, seed=1), normal(3, seed=3)
+    log_std_q, log_std_p = 0.3 * normal(3, seed=2), 0.3 * normal(3, seed=4)
     n = 100_000
     leaves = [mean_q.repeat(1, n, 1).requires_grad_(), log_std_q.repeat(1, n, 1).requires_grad_()]
     z = reparametrize(*leaves, normal(1, n, 3, seed=5))
@@ -209,7 +227,7 @@ def test_pathwise_gradient_of_the_divergence_is_the_closed_form():
         assert ((draws[0].mean(0) - value).abs() < 4 * draws[0].std(0) / math.sqrt(n)).all()
 
 
-# --- building blocks --------------------------------------------------------------------------------------------------
+# --- building blocks ------------------------------------------------------------------------------
 
 
 @quick
@@ -253,10 +271,11 @@ def test_head_gives_mean_then_log_std():
         head.linear.bias.copy_(torch.tensor([1.0, 2, 3, -4, -5, -6]))
     mean, log_std = head(h)
     assert mean.shape == log_std.shape == (2, 4, 3)
-    assert torch.equal(mean[0, 0], torch.tensor([1.0, 2, 3])) and torch.equal(log_std[1, 3], torch.tensor([-4.0, -5, -6]))
+    assert torch.equal(mean[0, 0], torch.tensor([1.0, 2, 3]))
+    assert torch.equal(log_std[1, 3], torch.tensor([-4.0, -5, -6]))
 
 
-# --- the plain VAE ----------------------------------------------------------------------------------------------------
+# --- the plain VAE --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -267,7 +286,8 @@ def vae() -> VAE:
 
 @pytest.fixture
 def cells() -> torch.Tensor:
-    return torch.bernoulli(torch.full((5, 12), 0.3, dtype=torch.float64), generator=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    return torch.bernoulli(torch.full((5, 12), 0.3, dtype=torch.float64), generator=rng)
 
 
 def test_vae_architecture_follows_its_arguments():

@@ -30,8 +30,8 @@ MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 # --- a notebook as it is committed ------------------------------------------------------------------------
 def mixes_imports(source: str) -> bool:
-    """Whether a code cell has an import beside other code: to document a notebook, nbdev runs the cells that
-    import, and would run this one without the cells it leans on."""
+    """Whether a code cell has an import beside other code: to document what a notebook exports, nbdev runs the
+    cells that import, and would run this one without the cells it leans on."""
     if re.search(r"(?m)^#\|\s*(exports?\b|eval:\s*false)|nbdev_export\(\)", source):
         return False
     try:
@@ -45,6 +45,7 @@ def mixes_imports(source: str) -> bool:
 def source_problems(cells: list[dict]) -> list[str]:
     "What is wrong with a notebook before nbdev stages it."
     found = []
+    documented = any(re.search(r"(?m)^#\|\s*exports?\b", joined(c["source"])) for c in cells)
     for cell in cells:
         source, outputs = joined(cell["source"]), cell.get("outputs", [])
         name = f"the cell {source[:60]!r}"
@@ -52,7 +53,7 @@ def source_problems(cells: list[dict]) -> list[str]:
         found += [f"{name} ended in {o['ename']}: {o['evalue'][:80]}" for o in errors]
         paths = dict.fromkeys(MACHINE_PATH.findall(json.dumps(outputs)))
         found += [f"{name} printed a path of this machine: {path}" for path in paths]
-        if cell["cell_type"] == "code" and mixes_imports(source):
+        if documented and cell["cell_type"] == "code" and mixes_imports(source):
             found.append(f"{name} imports beside other code: give the imports a cell of their own")
     # nbdev turns the cell with the title into front matter: of its words, only these reach the page
     title = next((joined(c["source"]) for c in cells if c["cell_type"] == "markdown"), "")
@@ -87,7 +88,8 @@ class Page(HTMLParser):
         if self.inside and self.inside[-1].startswith("math"):
             self.formulas.append((text.strip()[2:-2], "display" in self.inside[-1]))
         elif "pre" in self.inside:  # nbdev links names between backticks even in the comments of a signature
-            self.leftover += re.findall(r"# .*?(\[`[\w.]+`\]\(\S+\))", text)
+            links = re.findall(r"# .*?\[`([\w.]+)`\]\(\S+\)", text)
+            self.leftover += [f"a link to {n} in a signature: write it without backticks there" for n in links]
         elif not set(self.VERBATIM) & set(self.inside):
             self.leftover += re.findall(r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+", text)
 
@@ -113,7 +115,7 @@ def page_problems(pages: dict[str, Page], files: set[str]) -> list[str]:
     found = []
     for name, page in pages.items():
         found += [f"{name}: the id {i} is defined {n} times" for i, n in page.ids.items() if n > 1]
-        found += [f"{name}: markup is left in the text: {text.strip()!r}" for text in page.leftover]
+        found += [f"{name}: markup is left: {text.strip()}" for text in dict.fromkeys(page.leftover)]
         broken = (link_problem(url, name, pages, files) for url in dict.fromkeys(page.links))
         found += [f"{name}: {problem}" for problem in broken if problem]
     return found
