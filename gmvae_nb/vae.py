@@ -65,7 +65,7 @@ class MLP(nn.Sequential):
     ):
         "Raise ValueError unless there are an input and a hidden width, all >= 1."
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes is {tuple(sizes)}: give the input width and a hidden width or more, all >= 1.")
+            raise ValueError(f"sizes is {tuple(sizes)}: give the input width and a hidden width, all >= 1.")
         layers = []
         for n_in, n_out in zip(sizes, sizes[1:]):
             middle = [nn.LayerNorm(n_out), nn.GELU()] if norm_first else [nn.GELU(), nn.LayerNorm(n_out)]

@@ -8,7 +8,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.testing import assert_close
 
 from gmvae_nb.gmvae_loss import (
-    ComponentTerms, MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, responsibilities,
+    ComponentKLs, ComponentLogProbs, MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, responsibilities,
 )
 from gmvae_nb.vae import kl_gaussians
 
@@ -136,12 +136,11 @@ def test_components_shared_by_all_cells_equal_expanded_ones():
         assert_close(grads[0], grads[1])
 
 
-def test_component_terms_in_single_precision_against_double():
+def test_components_in_single_precision_against_double():
     c = random_case((10, 16, 20, 80, 2))
-    exact = ComponentTerms.apply(*(c[k] for k in ("x", "x_mean", "x_log_std", "means", "log_stds")))
-    single = ComponentTerms.apply(*(c[k].float() for k in ("x", "x_mean", "x_log_std", "means", "log_stds")))
-    for a, b in zip(single, exact):
-        assert_close(a.double(), b, rtol=1e-5, atol=1e-3)
+    for function, names in ((ComponentLogProbs, ("x", "means", "log_stds")), (ComponentKLs, ("x_mean", "x_log_std", "means", "log_stds"))):
+        exact, single = function.apply(*(c[k] for k in names)), function.apply(*(c[k].float() for k in names))
+        assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("K", [1, 3])
