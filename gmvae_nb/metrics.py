@@ -187,7 +187,7 @@ RESOLUTIONS = tuple(np.round(np.arange(1, 21) / 10, 1))
 
 
 def leiden(
-    graph: sp.spmatrix,       # symmetric weights (n, n), for example of `fuzzy_graph`
+    graph: sp.spmatrix,       # symmetric weights (n, n), for example of fuzzy_graph
     resolutions=RESOLUTIONS,  # one clustering for each
     *,
     seed: int = 0,            # the same seed gives the same clusters
@@ -235,7 +235,7 @@ def nmi_leiden(
     resolutions=RESOLUTIONS,
     n_neighbors: int = 15,    # of the graph, the cell itself included
     seed: int = 0,
-    neighbors=None,           # output of `knn` with k >= n_neighbors, if at hand
+    neighbors=None,           # output of knn with k >= n_neighbors, if at hand
     progress: bool = False,
 ) -> tuple[float, pd.Series]:
     "Best NMI of `labels` with Leiden over `resolutions`, and the curve. It chooses by the labels: an oracle."
@@ -349,7 +349,7 @@ def kbet(
     *,
     n_neighbors: int = 50,    # of the graph, the cell itself included
     alpha: float = 0.05,      # level of the test
-    neighbors=None,           # output of `knn` with k >= n_neighbors, if at hand
+    neighbors=None,           # output of knn with k >= n_neighbors, if at hand
     progress: bool = False,
 ) -> tuple[float, pd.DataFrame]:
     """kBET in [0, 1], 1 = batches mixed, and a table per label (Büttner et al. 2019; scib's settings, no R).

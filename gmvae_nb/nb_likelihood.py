@@ -24,7 +24,7 @@ def nb_variance(r: Tensor, logits: Tensor) -> Tensor:
 
 # %% ../nbs/03_nb_likelihood.ipynb #24c55088
 def log_rising(a: Tensor, n: Tensor) -> Tensor:
-    "log Γ(a+n)/Γ(a) in nats for a ≥ 1, a+n > 0, without the cancellation of two huge log-gammas; shapes broadcast."
+    "log Γ(a+n)/Γ(a) in nats for a ≥ 1, a+n > 0, without subtracting two huge log-gammas; shapes broadcast."
     small, big = a.clamp(max=16), a.clamp(min=16)    # each branch stays finite where the other one is taken
     def rest(x):                                     # log Γ(x) minus Stirling's formula, to 2e-16 for x ≥ 16
         i = 1 / (x * x)
@@ -57,7 +57,7 @@ class SparseLogNB(torch.autograd.Function):
         d_log_r = F.softplus(logits).mul_(r).neg_()                        # (..., N, G)
         d_logits = torch.sigmoid(logits).mul_(r).neg_()
         out = d_log_r.sum(-1)                                              # (..., N)
-        # the non-zero counts, in double: r ψ(y+r) - r ψ(1+r) has no digits left in single precision at large r
+        # the non-zero counts, in double: r ψ(y+r) - r ψ(1+r) has no digits left in float32 at large r
         i = flat(y).nonzero()[:, 1]                                        # (nnz,), the same for every draw
         v = flat(y)[0, i].double()
         r, l, log_r = (flat(t).index_select(1, i).double() for t in (r, logits, log_r))   # (M, nnz)
@@ -84,12 +84,12 @@ class SparseLogNB(torch.autograd.Function):
 
 # %% ../nbs/03_nb_likelihood.ipynb #4dc1b7ca
 def nb_log_lik(log_r: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    "`log_nb(y, exp(log_r), logits).sum(-1)`, nats per cell: (..., N, G) and y (N, G) -> (..., N); log_r may be (G,)."
+    "`log_nb(y, exp(log_r), logits).sum(-1)`, nats per cell (..., N): log_r, logits (..., N, G), y (N, G)."
     return SparseLogNB.apply(*torch.broadcast_tensors(log_r, logits), y)
 
 # %% ../nbs/03_nb_likelihood.ipynb #5792d2a8
 class NBHeads(nn.Module):
-    "Two linear heads from a decoder's last hidden layer to the negative binomial's (r, logits) for each gene."
+    "Two linear heads: from a decoder's last hidden layer to the negative binomial's (r, logits) per gene."
     def __init__(
         self,
         n_hidden: int, # width H of the decoder's last hidden layer
@@ -97,19 +97,20 @@ class NBHeads(nn.Module):
     ):
         super().__init__()
         if n_hidden < 1 or n_genes < 1:
-            raise ValueError(f"NBHeads: n_hidden and n_genes must be at least 1, found {n_hidden} and {n_genes}.")
+            raise ValueError(f"NBHeads: n_hidden and n_genes must be at least 1, "
+                             f"found {n_hidden} and {n_genes}.")
         self.log_r, self.logits = nn.Linear(n_hidden, n_genes), nn.Linear(n_hidden, n_genes)
 
     def log_params(self, h: Tensor, size_factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "(log r, logits), each (..., N, G), of h (..., N, H); a size factor s (N, 1) multiplies the mean and leaves r."
+        "(log r, logits), each (..., N, G), of h (..., N, H); a size factor s (N, 1) scales the mean, not r."
         log_r, logits = self.log_r(h).clamp(-15, 15), self.logits(h)
         if size_factor is None: return log_r, logits
         if size_factor.shape != (h.shape[-2], 1):
             raise ValueError(f"size_factor: found shape {tuple(size_factor.shape)}, expected one per cell, "
                              f"({h.shape[-2]}, 1).")
         if not (size_factor.isfinite() & (size_factor > 0)).all():
-            raise ValueError("size_factor: found a value that is zero, negative or not finite, expected positive "
-                             "numbers; drop cells without counts.")
+            raise ValueError("size_factor: found a value that is zero, negative or not finite, "
+                             "expected positive numbers; drop cells without counts.")
         return log_r, logits + size_factor.log().to(logits.dtype)
 
     def forward(self, h: Tensor, size_factor: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -101,8 +101,8 @@ class VAE(nn.Module):
         n_latent: int,  # D
         hidden: Sequence[int] = (300, 250),  # hidden widths of the encoder; the decoder has them in reverse
         *,
-        dropout: float = 0.05,  # see `MLP`
-        norm_first: bool = False,  # see `MLP`
+        dropout: float = 0.05,  # see MLP
+        norm_first: bool = False,  # see MLP
     ):
         super().__init__()
         self.encoder = MLP((n_genes, *hidden), dropout, norm_first)

@@ -38,6 +38,10 @@ differences gmvae_nb nbdev_export "is not what the notebooks export"
 "$bin/nbdev_clean"
 differences nbs nbdev_clean "is not clean"
 
+cd "$OLDPWD"
+"$bin/python" tools/readme.py "$copy/README.md"
+cmp -s README.md "$copy/README.md" || { status=1; echo "README.md is not what index.ipynb says: run make readme"; }
+
 # papermill finds the parameters of a run by this tag; without it -p K 30 changes nothing
 "$bin/python" - <<'P' || status=1
 import json, sys
