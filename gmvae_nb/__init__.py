@@ -1,8 +1,11 @@
 """Gaussian-mixture variational autoencoder for single-cell RNA-seq counts."""
 import os
+import warnings
 
 __version__ = "0.1.0"
 
 # OpenMP threads spin while they wait, which ruins training on a machine that has other work. They read this when torch is imported.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# anndata's progress bars ask for notebook widgets when they are imported; ours are plain text
+warnings.filterwarnings("ignore", message="IProgress not found")
