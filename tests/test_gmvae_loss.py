@@ -169,3 +169,4 @@ def test_free_nats_never_lower_the_term_and_cells_never_cost_less_than_the_batch
     batch, cell = free_nats(kl_z, lam), free_nats(kl_z, lam, "cell")
     assert batch >= kl_z.mean() - 1e-12 and batch >= lam - 1e-12
     assert cell >= batch - 1e-12  # Jensen: the maximum is convex
+    assert_close(cell, torch.tensor([max(v, lam) for v in kl], dtype=torch.float64).mean())
