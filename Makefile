@@ -31,7 +31,7 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 
 results: env ## train, score and draw one model: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
 	mkdir -p _runs
-	$(BIN)/papermill nbs/06_results.ipynb _runs/K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
+	$(BIN)/papermill nbs/06_results.ipynb _runs/K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 --log-output --no-progress-bar -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
 	@$(BIN)/gmvae_table _runs/K$(K)-seed$(SEED)
 	@echo "notebook  _runs/K$(K)-seed$(SEED).ipynb"
 	@echo "metrics   _runs/K$(K)-seed$(SEED)/metrics.json"
