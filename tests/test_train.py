@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from gmvae_nb.train import GMVAE, PRESETS, Preset, read_model
+from gmvae_nb.nb_likelihood import log_nb
+from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model
 
 TINY = Preset(n_x=4, n_w=3, encoder_hidden=(16, 8), decoder_hidden=(8, 16), prior_hidden=16, M=2, batch_size=16, max_epochs=3)
 
@@ -23,8 +24,8 @@ def simulated(n=120, G=30, seed=0):
     rates = rng.gamma(1.0, 2.0, (3, G))
     group, batch = rng.integers(3, size=n), rng.integers(2, size=n)
     y = rng.poisson(rates[group] * np.where(batch, 1.5, 1.0)[:, None]) + (np.arange(G) == 0)
-    adata = ad.AnnData(csr_matrix(y.astype(np.float32)), obs=pd.DataFrame({"batch": batch.astype(str), "cell_type": group.astype(str)}))
-    adata.obs_names = [f"cell{i}" for i in range(n)]
+    adata = ad.AnnData(csr_matrix(y.astype(np.float32)), obs=pd.DataFrame({"batch": batch.astype(str), "cell_type": group.astype(str)},
+                                                                              index=[f"cell{i}" for i in range(n)]))
     adata.var_names = [f"gene{i}" for i in range(G)]
     return adata
 
@@ -210,6 +211,44 @@ def test_results_do_not_depend_on_the_size_of_chunks():
     big.network.load_state_dict(model.network.state_dict())
     for method in ("get_latent_representation", "predict_proba", "get_elbo"):
         np.testing.assert_allclose(getattr(model, method)(), getattr(big, method)(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_library_size_scales_the_means_and_leaves_the_dispersion():
+    model = GMVAE(simulated(), K=2, batch_key="batch", preset=replace(TINY, library_size=True)).train(1, progress=False)
+    net, x = model.network.eval(), torch.zeros(1, 5, 4)
+    y, b = torch.from_numpy(model.counts[:5].toarray()), torch.zeros(5, dtype=torch.long)
+    factor = y.sum(1, keepdim=True) / model.counts[model.train_idx].sum(1).mean()
+    with torch.no_grad():
+        (r, logits), (r_1, logits_1) = (net.heads(net.decode(x, b), s) for s in (factor, None))
+        assert torch.equal(r, r_1)
+        torch.testing.assert_close((r * logits.exp())[0], factor * (r_1 * logits_1.exp())[0])
+        torch.testing.assert_close(net.log_likelihood(y, b, x), log_nb(y, r, logits).sum(-1), rtol=1e-4, atol=1e-3)
+
+
+def test_bounds_against_the_importance_weights_of_each_draw():
+    "A mean of weights lies between the smallest and the largest; -ELBO is the sum of all four terms."
+    model = fitted()
+    net, noise = model.network.eval(), model._shared_noise(20)
+    y, b = torch.from_numpy(model.counts.toarray()), torch.from_numpy(model.batch)
+    with torch.no_grad():
+        log_w = net.log_importance_weights(y, b, *noise)
+        terms = net(y, b, *noise)
+    iwae = torch.from_numpy(model.get_iwae(n_draws=20))
+    assert (log_w.mean(0) <= iwae + 1e-3).all() and (iwae <= log_w.max(0).values + 1e-3).all()
+    torch.testing.assert_close(iwae.double(), log_w.double().exp().mean(0).log(), rtol=1e-3, atol=1e-3)
+    parts = sum(terms[name] for name in ("rec", "kl_w", "kl_z", "cond"))
+    torch.testing.assert_close(torch.from_numpy(-model.get_elbo(n_draws=20)), parts, rtol=1e-4, atol=1e-3)
+
+
+def test_mutual_information_of_cluster_and_cell():
+    "Against the definition, the sum of p(n, k) log p(n, k) / p(n) p(k)."
+    gamma = torch.rand(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gamma /= gamma.sum(1, keepdim=True)
+    joint = gamma / 9
+    information = (joint * (joint / (joint.sum(0) * joint.sum(1, keepdim=True))).log()).sum()
+    usage = cluster_usage(gamma)
+    assert usage["mutual_information"] == pytest.approx(information.item())
+    assert np.log(usage["effective_K"]) - usage["gamma_entropy"] == pytest.approx(information.item())
 
 
 def test_the_presets_are_what_the_text_and_the_code_of_the_seed_say():
