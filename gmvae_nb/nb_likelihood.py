@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_COUNT', 'TILE_ENTRIES', 'TILE_GENES', 'nb_mean', 'nb_variance', 'log_rising', 'log_nb', 'SparseLogNB',
-           'nb_log_lik', 'TiledCounts', 'tile_counts', 'nonzero_terms', 'fused_pass', 'FusedNB', 'NBHeads']
+           'nb_log_lik', 'TiledCounts', 'tile_counts', 'nonzero_terms', 'fused_pass', 'FusedNB', 'NBHeads', 'partition']
 
 # %% ../nbs/03_nb_likelihood.ipynb #413d45d3
 from typing import NamedTuple
@@ -100,7 +100,7 @@ class TiledCounts(NamedTuple):
     value: Tensor           # (nnz, 1), double
     cell: Tensor            # (nnz,)
     slot: Tensor            # (nnz,), N · (gene - first gene of the tile) + cell
-    ends: list[list[int]]   # ends[tile][i]: where the counts above i end; the last entry: where the tile starts
+    ends: list[list[int]]   # ends[tile][i]: where the counts above i end; last: where the tile starts
     log_factorial: Tensor   # sum over genes of log y!, (N,), double
 
 # %% ../nbs/03_nb_likelihood.ipynb #ce4c3a06
@@ -161,23 +161,27 @@ def fused_pass(
     dtype: torch.dtype,          # of the matrix products
     gradients: bool,             # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # log P in nats (M, N); gradients of h, w_r, b_r, w_l, b_l
+    draws: Tensor | None = None, # the M' draws that each tile sees, (tiles, M'); None for all of them
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # log P in nats (M', N); gradients of h, w_r, b_r, w_l, b_l
     "Sum over genes of log P(y | h), and the gradients of sum u log P, in memory O(M·N·tile + G·H)."
-    (M, N, H), G = h.shape, len(w_r)
+    (_, N, H), G = h.shape, len(w_r)
+    M = len(h) if draws is None else draws.shape[1]                            # here M' where fewer are seen
     P = M * N
     def new(*shape, dtype=h.dtype): return torch.empty(shape, dtype=dtype, device=h.device)
     low = dtype != h.dtype
     W, A, S = new(2 * tile, H, dtype=dtype), new(2 * tile, P), new(tile, P)    # reused by every tile
     if low: A_low = new(2 * tile, P, dtype=dtype)
     if gradients:
-        d_h, d_w, d_b = new(P, H).zero_(), new(2, G, H), new(2, G)
+        d_h, d_w, d_b = new(N, len(h), H).zero_(), new(2, G, H), new(2, G)
         if low: d_W_low, d_h_low = new(2 * tile, H, dtype=dtype), new(P, H, dtype=dtype)
-    h = h.transpose(0, 1).reshape(P, H).to(dtype)                              # p = (n, m)
+    each = h.transpose(0, 1).to(dtype)                                         # (N, M, H): p = (n, m)
+    h = each.reshape(P, H) if draws is None else None
     if log_s is not None: log_s = log_s.expand(N, M).reshape(P)
     if upstream is not None: upstream = upstream.T.reshape(P)
     value = -y.log_factorial[:, None].repeat(1, M)                             # (N, M), double
-    for start, ends in zip(range(0, G, tile), y.ends):
+    for k, (start, ends) in enumerate(zip(range(0, G, tile), y.ends)):
         t = min(tile, G - start)
+        if draws is not None: h = each.index_select(1, draws[k]).view(P, H)
         genes, nonzero = slice(start, start + t), slice(ends[-1], ends[0])
         # log r and the logits
         w, a, s = W[:2 * t], A[:2 * t], S[:t]
@@ -196,7 +200,7 @@ def fused_pass(
         terms, add_r, add_l = nonzero_terms(
             y.value[nonzero], *(by_slot(x).index_select(0, slot).double() for x in (log_r, l)), ends)
         value.index_add_(0, y.cell[nonzero], terms)
-        # all counts: -r softplus(l), which is its own derivative by log r; the buffers of log r and l become D
+        # all counts: -r softplus(l), its own derivative by log r; the buffers of log r and l become D
         r, d_r, d_l = log_r.exp_(), log_r, l
         torch.ops.aten.softplus.out(l, out=s)
         if gradients: l.sigmoid_().mul_(r).neg_()
@@ -213,36 +217,39 @@ def fused_pass(
             a = A_low[:2 * t].copy_(a)
             d_W = torch.mm(a, h, out=d_W_low[:2 * t])
             d_w[0, genes], d_w[1, genes] = d_W[:t], d_W[t:]
-            d_h += torch.mm(a.T, w, out=d_h_low)
+            share = torch.mm(a.T, w, out=d_h_low)
         else:
             torch.mm(d_r, h, out=d_w[0, genes])
             torch.mm(d_l, h, out=d_w[1, genes])
-            d_h.addmm_(a.T, w)
+            share = None if draws is None else a.T @ w
+        if share is None: d_h.view(P, H).addmm_(a.T, w)
+        elif draws is None: d_h.view(P, H).add_(share)
+        else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
     value = value.T.to(S.dtype)
-    return value, (d_h.view(N, M, H).transpose(0, 1), d_w[0], d_b[0], d_w[1], d_b[1]) if gradients else None
+    return value, (d_h.transpose(0, 1), d_w[0], d_b[0], d_w[1], d_b[1]) if gradients else None
 
 # %% ../nbs/03_nb_likelihood.ipynb #91b553e1
 class FusedNB(torch.autograd.Function):
     "log P(y | h) summed over genes, from the hidden layer and both heads' weights: see `NBHeads.log_prob`."
     @staticmethod
-    def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean):
+    def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None):
         inputs, ctx.rest, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), mean
         one_pass = mean and any(ctx.needs_input_grad)
         with torch.autocast(h.device.type, enabled=False):
-            value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass)
+            value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
         ctx.save_for_backward(*(gradients if one_pass else inputs))
+        ctx.P = value.numel()
         return value.mean() if mean else value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         if ctx.mean:
-            M, N, _ = ctx.saved_tensors[0].shape
-            gradients = [d * (grad / (M * N)) for d in ctx.saved_tensors]
+            gradients = [d * (grad / ctx.P) for d in ctx.saved_tensors]
         else:
             with torch.autocast(grad.device.type, enabled=False):
                 _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
-        return *gradients, *[None] * 5
+        return *gradients, *[None] * 6
 
 # %% ../nbs/03_nb_likelihood.ipynb #5792d2a8
 class NBHeads(nn.Module):
@@ -279,8 +286,14 @@ class NBHeads(nn.Module):
         log_r, logits = self.log_params(h, size_factor)
         return log_r.exp(), logits
 
+# %% ../nbs/03_nb_likelihood.ipynb #819d3b4f
+def partition(M: int, n_draws: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
+    "The `n_draws` different draws of M that each tile sees, (n_tiles, n_draws): @eq-nb-partition."
+    place = torch.arange(n_tiles * n_draws).view(n_tiles, n_draws) % M
+    return torch.randperm(M, generator=generator)[place]
+
 # %% ../nbs/03_nb_likelihood.ipynb #f8918160
-TILE_ENTRIES, TILE_GENES = 2**19, 32  # a tile has so many entries (draws · cells · genes), and not fewer genes
+TILE_ENTRIES, TILE_GENES = 2**19, 32  # entries of a tile (draws · cells · genes); the fewest genes of one
 
 # %% ../nbs/03_nb_likelihood.ipynb #88c9a8bd
 @patch
@@ -293,6 +306,8 @@ def log_prob(
     impl: str = "sparse",                # "dense", "sparse" or "fused"
     dtype: torch.dtype = torch.float32,  # of the fused products: torch.float32 (as the weights) or bfloat16
     reduction: str = "none",             # "none", or "mean" over draws and cells
+    n_draws: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
+    generator: torch.Generator | None = None,  # which draws those are
 ) -> Tensor:                             # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
     shape = (h.shape[-2], self.logits.out_features)
@@ -307,8 +322,15 @@ def log_prob(
     for name, (found, known) in options.items():
         if found not in known: raise ValueError(f"{name}: found {found!r}, expected one of {known}.")
     mean = reduction == "mean"
+    if n_draws is not None:
+        if impl != "fused" or not mean:
+            raise ValueError(f'n_draws: needs impl="fused" and reduction="mean", found {impl!r} and '
+                             f'{reduction!r}.')
+        M = h.shape[:-2].numel()
+        if not 1 <= n_draws <= M: raise ValueError(f"n_draws: found {n_draws}, expected 1 to M = {M}.")
     if impl != "fused":
-        if dtype == torch.bfloat16: raise ValueError(f'dtype: torch.bfloat16 needs impl="fused", found {impl!r}.')
+        if dtype == torch.bfloat16:
+            raise ValueError(f'dtype: torch.bfloat16 needs impl="fused", found {impl!r}.')
         if y.layout == torch.sparse_csr: y = y.to_dense()
         log_r, logits = self.log_params(h, size_factor)
         value = nb_log_lik(log_r, logits, y) if impl == "sparse" else log_nb(y, log_r.exp(), logits).sum(-1)
@@ -320,8 +342,11 @@ def log_prob(
             raise ValueError('size_factor: it requires a gradient, which impl="fused" does not give; '
                              'use impl="sparse".')
         log_s = self.log_size(size_factor, h.shape[-2]).to(draws.dtype)
-    rows, G = max(1, draws.shape[0] * draws.shape[1]), shape[1]
+    rows, G, of_tile = max(1, (n_draws or len(draws)) * shape[0]), shape[1], None
     tile = min(G, max(TILE_GENES, TILE_ENTRIES // rows))
+    if n_draws is not None:
+        tile = min(tile, -(-G // M))                                     # at least M tiles, if there are M genes
+        of_tile = partition(M, n_draws, -(-G // tile), generator).to(h.device)
     dtype = torch.bfloat16 if dtype == torch.bfloat16 else draws.dtype
-    value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean)
+    value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile)
     return value if mean else value.view(h.shape[:-1])

@@ -81,7 +81,9 @@ def contenders(a: argparse.Namespace) -> dict:
                         for name, dtype in TYPES.items() for tile in a.tiles}
     steps |= {"as written, fp32": as_written(h, heads, y)}
     steps |= {impl: likelihood(h, heads, y, impl=impl) for impl in ("dense", "sparse")}
-    return steps | {f"fused {name}": likelihood(h, heads, csr, impl="fused", dtype=dtype) for name, dtype in TYPES.items()}
+    steps |= {f"fused {name}": likelihood(h, heads, csr, impl="fused", dtype=dtype) for name, dtype in TYPES.items()}
+    return steps | {f"fused {name}, one draw per tile": likelihood(h, heads, csr, impl="fused", dtype=dtype, n_draws=1)
+                    for name, dtype in TYPES.items()}
 
 
 def peak_mb(a: argparse.Namespace, name: str) -> float:
@@ -120,14 +122,16 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
     parser.add_argument("--nonzero", type=float, default=0.09, help="share of counts that are not zero (0.09)")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, say dense, which is slow")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiles", type=int, nargs="*", help="compare tile widths (genes) of the fused form instead")
     a = parser.parse_args()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        names = [] if a.tiles else [n for n in contenders(argparse.Namespace(**{**vars(a), "N": 2, "G": 2})) if "products" not in n]
+        small = contenders(argparse.Namespace(**{**vars(a), "N": 2, "G": 2}))
+        names = [] if a.tiles else [name for name in small if "products" not in name and name not in a.without]
         peaks = dict(zip(names, pool.map(peak_mb, [a] * len(names), names)))
-    steps = contenders(a)
+    steps = {name: step for name, step in contenders(a).items() if name not in a.without}
     rows = {name: [] for name in steps}
     for repeat in tqdm(range(a.repeats + 1), unit="round", disable=None):
         for name, step in steps.items():
