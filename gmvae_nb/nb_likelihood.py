@@ -134,7 +134,7 @@ def nonzero_terms(
     logits: Tensor,   # (k, M), double
     ends: list[int],  # the tile's entry in `TiledCounts.ends`
 ) -> tuple[Tensor, Tensor, Tensor]:  # value and derivatives by log r and by the logits, each (k, M)
-    "log P(v) + r softplus(l) + log v!, in nats, by @eq-nb-small for small whole counts."
+    "log P(v) + r softplus(l) + log v!, in nats; small whole counts need no gamma function."
     r = log_r.exp()
     rising, slope = torch.ones_like(r), torch.zeros_like(r)
     general = ends[SMALL_COUNT] - ends[-1]                              # so many at the front are not small
@@ -288,7 +288,7 @@ class NBHeads(nn.Module):
 
 # %% ../nbs/03_nb_likelihood.ipynb #819d3b4f
 def partition(M: int, n_draws: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
-    "The `n_draws` different draws of M that each tile sees, (n_tiles, n_draws): @eq-nb-partition."
+    "The `n_draws` different draws of M that each tile sees, (n_tiles, n_draws); each is seen equally often."
     place = torch.arange(n_tiles * n_draws).view(n_tiles, n_draws) % M
     return torch.randperm(M, generator=generator)[place]
 
