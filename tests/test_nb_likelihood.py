@@ -1,6 +1,13 @@
 """The negative binomial against 60-digit arithmetic and scipy, its gradients, and the sparse sum over genes."""
 
+import copy
+import itertools
 import math
+import os
+import subprocess
+import sys
+import textwrap
+from unittest import mock
 
 import hypothesis.extra.numpy as hnp
 import mpmath
@@ -11,8 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gmvae_nb import nb_likelihood
 from gmvae_nb.nb_likelihood import NBHeads, log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 few = settings(quick, max_examples=40)
@@ -301,6 +312,219 @@ def test_global_random_state_is_left_alone():
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
 
 
+# --- the fused form ----------------------------------------------------------------------------------------
+
+def gradients(heads, h, y, weight=None, **options):
+    "[value, gradients of h and all parameters] of sum(weight * log_prob)."
+    h = h.detach().clone().requires_grad_()
+    value = heads.log_prob(h, y, **options)
+    total = value.sum() if weight is None else (weight * value).sum()
+    return [value.detach(), *torch.autograd.grad(total, [h, *heads.parameters()])]
+
+
+def fused_case(seed, M, N, H, G, share=0.5, spread=3.0, largest=40):
+    "Heads whose log r now and then leaves ±15, counts on both sides of the largest small count."
+    g = torch.Generator().manual_seed(seed)
+    heads = NBHeads(H, G).double()
+    with torch.no_grad():
+        for p in heads.parameters(): p.copy_(spread * torch.randn(p.shape, generator=g))
+        # softplus of torch is x above 20, its derivative 1: the reference itself is then wrong by 2e-9
+        for p in heads.logits.parameters(): p.mul_(0.2)
+    y = torch.randint(1, largest + 1, (N, G), generator=g) * (torch.rand(N, G, generator=g) < share)
+    h, s = torch.randn(M, N, H, generator=g).double(), 0.2 + torch.rand(N, 1, generator=g).double()
+    return heads, h, y.double(), s, torch.randn(M, N, generator=g).double()
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 9),
+       st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([1, 3, 40, 10**6]), st.integers(1, 10), st.booleans(),
+       st.booleans(), st.sampled_from(["none", "mean"]))
+def test_fused_equals_dense(seed, M, N, H, G, share, largest, tile, sized, sparse, reduction):
+    "Value and every gradient in float64, for tiles that do and do not divide the genes."
+    heads, h, y, s, weight = fused_case(seed, M, N, H, G, share, largest=largest)
+    options = dict(size_factor=s if sized else None, reduction=reduction)
+    weight = weight if reduction == "none" else f64(-1.7)
+    expected = gradients(heads, h, y, weight, impl="dense", **options)
+    with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M * N, TILE_GENES=1):
+        found = gradients(heads, h, y.to_sparse_csr() if sparse else y, weight, impl="fused", **options)
+    for a, b in zip(found, expected):
+        # small gradients are differences of large terms: the tolerance is relative to what is summed
+        assert_close(a, b, rtol=1e-10, atol=1e-10 * (1 + b.abs().max().item() + largest * N * M))
+
+
+def test_fused_equals_dense_to_1e10_of_each_norm_on_a_plain_case():
+    heads, h, y, s, weight = fused_case(3, 3, 7, 12, 50, share=0.2, spread=0.4)
+    for reduction, w in (("none", weight), ("mean", f64(2.0))):
+        options = dict(size_factor=s, reduction=reduction)
+        for a, b in zip(*(gradients(heads, h, y, w, impl=i, **options) for i in ("fused", "dense"))):
+            assert (a - b).norm() <= 1e-10 * b.norm()
+
+
+def test_held_log_r_has_no_gradient():
+    heads, h, y, _, _ = fused_case(0, 2, 3, 4, 6, spread=0.1)
+    with torch.no_grad(): heads.log_r.bias.copy_(f64([20.0, -20, 0, 0, 16, 0]))
+    _, _, w_r, b_r, w_l, _ = gradients(heads, h, y, impl="fused", reduction="mean")
+    held = torch.tensor([True, True, False, False, True, False])
+    assert (w_r[held] == 0).all() and (b_r[held] == 0).all()
+    assert (w_r[~held] != 0).all() and (w_l[0] != 0).any()
+
+
+def test_counts_that_are_not_whole_and_stored_zeros():
+    heads, h, y, _, weight = fused_case(1, 2, 3, 4, 6, share=1.0)
+    y = y + f64([0.5, -0.25, 0, 0, 1e5, 0])
+    y[1] = 0
+    stored = torch.sparse_csr_tensor(torch.tensor([0, 6, 12, 18]), torch.arange(6).repeat(3), y.flatten(), y.shape,
+                                     check_invariants=True)
+    expected = gradients(heads, h, y, weight, impl="dense")
+    for counts in (y, stored):
+        for a, b in zip(gradients(heads, h, counts, weight, impl="fused"), expected):
+            assert_close(a, b, rtol=1e-10, atol=1e-6)
+
+
+def seed_like(N=32, M=4, H=100, G=900):
+    "Float32 heads as initialised and one batch, 9 % of the counts not zero, with the float64 gradient of the mean."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads, h = NBHeads(H, G), torch.randn(M, N, H)
+        y = (1 + torch.poisson(torch.full((N, G), 1.5))) * (torch.rand(N, G) < 0.09)
+    _, *exact = gradients(copy.deepcopy(heads).double(), h.double(), y, impl="dense", reduction="mean")
+    return heads, h, y, exact
+
+
+@pytest.mark.parametrize("impl, dtype, bound", [("dense", torch.float32, 1e-5), ("sparse", torch.float32, 1e-5),
+                                                ("fused", torch.float32, 1e-5), ("fused", torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_distance_to_the_float64_gradient(impl, dtype, bound, reduction):
+    heads, h, y, exact = seed_like()
+    weight = torch.tensor(1.0) if reduction == "mean" else torch.full(h.shape[:2], 1 / (len(h) * len(y)))
+    value, *found = gradients(heads, h, y, weight, impl=impl, dtype=dtype, reduction=reduction)
+    assert all(g.dtype == torch.float32 for g in found)
+    for a, b in zip(found, exact): assert (a - b).norm() <= bound * b.norm()
+    reference = heads.double().log_prob(h.double(), y, impl="dense")
+    if reduction == "mean": reference = reference.mean()
+    assert ((value - reference).abs() / reference.abs()).max() < bound
+
+
+def test_bfloat16_rounds_the_products_only():
+    "With h = 0 all that is left are the biases, which keep single precision."
+    heads, h, y, _ = seed_like()
+    a, b = (heads.log_prob(0 * h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16))
+    assert torch.equal(a, b)
+    a, b = (heads.log_prob(h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16))
+    assert not torch.equal(a, b)
+
+
+def test_the_default_is_the_sparse_form_to_the_last_bit():
+    heads, h, y, _ = seed_like()
+    s = torch.linspace(0.5, 2, len(y))[:, None]
+    assert torch.equal(heads.log_prob(h, y, s), nb_log_lik(*heads.log_params(h, s), y))
+    for a, b in zip(gradients(heads, h, y), gradients(heads, h, y, impl="sparse", reduction="none")):
+        assert torch.equal(a, b)
+
+
+def test_mean_is_the_mean_and_other_leading_axes_are_kept():
+    heads, h, y, s, _ = fused_case(2, 6, 3, 4, 5)
+    for impl in ("dense", "sparse", "fused"):
+        value = heads.log_prob(h, y, s, impl=impl)
+        assert_close(heads.log_prob(h, y, s, impl=impl, reduction="mean"), value.mean(), rtol=1e-12, atol=0)
+        assert_close(heads.log_prob(h.view(2, 3, 3, 4), y, s, impl=impl), value.view(2, 3, 3), rtol=1e-12, atol=0)
+        assert_close(heads.log_prob(h[0], y, s, impl=impl), value[0], rtol=1e-12, atol=0)
+
+
+def test_fused_twice_backward_second_order_and_without_gradients():
+    heads, h, y, _, _ = fused_case(4, 2, 3, 4, 5)
+    h.requires_grad_()
+    for reduction in ("none", "mean"):
+        value = heads.log_prob(h, y, impl="fused", reduction=reduction).sum()
+        once = torch.autograd.grad(value, h, retain_graph=True)[0]
+        assert torch.equal(once, torch.autograd.grad(value, h, retain_graph=True)[0])
+        (first,) = torch.autograd.grad(value.square(), h, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"): first.sum().backward()
+        with torch.no_grad(): assert torch.equal(value, heads.log_prob(h, y, impl="fused", reduction=reduction).sum())
+
+
+def test_autocast_does_not_choose_the_precision_of_the_fused_form():
+    heads, h, y, _ = seed_like()
+    plain = gradients(heads, h, y, impl="fused", reduction="mean")
+    with torch.autocast("cpu", dtype=torch.bfloat16): cast = gradients(heads, h, y, impl="fused", reduction="mean")
+    for a, b in zip(plain, cast): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 3])
+@pytest.mark.parametrize("tile", [2, 5])
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-10), (torch.bfloat16, 1e-2)])
+def test_partitioned_draws_are_unbiased(n_draws, tile, dtype, bound):
+    "The average over all 3! permutations of the draws is the mean over all draws: value and every gradient."
+    heads, h, y, s, _ = fused_case(5, 3, 4, 6, 11, spread=0.4)
+    options = dict(size_factor=s, reduction="mean")
+    expected, found = gradients(heads, h, y, impl="dense", **options), []
+    for order in itertools.permutations(range(3)):
+        with (mock.patch.object(torch, "randperm", lambda M, generator=None: torch.tensor(order)),
+              mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * n_draws * 4, TILE_GENES=1)):
+            found.append(gradients(heads, h, y, impl="fused", n_draws=n_draws, dtype=dtype, **options))
+    for each, b in zip(zip(*found), expected):
+        assert (sum(each) / 6 - b).norm() <= bound * b.norm()
+        if n_draws < 3: assert (each[0] - b).norm() > 1e-3 * b.norm()      # one step alone is an estimate
+
+
+def test_partition_is_balanced_and_follows_its_generator():
+    for M, n_draws, n_tiles in ((10, 1, 30), (10, 3, 10), (4, 4, 5)):
+        a, b, c = (nb_likelihood.partition(M, n_draws, n_tiles, torch.Generator().manual_seed(i)) for i in (0, 0, 1))
+        assert torch.equal(a, b) and not torch.equal(a, c)
+        assert (a.flatten().bincount(minlength=M) == n_tiles * n_draws // M).all()
+        assert all(len(set(row)) == n_draws for row in a.tolist())
+    heads, h, y, _, _ = fused_case(5, 3, 4, 6, 11)
+    before = torch.get_rng_state()
+    values = [heads.log_prob(h, y, impl="fused", reduction="mean", n_draws=1,
+                             generator=torch.Generator().manual_seed(i)) for i in (0, 0, 1)]
+    assert values[0] == values[1] != values[2] and torch.equal(before, torch.get_rng_state())
+
+
+class Sizes(TorchDispatchMode):
+    "Entries of the largest tensor that any operation returns."
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(t, torch.Tensor): self.largest = max(self.largest, t.numel())
+        return result
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_makes_no_tensor_of_draws_cells_and_genes(reduction, dtype):
+    heads, _, y, _ = seed_like()
+    h = torch.randn(8, len(y), 100, generator=torch.Generator().manual_seed(0))
+    entries = h.shape[0] * y.numel()
+    largest = {}
+    with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=2**13, TILE_GENES=16):
+        for impl in ("dense", "fused"):
+            with Sizes() as sizes:
+                gradients(heads, h, y, impl=impl, dtype=dtype if impl == "fused" else torch.float32, reduction=reduction)
+            largest[impl] = sizes.largest
+    assert largest["dense"] >= entries and largest["fused"] <= max(2 * 900 * 100, 2 * 2**13) < entries
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kilobytes is Linux")
+def test_fused_memory_is_flat_in_the_number_of_draws():
+    "Peak resident memory of a fresh process. One (M, N, G) tensor at M = 32 takes 33 MB, h and its gradient 0.5 MB."
+    script = textwrap.dedent("""
+        import resource, torch
+        from gmvae_nb.nb_likelihood import NBHeads
+        def peak(impl, M, G=4000, N=64, H=64):
+            heads, y = NBHeads(H, G), (torch.rand(N, G) < 0.09).float()
+            heads.log_prob(torch.randn(M, N, H, requires_grad=True), y, impl=impl, reduction="mean").backward()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for impl in ("dense", "fused"): peak(impl, 1, 50)                    # libraries are loaded
+        print(*(peak(*case) for case in (("fused", 4), ("fused", 4), ("fused", 32), ("dense", 32))))
+    """)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _, few, many, dense = (int(v) for v in run.stdout.split())
+    assert many - few < 10e6 and dense - many > 150e6, run.stdout
+
+
 @pytest.mark.parametrize("call, says", [
     (lambda m, h, y: m.log_prob(h, y[:-1]), r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"),
     (lambda m, h, y: m.log_prob(h, y[:, :-1]), r"found counts of shape \(4, 4\)"),
@@ -310,6 +534,17 @@ def test_global_random_state_is_left_alone():
     (lambda m, h, y: m(h, f64([[1.0], [0.0], [1.0], [1.0]])), "size_factor: found a value that is zero"),
     (lambda m, h, y: m(h, f64([[1.0], [math.nan], [1.0], [1.0]])), "size_factor: found a value"),
     (lambda m, h, y: m(h, f64([[1.0], [math.inf], [1.0], [1.0]])), "size_factor: found a value"),
+    (lambda m, h, y: m.log_prob(h, y, impl="quick"), r"impl: found 'quick', expected one of \('dense', 'sparse', 'fused'\)"),
+    (lambda m, h, y: m.log_prob(h, y, reduction="sum"), "reduction: found 'sum', expected one of"),
+    (lambda m, h, y: m.log_prob(h, y, impl="fused", dtype=torch.float16), "dtype: found torch.float16, expected one of"),
+    (lambda m, h, y: m.log_prob(h, y, dtype=torch.bfloat16), "torch.bfloat16 needs impl=\"fused\", found 'sparse'"),
+    (lambda m, h, y: m.log_prob(h, y.to_sparse_coo(), impl="fused"), "layout torch.sparse_coo, expected a dense tensor"),
+    (lambda m, h, y: m.log_prob(h, y, torch.ones(3, 1), impl="fused"), r"size_factor: found shape \(3, 1\)"),
+    (lambda m, h, y: m.log_prob(h, y, f64([[1.0], [0.0], [1.0], [1.0]]), impl="fused"), "zero, negative or not finite"),
+    (lambda m, h, y: m.log_prob(h, y, torch.ones(4, 1).requires_grad_(), impl="fused"), "requires a gradient"),
+    (lambda m, h, y: m.log_prob(h, y[:-1], impl="fused"), r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"),
+    (lambda m, h, y: m.log_prob(h, y, impl="fused", n_draws=1), "needs impl=\"fused\" and reduction=\"mean\", found"),
+    (lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", n_draws=4), "n_draws: found 4, expected 1 to M = 3"),
     (lambda m, h, y: NBHeads(0, 5), "n_hidden and n_genes must be at least 1, found 0 and 5"),
 ])
 def test_bad_input_is_named(call, says):
