@@ -255,6 +255,7 @@ def test_pcr_is_scibs(seed):
     scib, sc = pytest.importorskip("scib"), pytest.importorskip("scanpy")
     X, labels, batch = blobs(seed, n=300, d=12, types=4, batches=3, shift=1.)
     rng = np.random.default_rng(seed)
+    X, labels, batch = (v[(batch != "b0") | (np.arange(300) < 60)] for v in (X, labels, batch))   # uneven batches
     means = pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
     adata = ad.AnnData(X, obs=as_adata(X, labels, pd.Categorical(batch)).obs)
     adata.obsm["X_gmvae"] = X + .3 * rng.normal(size=X.shape) - .6 * means        # some of the effect is removed
@@ -509,6 +510,9 @@ def test_intervals_hold_the_score_and_shrink_with_more_cells():
         assert few.low[key] <= few.score[key] <= few.high[key] and few.low[key] < few.high[key]
         assert many.high[key] - many.low[key] < .6 * (few.high[key] - few.low[key])
     assert np.isnan(few.low["nmi_oracle"])
+    X, labels, batch = blobs(0, n=600, shift=.2)
+    score, _, accepted = m._kbet(X, batch, labels)                    # the cells make up the score
+    assert score > .6 and m._mean_of_labels(accepted, pd.factorize(labels)[0]) == pytest.approx(score, abs=1e-12)
 
 
 def test_baselines_stand_around_the_embedding():
