@@ -150,6 +150,151 @@ def test_isolated_labels_need_a_label_missing_from_a_batch():
     assert m.isolated_labels(X, labels, batch) == pytest.approx((s[labels == "B"].mean() + 1) / 2)
 
 
+def silhouettes_by_pairs(X, batch, metric):
+    "1 - |silhouette|, the other distance being the mean over all cells of other batches, from all pairs."
+    from scipy.spatial.distance import cdist
+    D, out = cdist(X, X, metric), []
+    for i in range(len(X)):
+        same = (batch == batch[i]) & (np.arange(len(X)) != i)
+        if not same.any(): out.append(1.); continue                   # alone in its batch
+        own, other = D[i, same].mean(), D[i, batch != batch[i]].mean()
+        out.append(1 - abs(other - own) / max(own, other))
+    return np.array(out)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.integers(2, 5), st.sampled_from(["cosine", "euclidean"]))
+def test_bras_is_its_definition_with_all_pairs(seed, batches, metric):
+    X, labels, batch = blobs(seed, n=90, batches=batches, apart=1.)
+    batch[labels == "A"] = "b0"                                       # one batch: left out
+    batch[np.flatnonzero(labels == "B")[0]] = "alone"
+    expected = [silhouettes_by_pairs(X[labels == l], batch[labels == l], metric).mean() for l in "BC"]
+    assert m.bras(X, batch, labels, metric=metric) == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def test_bras_falls_where_batch_asw_rises():
+    rng = np.random.default_rng(0)
+    four, labels = np.arange(1600) % 4, np.repeat(["A", "B"], 800)
+    X = rng.normal(size=(1600, 2)) + 100 * (labels == "B")[:, None]
+    far = [X + np.outer(four // 2, [d, 0]) for d in (1, 8)]
+    near, apart = (m.batch_silhouette_width(F, four, labels) for F in far)
+    assert apart > near + .02
+    for metric in "cosine", "euclidean":
+        near, apart = (m.bras(F, four, labels, metric=metric) for F in far)
+        assert apart < near - .4
+    two = four % 2                                                    # two batches: the nearest is all
+    ours, theirs = m.bras(X, two, labels, metric="euclidean"), m.batch_silhouette_width(X, two, labels)
+    assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_bras_where_cells_coincide_or_lie_at_the_origin():
+    X, labels, batch = np.zeros((8, 2)), np.full(8, "A"), np.array(list("aabbaabb"))
+    assert m.bras(X, batch, labels) == m.bras(X + 1, batch, labels) == 1
+    assert np.isnan(m.bras(X, np.full(8, "a"), labels))
+    with pytest.raises(ValueError, match="metric is 'l1', expected 'cosine' or 'euclidean'"):
+        m.bras(X, batch, labels, metric="l1")
+
+
+# --- LISI, connectivity, PCR -------------------------------------------------------------------------------
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scale", [1., 1e-4, 1e4])
+def test_lisi_is_that_of_the_original_given_the_same_neighbours(scale):
+    scib_lisi = pytest.importorskip("scib.metrics.lisi")
+    X, labels, batch = blobs(2, n=400, types=4, batches=3, apart=1.)
+    indices, distances = m.knn(scale * X, 90)
+    simpson = np.empty(400)                                           # scib's own functions, cell by cell
+    for i, codes in enumerate(pd.factorize(batch, sort=True)[0][indices[:, 1:]]):
+        beta, lo, hi = 1 / scale, 0, np.inf
+        H, P = scib_lisi.Hbeta(distances[i, 1:].copy(), beta)
+        for _ in range(200):
+            if abs(H - np.log(30)) < 1e-9: break
+            if H > np.log(30): lo, beta = beta, beta * 2 if hi == np.inf else (beta + hi) / 2
+            else: hi, beta = beta, (beta + lo) / 2
+            H, P = scib_lisi.Hbeta(distances[i, 1:].copy(), beta)
+        share = P @ scib_lisi.convert_to_one_hot(codes, 3)
+        simpson[i] = share @ share
+    ours = m.lisi(indices, m.lisi_weights(distances), batch)
+    np.testing.assert_allclose(ours, 1 / simpson, rtol=1e-4)
+    assert m.ilisi(scale * X, batch) == pytest.approx((np.median(1 / simpson) - 1) / 2, abs=1e-4)
+
+
+def test_lisi_counts_groups():
+    X, labels, batch = blobs(0, n=600, types=2, batches=2, shift=0, apart=50.)
+    assert m.ilisi(X, batch) > .85 and m.clisi(X, labels) == pytest.approx(1)
+    assert m.ilisi(X + 1e3 * (batch == "b0")[:, None], batch) == pytest.approx(0, abs=1e-9)
+    assert m.clisi(X, batch) < .15                                    # batches are no types
+    assert np.isnan(m.ilisi(X, np.full(600, "b")))
+    rng = np.random.default_rng(0)
+    assert .1 < m.ilisi(X, np.where(rng.random(600) < .1, "b1", "b0")) < .35     # nine to one, mixed
+
+
+def test_lisi_with_ties_few_cells_and_cells_in_one_place():
+    X, labels, batch = blobs(0, n=20)
+    assert 0 <= m.ilisi(X, batch) <= 1 and 0 <= m.clisi(X, labels) <= 1
+    P = m.lisi_weights(np.zeros((5, 10)))
+    np.testing.assert_allclose(P, 1 / 9)
+    assert np.isfinite(m.lisi_weights(np.array([[0, 0, 0, 1., 1e6], [0, 1e-300, 2e-300, 1, 2]]))).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_graph_connectivity_is_scibs(seed):
+    scib, sc = pytest.importorskip("scib"), pytest.importorskip("scanpy")
+    X, labels, batch = blobs(seed, n=300, types=5, apart=.5)
+    X[labels == "A"] += 60. * (batch[labels == "A"] == "b0")[:, None]             # in two pieces
+    adata = as_adata(X, pd.Categorical(labels), batch)
+    sc.pp.neighbors(adata, use_rep="X_gmvae", n_neighbors=15)
+    ours = m.graph_connectivity(X, labels)
+    assert ours < .95 and ours == pytest.approx(scib.me.graph_connectivity(adata, "cell_type"), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pcr_is_scibs(seed):
+    scib, sc = pytest.importorskip("scib"), pytest.importorskip("scanpy")
+    X, labels, batch = blobs(seed, n=300, d=12, types=4, batches=3, shift=1.)
+    rng = np.random.default_rng(seed)
+    X, labels, batch = (v[(batch != "b0") | (np.arange(300) < 60)] for v in (X, labels, batch))   # uneven batches
+    means = pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
+    adata = ad.AnnData(X, obs=as_adata(X, labels, pd.Categorical(batch)).obs)
+    adata.obsm["X_gmvae"] = X + .3 * rng.normal(size=X.shape) - .6 * means        # some of the effect is removed
+    sc.pp.pca(adata, n_comps=11)
+    theirs = scib.me.pcr_comparison(adata, adata, covariate="batch", embed="X_gmvae")
+    assert .1 < theirs < .99
+    assert m.pcr(adata.obsm["X_gmvae"], adata.obsm["X_pca"], batch) == pytest.approx(theirs, abs=1e-5)
+    theirs = scib.me.pcr(adata, "batch", recompute_pca=True)
+    assert m.batch_variance(X, batch) == pytest.approx(theirs, abs=1e-5)
+
+
+def test_pcr_at_its_ends():
+    X, labels, batch = blobs(0)
+    centred = X - pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
+    assert m.pcr(X, X, batch) == 0 and m.pcr(centred, X, batch) == pytest.approx(1)
+    assert m.pcr(X + 100. * (batch == "b0")[:, None], X, batch) == 0
+    assert np.isnan(m.pcr(X, np.ones_like(X), batch))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_those_of_scib_metrics():
+    theirs = pytest.importorskip("scib_metrics")
+    from scib_metrics.nearest_neighbors import NeighborsResults
+    X, labels, batch = blobs(0, n=400, types=4, batches=3, apart=1.)
+    indices, distances = m.knn(X, 90)
+    near = NeighborsResults(indices=indices, distances=distances)
+    assert m.ilisi(X, batch) == pytest.approx(theirs.ilisi_knn(near, batch), abs=1e-3)
+    assert m.clisi(X, labels) == pytest.approx(theirs.clisi_knn(near, labels), abs=1e-3)
+    if hasattr(theirs, "bras"): assert m.bras(X, batch, labels) == pytest.approx(theirs.bras(X, labels, batch), abs=1e-4)
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = [lo <= 0 <= hi for lo, hi in (m.bootstrap(rng.normal(size=100), seed=s) for s in range(200))]
+    assert .88 <= np.mean(held) <= .99
+    assert m.bootstrap([1., 1, 5, np.nan], [0, 0, 1, 1]) == (3, 3)
+    assert np.isnan(m.bootstrap([np.nan] * 3)).all()
+
+
 # --- neighbours and clusterings ----------------------------------------------------------------------------
 
 @settings(max_examples=15, deadline=None)
@@ -336,19 +481,60 @@ def test_evaluate_agrees_with_the_functions_beneath():
         "nmi_oracle": m.nmi_leiden(X, labels)[0], "batch_asw": m.batch_silhouette_width(X, batch, labels),
         "kbet": m.kbet(X, batch, labels)[0], "isolated_labels_asw": m.isolated_labels(X, labels, batch),
         "nmi_leiden1": m.nmi_leiden(X, labels, resolutions=(1.,))[0], "ari_leiden1": e.scores["ari_leiden1"],
+        "bras": m.bras(X, batch, labels), "ilisi": m.ilisi(X, batch), "clisi": m.clisi(X, labels),
+        "graph_connectivity": m.graph_connectivity(X, labels), "ari_kmeans": m.ari_kmeans(X, labels, ks=[3])[0],
         "ari_clusters": 1., "nmi_clusters": 1.}
     one = m.leiden(m._graph(X, 15), (1.,))[0]
     assert e.scores["ari_leiden1"] == m.ari(labels, one)
     assert list(e.table.index) == list(e.scores) and (e.table.meaning != "").all() and "ari_oracle" in repr(e)
     assert all(type(v) is float for v in e.scores.values())
-    assert "ari_clusters" not in m.evaluate(as_adata(X, labels, batch), progress=False).scores
+    plain = m.evaluate(as_adata(X, labels, batch), progress=False).scores
+    assert set(e.scores) - set(plain) == {"ari_clusters", "nmi_clusters", "ari_kmeans"}
+
+
+def test_evaluate_with_a_baseline_and_a_number_of_clusters():
+    X, labels, batch = blobs(0, apart=1.)
+    adata = as_adata(X, labels, batch)
+    adata.obsm["X_pca"] = X + 3. * (batch == "b0")[:, None]
+    e = m.evaluate(adata, baseline="X_pca", n_clusters=7, progress=False)
+    assert e.scores["pcr"] == m.pcr(X, adata.obsm["X_pca"], batch) > .5
+    assert e.scores["ari_kmeans"] == m.ari_kmeans(X, labels, ks=[7])[0]
+    assert list(e.ari_curve.index) == [1, 2, 3] and e.scores["ari_oracle"] == e.ari_curve.max()
+    with pytest.raises(ValueError, match="n_clusters is 0"): m.evaluate(adata, n_clusters=0, progress=False)
+    with pytest.raises(ValueError, match="obsm has no 'pca'.*baseline="): m.evaluate(adata, baseline="pca", progress=False)
+
+
+def test_intervals_hold_the_score_and_shrink_with_more_cells():
+    few, many = (m.evaluate(as_adata(*blobs(0, n=n, apart=1.)), progress=False).table for n in (240, 2400))
+    for key in "asw", "batch_asw", "bras", "ilisi", "clisi", "kbet":
+        assert few.low[key] <= few.score[key] <= few.high[key] and few.low[key] < few.high[key]
+        assert many.high[key] - many.low[key] < .6 * (few.high[key] - few.low[key])
+    assert np.isnan(few.low["nmi_oracle"])
+    X, labels, batch = blobs(0, n=600, shift=.2)
+    score, _, accepted = m._kbet(X, batch, labels)                    # the cells make up the score
+    assert score > .6 and m._mean_of_labels(accepted, pd.factorize(labels)[0]) == pytest.approx(score, abs=1e-12)
+
+
+def test_baselines_stand_around_the_embedding():
+    X, labels, batch = blobs(0, n=600, apart=3.)
+    batch[:60] = "b1"                                                 # batches need not be even
+    adata = as_adata(X + .5 * (batch == "b0")[:, None], labels, batch)
+    adata.obsm["X_pca"] = X + 4. * (batch == "b0")[:, None]
+    t = m.baselines(adata, progress=False)
+    assert list(t.index) == ["X_pca", "X_gmvae", "X_gmvae, shuffled"]
+    for key in "batch_asw", "bras", "ilisi", "kbet", "pcr":
+        assert t.loc["X_pca", key] < t.loc["X_gmvae", key] < t.loc["X_gmvae, shuffled", key]
+    for key in "asw", "clisi", "nmi_oracle", "ari_oracle", "graph_connectivity":
+        assert t.loc["X_gmvae", key] == t.loc["X_gmvae, shuffled", key]
+    mixed = m._shuffle_within(batch, labels, 0)
+    pd.testing.assert_frame_equal(pd.crosstab(labels, mixed), pd.crosstab(labels, batch))
 
 
 @pytest.mark.parametrize("batch_key", ["batch", None])
 def test_evaluate_without_batches(batch_key):
     X, labels, batch = blobs(0)
     e = m.evaluate(as_adata(X, labels, np.full(len(X), "b")), batch_key=batch_key, progress=False)
-    for key in "batch_asw", "kbet", "isolated_labels_asw":
+    for key in "batch_asw", "kbet", "bras", "ilisi", "isolated_labels_asw":
         assert np.isnan(e.scores[key]) and e.table.note[key] == "one batch: nothing to compare"
     assert not any(np.isnan(e.scores[k]) for k in ("asw", "ari_oracle", "nmi_oracle", "nmi_leiden1"))
 
@@ -390,6 +576,48 @@ def test_lengths_must_match():
     with pytest.raises(ValueError, match="neighbors has shape"):
         m.kbet(X, batch, labels, neighbors=m.knn(X, 15))
     with pytest.raises(ValueError, match="ks runs from 0"): m.ari_kmeans(X, labels, ks=[0, 1])
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def command(tmp_path):
+    script = tmp_path / "gmvae_metrics"                               # as pip writes it
+    script.write_text("from gmvae_nb.metrics import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n")
+    return lambda *words: subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True)
+
+
+def test_command_scores_a_file(tmp_path, command):
+    X, labels, batch = blobs(0, apart=1.)
+    adata = as_adata(X, labels, batch, mine=labels)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    e = m.evaluate(adata, clusters="mine", progress=False)
+    out = command(tmp_path / "cells.h5ad", "--clusters", "mine")
+    assert out.returncode == 0 and out.stdout.strip() == repr(e).strip()
+    found = json.loads(command(tmp_path / "cells.h5ad", "--clusters", "mine", "--json").stdout)["scores"]
+    assert {k: v["score"] for k, v in found.items()} == {k: None if np.isnan(v) else v for k, v in e.scores.items()}
+    assert found["asw"]["low"] < found["asw"]["high"]
+    none = json.loads(command(tmp_path / "cells.h5ad", "--batch_key", "", "--json").stdout)["scores"]
+    assert none["kbet"]["score"] is None and none["kbet"]["note"] == "one batch: nothing to compare"
+
+
+@pytest.mark.parametrize("words, message", [
+    (["nowhere.h5ad"], "nowhere.h5ad is not a file"), (["text.h5ad"], "text.h5ad cannot be read as .h5ad"),
+    (["cells.h5ad", "--embed", "X_umap"], "obsm has no 'X_umap'; found ['X_gmvae']"),
+    (["cells.h5ad", "--batch_key", "donor"], "obs has no column 'donor'"),
+    (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0")])
+def test_command_refuses_bad_input_in_one_sentence(tmp_path, command, words, message):
+    as_adata(*blobs(0)).write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "text.h5ad").write_text("no h5ad")
+    out = command(tmp_path / words[0], *words[1:])
+    assert out.returncode == 1 and out.stdout == ""
+    assert message in out.stderr and out.stderr.startswith("gmvae_metrics: ") and out.stderr.count("\n") == 1
+
+
+def test_command_helps(command):
+    out = command("--help").stdout
+    for word in "--embed", "--batch_key", "--labels_key", "--clusters", "--json", ".h5ad", "default: X_gmvae":
+        assert word in out
 
 
 def test_import_is_light():

@@ -1,0 +1,186 @@
+"""Time and peak memory of the evaluation of one embedding: ours against scib's way, on simulated cells.
+
+    python tests/bench/evaluation.py --cells 1000 5000 10000 20000 70000 --repeats 3 --scib-max-cells 10000
+
+Every measurement is a process of its own, so that memory is its own; contenders take turns, so that a busy minute hits all.
+Contenders: `five` (ours: ARI, ASW, NMI, batch ASW and kBET, as the seed scores them), `evaluate` (ours: everything metrics.evaluate
+gives, with intervals) and `scib` (the same five by scib's functions: Leiden by leidenalg at 20 resolutions, k-means by scikit-learn;
+kBET only where R, its package and rpy2 are installed, otherwise four). Imports and just-in-time compilation are not counted.
+"""
+import argparse
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+
+CONTENDERS = ("five", "evaluate", "scib")
+
+
+def simulate(n: int, dims: int, labels: int, batches: int, seed: int):
+    "An AnnData with X_gmvae: Gaussian types of uneven size, each batch shifted a little."
+    import anndata as ad
+    rng = np.random.default_rng(seed)
+    sizes = rng.dirichlet(np.full(labels, 3.))
+    label, batch = rng.choice(labels, n, p=sizes), rng.integers(0, batches, n)
+    label[:labels], batch[:batches] = np.arange(labels), np.arange(batches)  # every name occurs
+    X = rng.normal(size=(n, dims)) + rng.normal(size=(labels, dims))[label] + .3 * rng.normal(size=(batches, dims))[batch]
+    obs = pd.DataFrame({"cell_type": [f"type {i}" for i in label], "batch": [f"batch {i}" for i in batch]}, index=[f"c{i}" for i in range(n)])
+    return ad.AnnData(obs=obs.astype("category"), obsm={"X_gmvae": X.astype(np.float32)})
+
+
+def five(adata):
+    from gmvae_nb import metrics as m
+    X, labels, batch = adata.obsm["X_gmvae"], adata.obs["cell_type"], adata.obs["batch"]
+    neighbors = m.knn(X, 50)
+    return {"ari_oracle": m.ari_kmeans(X, labels)[0], "asw": m.silhouette_width(X, labels),
+            "nmi_oracle": m.nmi_leiden(X, labels, neighbors=neighbors)[0], "batch_asw": m.batch_silhouette_width(X, batch, labels),
+            "kbet": m.kbet(X, batch, labels, neighbors=neighbors)[0]}
+
+
+def evaluate(adata):
+    from gmvae_nb import metrics as m
+    return m.evaluate(adata, progress=False).scores
+
+
+def scib(adata):
+    import scanpy as sc
+    import scib
+    from sklearn.cluster import KMeans
+    keys = {"batch_key": "batch", "label_key": "cell_type", "embed": "X_gmvae", "verbose": False}
+    found = {"asw": scib.me.silhouette(adata, "cell_type", "X_gmvae"), "batch_asw": scib.me.silhouette_batch(adata, **keys)}
+    scores = []
+    for k in range(1, adata.obs["cell_type"].nunique() + 1):
+        adata.obs["kmeans"] = pd.Categorical(KMeans(k, n_init=10, random_state=0).fit_predict(adata.obsm["X_gmvae"]).astype(str))
+        scores.append(scib.me.ari(adata, "kmeans", "cell_type"))
+    found["ari_oracle"] = max(scores)
+    sc.pp.neighbors(adata, use_rep="X_gmvae")
+    _, found["nmi_oracle"], _ = scib.cl.cluster_optimal_resolution(
+        adata, "cell_type", "leiden", resolutions=scib.cl.get_resolutions(n=20, max=2), use_rep="X_gmvae", return_all=True)
+    if has_r():
+        found["kbet"] = scib.me.kBET(adata, "batch", "cell_type", "embed", embed="X_gmvae")
+    return found
+
+
+def has_r() -> bool:
+    try:
+        from rpy2.robjects.packages import isinstalled
+        return bool(isinstalled("kBET"))
+    except Exception:  # no rpy2, or rpy2 without R
+        return False
+
+
+def measure(contender: str, args) -> None:
+    """Run one contender in this process and print seconds, peak resident memory, what the run added to it (GB), and the scores.
+
+    A small warm-up comes first: what is loaded or compiled once (numba under scanpy's neighbours) is nobody's time.
+    """
+    warnings.filterwarnings("ignore")
+    import igraph, scanpy, sklearn.cluster, threadpoolctl  # noqa: E401, F401
+    import gmvae_nb.metrics  # noqa: F401
+    with contextlib.redirect_stdout(io.StringIO()):
+        if contender == "scib":
+            import scib  # noqa: F401
+        warnings.filterwarnings("ignore")
+        adata = simulate(args.cells[0], args.dims, args.labels, args.batches, args.seed)
+        small, run = simulate(300, args.dims, 3, 2, 0), globals()[contender]
+        if contender == "scib":
+            scanpy.pp.neighbors(small, use_rep="X_gmvae")
+        else:
+            run(small)
+        before, peak, start = current_gb(), Peak(), time.perf_counter()
+        with peak:
+            found = run(adata)
+        seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "gb": peak.gb, "gb_added": peak.gb - before,
+                      "scores": {k: None if np.isnan(v) else float(v) for k, v in found.items()}}))
+
+
+def current_gb() -> float:
+    import psutil
+    return psutil.Process().memory_info().rss / 2**30
+
+
+class Peak:
+    "The largest resident memory of this process while the block runs, looked at every 20 ms."
+    def __enter__(self):
+        self.gb, self.done = current_gb(), threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.done.wait(.02):
+            self.gb = max(self.gb, current_gb())
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="+", default=[1000, 5000, 10000, 20000, 70000])
+    parser.add_argument("--dims", type=int, default=80)
+    parser.add_argument("--labels", type=int, default=22)
+    parser.add_argument("--batches", type=int, default=13)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scib-max-cells", type=int, default=10000, help="larger sizes are measured without scib")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--json", help="also write every measurement to this file")
+    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        return measure(args.measure, args)
+
+    print(f"{os.cpu_count()} cores, {args.dims} dims, {args.labels} labels, {args.batches} batches, {args.repeats} repeats, "
+          f"scib {'with' if has_r() else 'without'} kBET, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
+    runs = []
+    for n in args.cells:
+        for repeat in range(args.repeats):
+            for contender in args.contenders:
+                if contender == "scib" and n > args.scib_max_cells:
+                    continue
+                words = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches, "seed": args.seed + repeat, "measure": contender}
+                command = [sys.executable, __file__, *(w for k, v in words.items() for w in (f"--{k}", str(v)))]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(f"{contender} at {n} cells failed:\n{done.stderr}")
+                runs.append({"cells": n, "contender": contender, "repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
+                print(f"  {n} cells, repeat {repeat}, {contender}: {runs[-1]['seconds']:.1f} s, {runs[-1]['gb']:.2f} GB", file=sys.stderr, flush=True)
+        print(report(runs, n), flush=True)
+        if args.json:
+            with open(args.json, "w") as f:
+                json.dump(runs, f, indent=1)
+
+
+def report(runs: list[dict], n: int) -> str:
+    "One size: seconds (median, smallest, largest), how many times faster than scib, memory, and how far the scores are from scib's."
+    at_n = pd.DataFrame([r for r in runs if r["cells"] == n])
+    rows = {}
+    for contender, group in at_n.groupby("contender", sort=False):
+        s = group["seconds"]
+        rows[contender] = {"median s": s.median(), "min s": s.min(), "max s": s.max(), "peak GB": group["gb"].max(),
+                           "GB added": group["gb_added"].max()}
+    table = pd.DataFrame(rows).T
+    if "scib" in rows:
+        table["times faster than scib"] = rows["scib"]["median s"] / table["median s"]
+    lines = [f"\n{n} cells", table.round(2).to_string()]
+    if {"five", "scib"} <= set(rows):
+        ours, theirs = (pd.DataFrame(at_n.loc[at_n["contender"] == c, "scores"].tolist()).astype(float) for c in ("five", "scib"))
+        shared = [k for k in ours if k in theirs]
+        lines.append("largest difference of scores, ours - scib: "
+                     + ", ".join(f"{k} {(ours[k] - theirs[k]).iloc[(ours[k] - theirs[k]).abs().argmax()]:+.1e}" for k in shared))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
