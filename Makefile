@@ -12,7 +12,7 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env results sweep table test site readme notebooks data clean
+.PHONY: help env results sweep table test site bench readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ test: env ## everything: exported code in sync, notebooks clean, notebook tests,
 
 site: env ## render the site without quarto into _docs and check every link, reference and figure
 	$(BIN)/python tools/site.py
+
+bench: env ## time the likelihood heads and the scores; prints tables, takes minutes
+	$(BIN)/python tests/bench/heads.py
+	$(BIN)/python tests/bench/evaluation.py
 
 readme: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
