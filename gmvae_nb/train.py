@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from anndata import AnnData
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -674,7 +674,7 @@ def _write(
     config = self._config()
     # one metadata entry: safetensors does not keep the order of several, and equal models should be equal files
     header = {"gmvae_nb": json.dumps({"config": config, "history": self._rows})}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata=header))
+    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state, header)))
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
