@@ -1,11 +1,14 @@
 """Time and peak memory of the evaluation of one embedding: ours against scib's way, on simulated cells.
 
     python tests/bench/evaluation.py --cells 1000 5000 10000 20000 70000 --repeats 3 --scib-max-cells 10000
+    python tests/bench/evaluation.py nbs/evaluation.csv    keeps the rows of a file, adds those that are missing
 
 Every measurement is a process of its own, so that memory is its own; contenders take turns, so that a busy minute hits all.
 Contenders: `five` (ours: ARI, ASW, NMI, batch ASW and kBET, as the seed scores them), `evaluate` (ours: everything metrics.evaluate
 gives, with intervals) and `scib` (the same five by scib's functions: Leiden by leidenalg at 20 resolutions, k-means by scikit-learn;
 kBET only where R, its package and rpy2 are installed, otherwise four). Imports and just-in-time compilation are not counted.
+Wall seconds are those of a machine that others may be using (`load` is the number of processes that wanted its cores as the run began);
+CPU seconds, summed over cores, hardly depend on that.
 """
 import argparse
 import contextlib
@@ -17,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,12 +99,13 @@ def measure(contender: str, args) -> None:
             scanpy.pp.neighbors(small, use_rep="X_gmvae")
         else:
             run(small)
-        before, peak, start = current_gb(), Peak(), time.perf_counter()
+        before, peak, load = current_gb(), Peak(), os.getloadavg()[0]
+        wall, cpu = time.perf_counter(), time.process_time()
         with peak:
             found = run(adata)
-        seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "gb": peak.gb, "gb_added": peak.gb - before,
-                      "scores": {k: None if np.isnan(v) else float(v) for k, v in found.items()}}))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(json.dumps({"wall": wall, "cpu": cpu, "load": load, "gb": peak.gb, "gb_added": peak.gb - before} |
+                     {k: None if np.isnan(v) else float(v) for k, v in found.items()}))
 
 
 def current_gb() -> float:
@@ -127,6 +132,7 @@ class Peak:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", nargs="?", type=Path, help="file with one row per measurement: kept and added to")
     parser.add_argument("--cells", type=int, nargs="+", default=[1000, 5000, 10000, 20000, 70000])
     parser.add_argument("--dims", type=int, default=80)
     parser.add_argument("--labels", type=int, default=22)
@@ -135,51 +141,50 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scib-max-cells", type=int, default=10000, help="larger sizes are measured without scib")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--json", help="also write every measurement to this file")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         return measure(args.measure, args)
 
-    print(f"{os.cpu_count()} cores, {args.dims} dims, {args.labels} labels, {args.batches} batches, {args.repeats} repeats, "
+    print(f"{os.cpu_count()} cores, {args.dims} dims, {args.labels} labels, {args.batches} batches, "
           f"scib {'with' if has_r() else 'without'} kBET, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}")
-    runs = []
+    runs = pd.read_csv(args.csv).to_dict("records") if args.csv and args.csv.exists() else []
     for n in args.cells:
         for repeat in range(args.repeats):
             for contender in args.contenders:
-                if contender == "scib" and n > args.scib_max_cells:
+                key = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches, "contender": contender, "repeat": repeat}
+                if contender == "scib" and n > args.scib_max_cells or any(key.items() <= r.items() for r in runs):
                     continue
-                words = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches, "seed": args.seed + repeat, "measure": contender}
+                words = {**key, "seed": args.seed + repeat, "measure": contender}
+                del words["contender"], words["repeat"]
                 command = [sys.executable, __file__, *(w for k, v in words.items() for w in (f"--{k}", str(v)))]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"{contender} at {n} cells failed:\n{done.stderr}")
-                runs.append({"cells": n, "contender": contender, "repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
-                print(f"  {n} cells, repeat {repeat}, {contender}: {runs[-1]['seconds']:.1f} s, {runs[-1]['gb']:.2f} GB", file=sys.stderr, flush=True)
-        print(report(runs, n), flush=True)
-        if args.json:
-            with open(args.json, "w") as f:
-                json.dump(runs, f, indent=1)
+                runs.append(key | json.loads(done.stdout.splitlines()[-1]))
+                print(f"  {n} cells, repeat {repeat}, {contender}: {runs[-1]['wall']:.1f} s, {runs[-1]['cpu']:.1f} CPU s, {runs[-1]['gb']:.2f} GB",
+                      file=sys.stderr, flush=True)
+                if args.csv:
+                    pd.DataFrame(runs).sort_values(["cells", "repeat"], kind="stable").to_csv(args.csv, index=False)
+    print(report(pd.DataFrame(runs)).to_string())
+    print(differences(pd.DataFrame(runs)).to_string(float_format="{:+.1e}".format))
 
 
-def report(runs: list[dict], n: int) -> str:
-    "One size: seconds (median, smallest, largest), how many times faster than scib, memory, and how far the scores are from scib's."
-    at_n = pd.DataFrame([r for r in runs if r["cells"] == n])
-    rows = {}
-    for contender, group in at_n.groupby("contender", sort=False):
-        s = group["seconds"]
-        rows[contender] = {"median s": s.median(), "min s": s.min(), "max s": s.max(), "peak GB": group["gb"].max(),
-                           "GB added": group["gb_added"].max()}
-    table = pd.DataFrame(rows).T
-    if "scib" in rows:
-        table["times faster than scib"] = rows["scib"]["median s"] / table["median s"]
-    lines = [f"\n{n} cells", table.round(2).to_string()]
-    if {"five", "scib"} <= set(rows):
-        ours, theirs = (pd.DataFrame(at_n.loc[at_n["contender"] == c, "scores"].tolist()).astype(float) for c in ("five", "scib"))
-        shared = [k for k in ours if k in theirs]
-        lines.append("largest difference of scores, ours - scib: "
-                     + ", ".join(f"{k} {(ours[k] - theirs[k]).iloc[(ours[k] - theirs[k]).abs().argmax()]:+.1e}" for k in shared))
-    return "\n".join(lines)
+def report(runs: pd.DataFrame) -> pd.DataFrame:
+    "By size and contender: repeats, seconds (median, smallest, largest), peak memory, and how many times faster than scib."
+    by = runs.groupby(["cells", "contender"], sort=False)
+    table = pd.DataFrame({"repeats": by.size(), "wall s": by["wall"].median(), "min": by["wall"].min(), "max": by["wall"].max(),
+                          "CPU s": by["cpu"].median(), "load": by["load"].median(), "peak GB": by["gb"].max(), "GB added": by["gb_added"].max()})
+    scib = table[["wall s", "CPU s"]].xs("scib", level="contender").reindex(table.index.get_level_values("cells")).to_numpy()
+    table[["× faster", "× less CPU"]] = scib / table[["wall s", "CPU s"]]
+    return table.round(2)
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    "By size: ours - scib, the largest over repeats of the scores that both give."
+    both = {c: runs[runs["contender"] == c].set_index(["cells", "repeat"]) for c in ("five", "scib")}
+    found = (both["five"] - both["scib"])[["ari_oracle", "asw", "nmi_oracle", "batch_asw"]].dropna(how="all")
+    return found.groupby("cells").agg(lambda d: d.iloc[d.abs().argmax()])
 
 
 if __name__ == "__main__":
