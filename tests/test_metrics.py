@@ -121,6 +121,18 @@ def test_silhouettes_are_sklearns_for_any_tile(seed, types, tile):
     np.testing.assert_allclose(m.silhouettes(X + 1e6, labels, tile=tile), ours, atol=1e-6)
 
 
+@pytest.mark.parametrize("tile", [1, 7, 100])
+def test_distance_sums_are_those_of_all_pairs(tile):
+    from scipy.spatial.distance import cdist
+    X, labels, _ = blobs(0, n=60, types=5)
+    codes = pd.factorize(labels)[0]
+    sums = m._distance_sums(X, codes, tile)
+    np.testing.assert_allclose(sums, cdist(X, X) @ np.eye(5)[codes], rtol=1e-12)
+    alone = m._distance_sums(X, np.arange(60), tile)                  # a group per cell: to itself exactly 0
+    assert (np.diag(alone) == 0).all()
+    np.testing.assert_allclose(alone, cdist(X, X), atol=1e-7)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
 def test_silhouette_scores_do_not_depend_on_scale_origin_order_or_names(seed, scale, origin):
@@ -315,6 +327,13 @@ def test_bootstrap_of_clusters_is_that_of_the_cells(seed):
     same = m.bootstrap_clusters(labels, labels)
     np.testing.assert_allclose([same["nmi"], same["ari"]], 1)
     np.testing.assert_allclose(list(m.bootstrap_clusters(labels, np.zeros(400)).values()), 0, atol=1e-12)
+
+
+def test_cells_counted_several_times_are_several_cells():
+    X, _, batch = blobs(0, n=300, batches=3, shift=1.)
+    times = np.random.default_rng(0).integers(0, 4, 300)
+    often = m.batch_variance(np.repeat(X, times, axis=0), np.repeat(batch, times))
+    assert m._variance_share(X, pd.factorize(batch)[0], times.astype(float)) == pytest.approx(often, abs=1e-12)
 
 
 def test_bootstrap_of_pcr_is_that_of_the_cells():
