@@ -32,14 +32,18 @@ import pandas as pd
 CONTENDERS = ("five", "evaluate", "scib", "one_type")
 
 
-def simulate(n: int, dims: int, labels: int, batches: int, seed: int):
-    "An AnnData with X_gmvae: Gaussian types of uneven size, each batch shifted a little."
+def simulate(n: int, dims: int, labels: int, batches: int, seed: int, apart: float = .5):
+    """An AnnData with X_gmvae: Gaussian types of uneven size with a standard deviation of 1, each batch shifted a little.
+
+    The centres of the types are drawn with a standard deviation of `apart`. At 0.5 types touch and Leiden reaches an NMI of 0.85, as
+    on real data. At 1 they lie apart and NMI is 1: leidenalg, which iterates until nothing changes, is then done at once.
+    """
     import anndata as ad
     rng = np.random.default_rng(seed)
     sizes = rng.dirichlet(np.full(labels, 3.))
     label, batch = rng.choice(labels, n, p=sizes), rng.integers(0, batches, n)
     label[:labels], batch[:batches] = np.arange(labels), np.arange(batches)  # every name occurs
-    X = rng.normal(size=(n, dims)) + rng.normal(size=(labels, dims))[label] + .3 * rng.normal(size=(batches, dims))[batch]
+    X = rng.normal(size=(n, dims)) + apart * rng.normal(size=(labels, dims))[label] + .3 * rng.normal(size=(batches, dims))[batch]
     obs = pd.DataFrame({"cell_type": [f"type {i}" for i in label], "batch": [f"batch {i}" for i in batch]}, index=[f"c{i}" for i in range(n)])
     return ad.AnnData(obs=obs.astype("category"), obsm={"X_gmvae": X.astype(np.float32)})
 
@@ -113,7 +117,7 @@ def measure(contender: str, args) -> None:
         if contender == "scib":
             import scib  # noqa: F401
         warnings.filterwarnings("ignore")
-        adata = simulate(args.cells[0], args.dims, args.labels, args.batches, args.seed)
+        adata = simulate(args.cells[0], args.dims, args.labels, args.batches, args.seed, args.apart)
         small, run = simulate(300, args.dims, 3, 2, 0), globals()[contender]
         if contender == "scib":
             for some in small, simulate(8200, args.dims, 3, 2, 0):
@@ -158,6 +162,7 @@ def main():
     parser.add_argument("--dims", type=int, default=80)
     parser.add_argument("--labels", type=int, default=22)
     parser.add_argument("--batches", type=int, default=13)
+    parser.add_argument("--apart", type=float, default=.5, help="how far apart the types lie, in their standard deviations per dimension")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scib-max-cells", type=int, default=10000, help="larger sizes are measured without scib")
@@ -173,7 +178,7 @@ def main():
     for n in args.cells:
         for repeat in range(args.repeats):
             for contender in args.contenders:
-                key = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches, "contender": contender, "repeat": repeat}
+                key = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches, "apart": args.apart, "contender": contender, "repeat": repeat}
                 if contender == "scib" and n > args.scib_max_cells or any(key.items() <= r.items() for r in runs):
                     continue
                 words = {**key, "seed": args.seed + repeat, "measure": contender}
@@ -186,9 +191,11 @@ def main():
                 print(f"  {n} cells, repeat {repeat}, {contender}: {runs[-1]['wall']:.1f} s, {runs[-1]['cpu']:.1f} CPU s, {runs[-1]['gb']:.2f} GB",
                       file=sys.stderr, flush=True)
                 if args.csv:
-                    pd.DataFrame(runs).sort_values(["cells", "repeat"], kind="stable").to_csv(args.csv, index=False)
-    print(report(pd.DataFrame(runs)).to_string())
-    found = differences(pd.DataFrame(runs))
+                    pd.DataFrame(runs).sort_values(["apart", "cells", "repeat"], kind="stable").to_csv(args.csv, index=False)
+    runs = pd.DataFrame(runs)
+    runs = runs[runs["apart"] == args.apart]
+    print(report(runs).to_string())
+    found = differences(runs)
     if len(found):
         print("largest difference of scores, ours - scib:\n" + found.to_string(float_format="{:+.1e}".format))
 
