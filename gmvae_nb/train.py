@@ -143,7 +143,7 @@ class CountsProduct(torch.autograd.Function):
     def forward(ctx, v, c, b, weight):  # CSR (N, G), (), (N,) or None, (G or G + B, H) -> (N, H)
         G = v.shape[1]
         ctx.save_for_backward(v, c, b)
-        ctx.rows = len(weight)
+        ctx.n_batches = len(weight) - G
         out = F.embedding_bag(v.col_indices(), weight, v.crow_indices()[:-1], mode="sum", per_sample_weights=v.values())
         if c != 0:
             out -= c * weight[:G].sum(0)
@@ -155,10 +155,9 @@ class CountsProduct(torch.autograd.Function):
         v, c, b = ctx.saved_tensors
         by_gene = v.to_sparse_csc()
         v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1])
-        d_weight = grad.new_zeros(ctx.rows, grad.shape[1])
-        d_weight[: v.shape[1]] = torch.addmm(-c * grad.sum(0), v_T, grad)
+        d_weight = torch.addmm(-c * grad.sum(0), v_T, grad)  # (G, H)
         if b is not None:
-            d_weight[v.shape[1] :].index_add_(0, b, grad)
+            d_weight = torch.cat([d_weight, grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(0, b, grad)])
         return None, None, None, d_weight
 
 # %% ../nbs/04_train.ipynb #dd3a4afa
@@ -288,7 +287,10 @@ class GMVAENetwork(nn.Module):
         x, components = self.draw(q, eps_x, eps_w)
         terms = gmvae_terms(x, *q, *components, self.log_weights, bound=self.preset.bound)
         log_lik = self.log_likelihood(y, b, x, reduction)
-        return terms | dict(rec=-log_lik if reduction == "mean" else -log_lik.mean(0))
+        terms["rec"] = -log_lik if reduction == "mean" else -log_lik.mean(0)
+        with torch.no_grad():
+            terms["gamma"] = responsibilities(x, *components, self.log_weights).exp().mean(0)
+        return terms
 
     def log_responsibilities(
         self,
