@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from evaluation import Peak, current_gb
+from cost import Cost
 
 MODEL = ("n_latent", "n_hidden", "n_layers", "gene_likelihood", "dispersion")
 
@@ -69,7 +69,7 @@ def main():
     scvi.model.SCVI.setup_anndata(adata, batch_key=args.batch_key or None)
     given = {k: getattr(args, k) for k in MODEL if getattr(args, k) is not None}
     model = scvi.model.SCVI(adata, **given)
-    before, peak, seconds = current_gb(), Peak(), []
+    cost, seconds = Cost(), []
 
     def say(**values):
         print(json.dumps(values), flush=True)
@@ -82,22 +82,19 @@ def main():
         def on_train_epoch_end(self, trainer, _):
             seconds.append(time.perf_counter() - self.start)
             if not args.time_only: return
-            found = {"epoch": len(seconds) - 1, "seconds": seconds[-1], "cells_per_second": adata.n_obs / seconds[-1], "peak_gb": peak.gb}
+            found = {"epoch": len(seconds) - 1, "seconds": seconds[-1], "cells_per_second": adata.n_obs / seconds[-1], "peak_gb": cost.peak.gb}
             say(**found, ready=True) if len(seconds) == 1 else say(**found)
             trainer.should_stop = sys.stdin.readline() in ("", "stop\n")
 
     warmup = {} if args.n_epochs_kl_warmup is None else {"n_epochs_kl_warmup": args.n_epochs_kl_warmup}
-    with peak:
-        start = time.perf_counter()
+    with cost:
         model.train(max_epochs=10**6 if args.time_only else args.max_epochs, accelerator="cpu", train_size=1.0, batch_size=args.batch_size,
                     plan_kwargs=warmup, enable_progress_bar=False, enable_model_summary=False, callbacks=[Clock()])
-        fit_seconds = time.perf_counter() - start
     if args.time_only: return
     np.savez(args.out, latent=model.get_latent_representation().astype(np.float32), seconds=np.array(seconds))
     per_epoch = float(np.median(seconds))
     say(scvi=scvi.__version__, cells=adata.n_obs, genes=adata.n_vars, **given, n_epochs_kl_warmup=args.n_epochs_kl_warmup, epochs=len(seconds),
-        seed=args.seed, threads=torch.get_num_threads(), seconds=fit_seconds, epoch_seconds=per_epoch, cells_per_second=adata.n_obs / per_epoch,
-        peak_gb=peak.gb, gb_added=peak.gb - before)
+        seed=args.seed, threads=torch.get_num_threads(), epoch_seconds=per_epoch, cells_per_second=adata.n_obs / per_epoch, **cost.found)
 
 
 if __name__ == "__main__":
