@@ -81,7 +81,7 @@ def fit_gmvae(adata, preset: str, K: int, seed: int, batch_key: str, max_epochs:
     model = GMVAE(adata, K=K, batch_key=batch_key, preset=preset, seed=seed)
     with Cost() as cost:
         model.train(max_epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
-    return {"latent": model.get_latent_representation(), "clusters": np.asarray(model.predict())}, cost.found
+    return {"latent": model.get_latent_representation(), "clusters": np.asarray(model.predict(), dtype=str)}, cost.found
 
 
 def fit_here(job: dict) -> None:
@@ -121,11 +121,15 @@ def score(adata, arrays: dict, batch_key: str, labels_key: str, K: int, seed: in
     "All scores, and the summaries."
     adata = adata.copy()
     adata.obsm["X_gmvae"] = arrays["latent"]
-    if "clusters" in arrays: adata.obs["gmvae_cluster"] = pd.Categorical(arrays["clusters"].astype(str))
+    if "clusters" in arrays: adata.obs["gmvae_cluster"] = pd.Categorical(arrays["clusters"])
     found = evaluate(adata, "X_gmvae", batch_key, labels_key, "gmvae_cluster" if "clusters" in arrays else None, seed, progress=False,
                      baseline="X_pca", n_clusters=K).scores
     summaries = {name: float(np.mean([found[k] for k in keys])) for name, keys in SUMMARIES.items()}
     return {"total": .6 * summaries["bio"] + .4 * summaries["batch"], **summaries, **found}
+
+
+def read(csv: Path) -> pd.DataFrame:
+    return pd.read_csv(csv, keep_default_na=False, na_values=[""]) if csv.exists() else pd.DataFrame()
 
 
 def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> bool:
@@ -177,7 +181,7 @@ def main():
     if {"scvi", "harmony"} & {c.family for c in runs} and not args.peers_python.exists():
         sys.exit(f"peers: {args.peers_python} is not there; call `make peers-env`, or leave the peers out by --methods pca gmvae")
 
-    rows, failed = pd.read_csv(args.csv) if args.csv.exists() else pd.DataFrame(), []
+    rows, failed = read(args.csv), []
     todo = [(data, c, seed) for data in args.data for seed in range(args.seeds) for c in runs if not finished(rows, Path(data).stem, c, seed)]
     with tqdm(total=len(todo), unit="run") as bar, tempfile.TemporaryDirectory() as folder:
         for data in dict.fromkeys(d for d, *_ in todo):
@@ -191,7 +195,7 @@ def main():
                     failed.append(f"{Path(data).stem}: {c.method}, seed {seed}")
                 else:
                     scores = score(adata, arrays, args.batch_key, args.labels_key, args.K, seed)
-                    rows = add(rows, {"data": Path(data).stem, "method": c.method, "seed": seed, "settings": c.settings, **scores, **cost})
+                    rows = add(read(args.csv), {"data": Path(data).stem, "method": c.method, "seed": seed, "settings": c.settings, **scores, **cost})
                     write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
                 bar.update()
     if not rows.empty:
