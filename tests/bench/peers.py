@@ -183,21 +183,23 @@ def main():
 
     rows, failed = read(args.csv), []
     todo = [(data, c, seed) for data in args.data for seed in range(args.seeds) for c in runs if not finished(rows, Path(data).stem, c, seed)]
-    with tqdm(total=len(todo), unit="run") as bar, tempfile.TemporaryDirectory() as folder:
-        for data in dict.fromkeys(d for d, *_ in todo):
+    with tqdm(todo, unit="run") as bar, tempfile.TemporaryDirectory() as folder:
+        prepared = None
+        for data, c, seed in bar:
             cells = Path(folder) / f"{Path(data).stem}.h5ad"
-            adata = prepare(data, args, cells)
-            for _, c, seed in (t for t in todo if t[0] == data):
-                bar.set_description(f"{Path(data).stem}: {c.method}, seed {seed}")
-                try:
-                    arrays, cost = fit(c, cells, args.batch_key, seed, args.peers_python)
-                except subprocess.CalledProcessError:  # the process has said why
-                    failed.append(f"{Path(data).stem}: {c.method}, seed {seed}")
-                else:
-                    scores = score(adata, arrays, args.batch_key, args.labels_key, args.K, seed)
-                    rows = add(read(args.csv), {"data": Path(data).stem, "method": c.method, "seed": seed, "settings": c.settings, **scores, **cost})
-                    write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
-                bar.update()
+            if prepared != data: prepared, adata = data, prepare(data, args, cells)
+            if finished(read(args.csv), cells.stem, c, seed): continue  # by another process on the same csv
+            name = f"{cells.stem}: {c.method}, seed {seed}"
+            bar.set_description(name)
+            try:
+                arrays, cost = fit(c, cells, args.batch_key, seed, args.peers_python)
+            except subprocess.CalledProcessError:  # the process has said why
+                failed.append(name)
+                continue
+            scores = score(adata, arrays, args.batch_key, args.labels_key, args.K, seed)
+            rows = add(read(args.csv), {"data": cells.stem, "method": c.method, "seed": seed, "settings": c.settings, **scores, **cost})
+            write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
+    rows = read(args.csv)
     if not rows.empty:
         for data, part in rows.groupby("data"):
             print(f"\n{data}\n{table(part).droplevel('data').to_string()}")

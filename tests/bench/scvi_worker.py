@@ -59,6 +59,7 @@ def main():
     import scvi
     import torch
     from lightning.pytorch import Callback
+    from tqdm import tqdm
 
     for name in ("lightning.pytorch", "lightning.fabric"): logging.getLogger(name).setLevel(logging.WARNING)
     if args.threads: torch.set_num_threads(args.threads)
@@ -81,13 +82,15 @@ def main():
 
         def on_train_epoch_end(self, trainer, _):
             seconds.append(time.perf_counter() - self.start)
+            bar.total = trainer.max_epochs
+            bar.update()
             if not args.time_only: return
             found = {"epoch": len(seconds) - 1, "seconds": seconds[-1], "cells_per_second": adata.n_obs / seconds[-1], "peak_gb": cost.peak.gb}
             say(**found, ready=True) if len(seconds) == 1 else say(**found)
             trainer.should_stop = sys.stdin.readline() in ("", "stop\n")
 
     warmup = {} if args.n_epochs_kl_warmup is None else {"n_epochs_kl_warmup": args.n_epochs_kl_warmup}
-    with cost:
+    with cost, tqdm(desc="SCVI", unit="epoch", disable=args.time_only) as bar:
         model.train(max_epochs=10**6 if args.time_only else args.max_epochs, accelerator="cpu", train_size=1.0, batch_size=args.batch_size,
                     plan_kwargs=warmup, enable_progress_bar=False, enable_model_summary=False, callbacks=[Clock()])
     if args.time_only: return
