@@ -125,7 +125,7 @@ def encoder_input(
         if kind == "lognorm":
             values = 1e4 * values / cell_totals(y).to(mean.dtype).repeat_interleave(y.crow_indices().diff())
         values, c = values.log1p(), torch.zeros_like(mean)
-    return EncoderInput(torch.sparse_csr_tensor(y.crow_indices(), y.col_indices(), values, y.shape), c, b)
+    return EncoderInput(torch.sparse_csr_tensor(y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False), c, b)
 
 # %% ../nbs/04_train.ipynb #12f8b1d0
 def cell_totals(
@@ -154,7 +154,7 @@ class CountsProduct(torch.autograd.Function):
     def backward(ctx, grad):  # (N, H)
         v, c, b = ctx.saved_tensors
         by_gene = v.to_sparse_csc()
-        v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1])
+        v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1], check_invariants=False)
         d_weight = torch.addmm(-c * grad.sum(0), v_T, grad)  # (G, H)
         if b is not None:
             d_weight = torch.cat([d_weight, grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(0, b, grad)])
