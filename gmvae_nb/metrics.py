@@ -457,6 +457,7 @@ def diffusion_neighbours(
     *,
     max_steps: int = 25,      # of the longest walk
     chunk: int = 256,         # cells that one core starts from before it takes the next
+    progress: bool = False,
 ) -> np.ndarray | None:
     """The k nearest cells by random walks on `graph`: (n, k) indices, nearest first; None if not reached.
 
@@ -471,7 +472,7 @@ def diffusion_neighbours(
 
     def longest(steps):
         def part(a): return walk(T.indptr, T.indices, T.data, k, steps, max_steps, a, out[a:a + chunk])
-        return max(_in_threads(part, range(0, n, chunk)))
+        return max(_in_threads(part, range(0, n, chunk), "walks", progress))
 
     used = longest(3)
     if 3 < used <= max_steps: longest(used)         # all cells get the same walks: again, with longer ones
@@ -507,7 +508,7 @@ def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress
     order, table, accepted = _canonical_order(X), [], np.full(len(X), np.nan)
     for l in tqdm(range(len(names)), desc="kBET", disable=not progress, leave=False):
         cells = order[codes[order] == l]
-        *row, accepted[cells] = _kbet_label(graph[cells][:, cells], batch[cells], alpha)
+        *row, accepted[cells] = _kbet_label(graph[cells][:, cells], batch[cells], alpha, progress)
         table.append(row)
     columns = ["n", "n_batches", "k0", "dropped", "rejection", "note"]
     table = pd.DataFrame(table, index=pd.Index(names, name="label"), columns=columns)
@@ -516,7 +517,7 @@ def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress
     return (float(1 - tested.mean()) if len(tested) else np.nan), table, accepted
 
 
-def _kbet_label(graph, batch, alpha) -> tuple:
+def _kbet_label(graph, batch, alpha, progress) -> tuple:
     "The test within one label: one row of the table of `kbet`, and whether each cell was accepted."
     n, n_batches = len(batch), len(np.unique(batch))
     if n < 10: return n, n_batches, None, 0, np.nan, "skipped: fewer than 10 cells", np.nan
@@ -529,7 +530,7 @@ def _kbet_label(graph, batch, alpha) -> tuple:
     if len(keep) < 0.75 * n:
         why = f"set to 1: {dropped} cells in components under {3 * k0} cells"
         return n, n_batches, k0, dropped, 1., why, 0
-    found = diffusion_neighbours(graph[keep][:, keep], k0)
+    found = diffusion_neighbours(graph[keep][:, keep], k0, progress=progress)
     if found is None:
         return n, n_batches, k0, dropped, 1., f"set to 1: no {k0} neighbours within the label", 0
     neighbours = np.full((n, k0), -1)
