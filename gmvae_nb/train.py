@@ -59,8 +59,8 @@ class Preset:
     lam_mode: str = "batch"  # or "cell"
     kl_warmup: int = 0  # epochs over which the weight of the prior terms rises to 1
     M: int = 10  # Monte Carlo draws of x per cell
-    M_heads: int = 1  # so many of them, M at most, for each tile of genes
-    M_w: int = 1  # draws of w per cell, M at most
+    M_heads: int = 2  # so many of them, M at most, for each tile of genes
+    M_w: int = 2  # draws of w per cell, M at most
     dtype: str = "auto"  # of the heads' products in training: "float32", "bfloat16", or what the processor is faster in
     batch_size: int = 128  # cells of a mini-batch
     lr: float = 1e-3  # Adam's initial learning rate
@@ -331,6 +331,16 @@ class GMVAENetwork(nn.Module):
         sizes = (M, N, self.preset.n_x), (M_w or M, N, self.n_w)
         return tuple(torch.randn(*size, generator=generator).to(self.y_mean.device) for size in sizes)
 
+    def paired_noise(
+        self,
+        M: int,  # draws of x
+        N: int,  # cells
+        M_w: int,  # draws of w
+    ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
+        "Noise in antithetic pairs: every second draw is minus the one before, and standard normal all the same."
+        half = self.noise((M + 1) // 2, N, M_w=(M_w + 1) // 2)
+        return tuple(torch.stack([eps, -eps], 1).flatten(0, 1)[:m] for eps, m in zip(half, (M, M_w)))
+
 # %% ../nbs/04_train.ipynb #b7ac8ae5
 def neg_elbo(
     terms: dict[str, Tensor],  # from GMVAENetwork.forward
@@ -571,7 +581,7 @@ def _train_epoch(
             minibatches(self.counts, self.batch, self.train_idx, preset.batch_size, rng=rng)
         ):
             y, b = y.to(self.device), b.to(self.device)
-            noise = self.network.noise(preset.M, len(y), M_w=min(preset.M_w, preset.M))
+            noise = self.network.paired_noise(preset.M, len(y), min(preset.M_w, preset.M))
             terms = self.network(y, b, *noise, reduction="mean")
             loss = training_loss(terms, preset, kl_weight(epoch, preset))
             if not loss.isfinite():

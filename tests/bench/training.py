@@ -133,7 +133,7 @@ def worker(a) -> None:
             epoch += 1
 
     def step(y, b):  # as GMVAE._train_epoch has it
-        noise = net.noise(p.M, len(y), M_w=min(p.M_w, p.M))
+        noise = net.paired_noise(p.M, len(y), min(p.M_w, p.M))
         loss = training_loss(net(y, b, *noise, reduction="mean"), p, kl_weight(0, p))
         model.optimizer.zero_grad()
         loss.backward()
