@@ -119,12 +119,15 @@ def tile_counts(y: Tensor, tile: int) -> TiledCounts:
     small = (value >= 1) & (value <= SMALL_COUNT) & (value == value.floor())
     size = torch.where(small, value, top).long()                        # 1 … SMALL_COUNT, or top
     key = gene.div(tile, rounding_mode="floor") * top + (top - size)
-    order = torch.argsort(key, stable=True)
+    order = torch.argsort(key.int(), stable=True)
     ends = torch.bincount(key, minlength=n_tiles * top).cumsum(0).view(n_tiles, top)
     starts = torch.cat([ends.new_zeros(1), ends[:-1, -1]])
     ends = torch.cat([ends.flip(1), starts[:, None]], 1)
-    value, cell, gene = value[order], cell[order], gene[order]
-    log_factorial = value.new_zeros(N).index_add_(0, cell, torch.lgamma(value + 1))
+    value, cell, gene, size = (t[order] for t in (value, cell, gene, size))
+    log_factorial = torch.lgamma(torch.arange(1, top + 2, device=y.device).double())[size]   # a table of 0! … 17!
+    general = size == top
+    log_factorial[general] = torch.lgamma(value[general] + 1)
+    log_factorial = value.new_zeros(N).index_add_(0, cell, log_factorial)
     return TiledCounts(value[:, None], cell, gene % tile * N + cell, ends.tolist(), log_factorial)
 
 # %% ../nbs/03_nb_likelihood.ipynb #95055b40
@@ -140,6 +143,7 @@ def nonzero_terms(
     general = ends[SMALL_COUNT] - ends[-1]                              # so many at the front are not small
     for i in range(1, SMALL_COUNT):
         above = slice(general, ends[i] - ends[-1])
+        if above.stop == general: break                                 # no small count is as large as that
         factor = r[above] + i
         rising[above] *= factor
         slope[above] += factor.reciprocal_()
@@ -287,10 +291,9 @@ class NBHeads(nn.Module):
         return log_r.exp(), logits
 
 # %% ../nbs/03_nb_likelihood.ipynb #819d3b4f
-def partition(M: int, M_heads: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
-    "The `M_heads` different draws of M that each tile sees, (n_tiles, M_heads); each is seen equally often."
-    place = torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
-    return torch.randperm(M, generator=generator)[place]
+def partition(M: int, M_heads: int, n_tiles: int) -> Tensor:
+    "The `M_heads` different draws of M that each tile sees, in turn, (n_tiles, M_heads)."
+    return torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
 
 # %% ../nbs/03_nb_likelihood.ipynb #f8918160
 TILE_ENTRIES, TILE_GENES = 2**19, 32  # entries of a tile (draws · cells · genes); the fewest genes of one
@@ -307,7 +310,6 @@ def log_prob(
     dtype: torch.dtype = torch.float32,  # of the fused products: torch.float32 (as the weights) or bfloat16
     reduction: str = "none",             # "none", or "mean" over draws and cells
     M_heads: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
-    generator: torch.Generator | None = None,  # which draws those are
 ) -> Tensor:                             # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
     shape = (h.shape[-2], self.logits.out_features)
@@ -346,7 +348,7 @@ def log_prob(
     tile = min(G, max(TILE_GENES, TILE_ENTRIES // rows))
     if M_heads is not None:
         tile = min(tile, -(-G // M))                                     # at least M tiles, if there are M genes
-        of_tile = partition(M, M_heads, -(-G // tile), generator).to(h.device)
+        of_tile = partition(M, M_heads, -(-G // tile)).to(h.device)
     dtype = torch.bfloat16 if dtype == torch.bfloat16 else draws.dtype
     value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile)
     return value if mean else value.view(h.shape[:-1])

@@ -59,8 +59,8 @@ class Preset:
     lam_mode: str = "batch"  # or "cell"
     kl_warmup: int = 0  # epochs over which the weight of the prior terms rises to 1
     M: int = 10  # Monte Carlo draws of x per cell
-    M_heads: int = 1  # so many of them for each tile of genes
-    M_w: int = 1  # draws of w per cell
+    M_heads: int = 1  # so many of them, M at most, for each tile of genes
+    M_w: int = 1  # draws of w per cell, M at most
     dtype: str = "auto"  # of the heads' products in training: "float32", "bfloat16", or what the processor is faster in
     batch_size: int = 128  # cells of a mini-batch
     lr: float = 1e-3  # Adam's initial learning rate
@@ -79,14 +79,14 @@ class Preset:
         for name in ("n_x", "n_w", "prior_hidden", "M", "M_heads", "M_w", "batch_size", "lr_step", "max_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.M_heads > self.M or self.M % self.M_w:
-            raise ValueError(f"M is {self.M}, M_heads {self.M_heads} and M_w {self.M_w}; M_heads must not exceed M, and M_w divide it")
+        if self.M % min(self.M_w, self.M):
+            raise ValueError(f"M_w is {self.M_w} and M {self.M}; each draw of w needs equally many draws of x, so give a divisor of M")
 
 # %% ../nbs/04_train.ipynb #3fe7b7a8
 PRESETS: dict[str, Preset] = {
     "blog": Preset(),  # the seed's text to the letter
     "original": Preset(  # what the code behind the seed's text did where it differs
-        encoder_hidden=(300, 200), lr=1e-4, norm_first=True, original_reshape=True, lam_mode="cell"
+        encoder_hidden=(300, 200), lr=1e-4, norm_first=True, original_reshape=True, lam_mode="cell", M_heads=10, M_w=10, dtype="float32"
     ),
 }
 
@@ -571,7 +571,7 @@ def _train_epoch(
             minibatches(self.counts, self.batch, self.train_idx, preset.batch_size, rng=rng)
         ):
             y, b = y.to(self.device), b.to(self.device)
-            noise = self.network.noise(preset.M, len(y), M_w=preset.M_w)
+            noise = self.network.noise(preset.M, len(y), M_w=min(preset.M_w, preset.M))
             terms = self.network(y, b, *noise, reduction="mean")
             loss = training_loss(terms, preset, kl_weight(epoch, preset))
             if not loss.isfinite():

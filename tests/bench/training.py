@@ -52,7 +52,7 @@ FORMS = {
     "fused fp32": dict(**ALL_DRAWS, dtype="float32"),
     "fused bf16": dict(**ALL_DRAWS, dtype="bfloat16"),
     "default": {},
-    "default M = 1": dict(M=1, M_heads=1, M_w=1),
+    "default M = 1": dict(M=1),
 }
 STEPS = {"plain": 1, "sparse": 2, "fused fp32": 3, "fused bf16": 5}  # mini-batches of a turn; the others 20
 
@@ -133,7 +133,7 @@ def worker(a) -> None:
             epoch += 1
 
     def step(y, b):  # as GMVAE._train_epoch has it
-        noise = net.noise(p.M, len(y), M_w=p.M_w)
+        noise = net.noise(p.M, len(y), M_w=min(p.M_w, p.M))
         loss = training_loss(net(y, b, *noise, reduction="mean"), p, kl_weight(0, p))
         model.optimizer.zero_grad()
         loss.backward()
@@ -240,8 +240,7 @@ def scaling(a, folder: Path) -> None:
             size = base | {factor: value}
             data = folder / f"simulated-{size['G']}.h5ad"
             if not data.exists(): write_h5ad(data, 2048, size["G"])
-            M_w = min(PRESETS["blog"].M_w, size["M"])
-            turns[value] = ours(a, "default", data, size["K"], size["N"], steps=4, M=size["M"], M_w=M_w)
+            turns[value] = ours(a, "default", data, size["K"], size["N"], steps=4, M=size["M"])
         found = rounds(a, turns)
         ms = (1e3 * found["seconds"] / found["cells"]).groupby(found["contender"]).median()
         print(f"{factor}: " + ", ".join(f"{v} {ms[v]:.2f}" for v in values) + "   ms per cell")
