@@ -177,7 +177,8 @@ def fused_pass(
     if low: A_low = new(2 * tile, P, dtype=dtype)
     if gradients:
         d_h, d_w, d_b = new(N, len(h), H).zero_(), new(2, G, H), new(2, G)
-        if low: d_W_low, d_h_low = new(2 * tile, H, dtype=dtype), new(P, H, dtype=dtype)
+        share = new(P, H, dtype=dtype) if low or draws is not None else None   # of the tile in d_h
+        if low: d_W_low = new(2 * tile, H, dtype=dtype)
     each = h.transpose(0, 1).to(dtype)                                         # (N, M, H): p = (n, m)
     h = each.reshape(P, H) if draws is None else None
     if log_s is not None: log_s = log_s.expand(N, M).reshape(P)
@@ -221,14 +222,14 @@ def fused_pass(
             a = A_low[:2 * t].copy_(a)
             d_W = torch.mm(a, h, out=d_W_low[:2 * t])
             d_w[0, genes], d_w[1, genes] = d_W[:t], d_W[t:]
-            share = torch.mm(a.T, w, out=d_h_low)
         else:
             torch.mm(d_r, h, out=d_w[0, genes])
             torch.mm(d_l, h, out=d_w[1, genes])
-            share = None if draws is None else a.T @ w
         if share is None: d_h.view(P, H).addmm_(a.T, w)
-        elif draws is None: d_h.view(P, H).add_(share)
-        else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
+        else:
+            torch.mm(a.T, w, out=share)
+            if draws is None: d_h.view(P, H).add_(share)
+            else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
     value = value.T.to(S.dtype)
     return value, (d_h.transpose(0, 1), d_w[0], d_b[0], d_w[1], d_b[1]) if gradients else None
 
@@ -239,8 +240,7 @@ class FusedNB(torch.autograd.Function):
     def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None):
         inputs, ctx.rest, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), mean
         one_pass = mean and any(ctx.needs_input_grad)
-        with torch.autocast(h.device.type, enabled=False):
-            value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
+        value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
         ctx.save_for_backward(*(gradients if one_pass else inputs))
         ctx.P = value.numel()
         return value.mean() if mean else value
@@ -251,8 +251,7 @@ class FusedNB(torch.autograd.Function):
         if ctx.mean:
             gradients = [d * (grad / ctx.P) for d in ctx.saved_tensors]
         else:
-            with torch.autocast(grad.device.type, enabled=False):
-                _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
+            _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
         return *gradients, *[None] * 6
 
 # %% ../nbs/03_nb_likelihood.ipynb #5792d2a8

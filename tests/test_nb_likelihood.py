@@ -378,6 +378,8 @@ def test_counts_that_are_not_whole_and_stored_zeros():
     for counts in (y, stored):
         for a, b in zip(gradients(heads, h, counts, weight, impl="fused"), expected):
             assert_close(a, b, rtol=1e-10, atol=1e-6)
+    tiled = nb_likelihood.tile_counts(stored, 4)
+    assert len(tiled.value) == 12 and (tiled.value != 0).all()             # stored zeros cost nothing
 
 
 def seed_like(N=32, M=4, H=100, G=900):
@@ -442,10 +444,12 @@ def test_fused_twice_backward_second_order_and_without_gradients():
         with torch.no_grad(): assert torch.equal(value, heads.log_prob(h, y, impl="fused", reduction=reduction).sum())
 
 
-def test_autocast_does_not_choose_the_precision_of_the_fused_form():
+@pytest.mark.parametrize("options", [dict(reduction="none"), dict(reduction="mean"), dict(reduction="mean", M_heads=1),
+                                     dict(reduction="mean", M_heads=2)], ids=str)
+def test_autocast_does_not_choose_the_precision_of_the_fused_form(options):
     heads, h, y, _ = seed_like()
-    plain = gradients(heads, h, y, impl="fused", reduction="mean")
-    with torch.autocast("cpu", dtype=torch.bfloat16): cast = gradients(heads, h, y, impl="fused", reduction="mean")
+    plain = gradients(heads, h, y, impl="fused", **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16): cast = gradients(heads, h, y, impl="fused", **options)
     for a, b in zip(plain, cast): assert torch.equal(a, b)
 
 

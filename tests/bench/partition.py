@@ -39,15 +39,27 @@ class Draws(NamedTuple):
     M: int  # of x
     M_heads: int  # of those, for each tile of genes
     M_w: int  # of w
-    genes: str = "in order"  # tiles of neighbouring genes, or of "shuffled" ones
+    variant: str = ""  # one of the three below
 
+
+SHUFFLED = "shuffled"  # tiles of shuffled genes, not of neighbours
+ANTITHETIC = "antithetic"  # the noise of every second draw is minus that of the one before
+ALL_PAIRS = "all pairs"  # every draw of x meets every draw of w
 
 CHOICES = [
     *(Draws(M, M, M) for M in (1, 2, 10)),
-    *(Draws(10, 10, M_w) for M_w in (1, 2, 5)),
-    *(Draws(M, M_heads, M_w) for M in (10, 20, 40) for M_heads in (1, 2) for M_w in (1, 2, 5, 10)),
-    *(Draws(M, 1, 1, "shuffled") for M in (10, 40)),
+    *(Draws(10, M_heads, M_w) for M_heads in (1, 2) for M_w in (1, 2, 5, 10)),
+    *(Draws(M, M_heads, 10) for M in (20, 40) for M_heads in (1, 2)),
+    Draws(10, 1, 1, SHUFFLED),
+    Draws(10, 1, 2, ALL_PAIRS),
+    *(Draws(*d, ANTITHETIC) for d in [(2, 2, 2), (10, 10, 10), (10, 1, 2), (10, 2, 2), (10, 2, 10), (20, 2, 2), (20, 2, 10)]),
 ]
+
+
+def antithetic(network: GMVAENetwork, M: int, N: int, M_w: int) -> tuple[Tensor, ...]:
+    "Noise as `network.noise` gives it, in pairs of opposite sign: each draw alone still comes from the same distribution."
+    half = network.noise((M + 1) // 2, N, M_w=(M_w + 1) // 2)
+    return tuple(torch.stack([e, -e], 1).flatten(0, 1)[:n] for e, n in zip(half, (M, M_w)))
 
 
 def parameters(network: GMVAENetwork, heads: NBHeads) -> dict[str, list[Tensor]]:
@@ -60,8 +72,10 @@ def parameters(network: GMVAENetwork, heads: NBHeads) -> dict[str, list[Tensor]]
 def gradient(network: GMVAENetwork, y: Tensor, b: Tensor, d: Draws, heads: NBHeads, counts: Tensor) -> dict[str, Tensor]:
     "Gradient of the mean -ELBO of one mini-batch with fresh draws, for each part of the network in one vector."
     q = network.encode(y, b)
-    x, components = network.draw(q, *network.noise(d.M, len(b), M_w=d.M_w))
-    terms = gmvae_terms(x, *q, *components, bound=network.preset.bound)
+    noise = antithetic(network, d.M, len(b), d.M_w) if d.variant == ANTITHETIC else network.noise(d.M, len(b), M_w=d.M_w)
+    x, components = network.draw(q, *noise)
+    met = x.repeat(d.M_w, 1, 1) if d.variant == ALL_PAIRS else x
+    terms = gmvae_terms(met, *q, *components, bound=network.preset.bound)
     log_lik = heads.log_prob(network.decode(x, b), counts, impl="fused", dtype=fast_dtype("auto", y.device), reduction="mean",
                              M_heads=None if d.M_heads == d.M else d.M_heads)
     of = parameters(network, heads)
@@ -84,7 +98,7 @@ def main():
     parser.add_argument("--data", default=str(FULL) if FULL.exists() else "kang_pbmc", help="an h5ad, or the name of a data set (%(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="of training before (%(default)s)")
     parser.add_argument("--K", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=24, help="of gradients for each choice (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=20, help="of gradients for each choice (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -93,21 +107,22 @@ def main():
     model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(get_preset("blog"), max_epochs=a.epochs)).train()
     network = model.network.eval()
     y, b, idx = next(iter(minibatches(model.counts, model.batch, model.train_idx, model.preset.batch_size, rng=np.random.default_rng(0))))
-    forms = {"in order": (network.heads, y), "shuffled": shuffled(network.heads, model.counts[idx])}
+    in_order, out_of_order = (network.heads, y), shuffled(network.heads, model.counts[idx])
+    forms = {d: out_of_order if d.variant == SHUFFLED else in_order for d in CHOICES}
 
     torch.manual_seed(0)
     total, n, rows = None, 0, {d: [] for d in CHOICES}
-    for d in CHOICES: gradient(network, y, b, d, *forms[d.genes])  # warms up
+    for d in CHOICES: gradient(network, y, b, d, *forms[d])  # warms up
     for _ in tqdm(range(a.pairs), unit="pair"):
         for d in CHOICES:
             pair, wall, cpu = [], [], []
             for _ in range(2):
                 start = time.perf_counter(), time.process_time()
-                pair.append(gradient(network, y, b, d, *forms[d.genes]))
+                pair.append(gradient(network, y, b, d, *forms[d]))
                 wall.append(time.perf_counter() - start[0]), cpu.append(time.process_time() - start[1])
             rows[d].append({part: 0.5 * (pair[0][part] - pair[1][part]).double().square().sum().item() for part in PARTS}
                            | {"seconds": np.mean(wall), "cpu_seconds": np.mean(cpu)})
-            if d.genes == "in order":  # the heads of others have another order
+            if d.variant != SHUFFLED:  # which has its heads in another order
                 for g in pair: total = {part: g[part] + (total[part] if total else 0) for part in PARTS}
                 n += 2
     squared_norm = {part: (total[part] / n).double().square().sum().item() for part in PARTS}
@@ -127,7 +142,7 @@ def main():
     print(f"{a.data}: {adata.n_vars:,} genes, K = {a.K}, {a.epochs} epochs, N = {len(b)}, {a.pairs} pairs, {a.threads} threads, "
           f"load of the machine {os.getloadavg()[0]:.1f}; variance relative to the squared norm, and the encoder's times CPU seconds")
     table["encoder x cpu"] = table.encoder * table.cpu_seconds
-    columns = ["M", "M_heads", "M_w", "genes", *PARTS, "seconds", "cpu_seconds", "encoder x cpu"]
+    columns = ["M", "M_heads", "M_w", "variant", *PARTS, "seconds", "cpu_seconds", "encoder x cpu"]
     print(table[columns].to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 
