@@ -9,3 +9,5 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # anndata's progress bars ask for notebook widgets when they are imported; ours are plain text
 warnings.filterwarnings("ignore", message="IProgress not found")
+# torch says so of every sparse tensor; the operations used here are tested
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

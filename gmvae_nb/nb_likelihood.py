@@ -161,11 +161,11 @@ def fused_pass(
     dtype: torch.dtype,          # of the matrix products
     gradients: bool,             # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
-    draws: Tensor | None = None, # the M' draws that each tile sees, (tiles, M'); None for all of them
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # log P in nats (M', N); gradients of h, w_r, b_r, w_l, b_l
+    draws: Tensor | None = None, # the M_heads draws that each tile sees, (tiles, M_heads); None for all
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # log P in nats (M or M_heads, N); gradients of h, w_r, b_r, w_l, b_l
     "Sum over genes of log P(y | h), and the gradients of sum u log P, in memory O(M·N·tile + G·H)."
     (_, N, H), G = h.shape, len(w_r)
-    M = len(h) if draws is None else draws.shape[1]                            # here M' where fewer are seen
+    M = len(h) if draws is None else draws.shape[1]                            # here M_heads where fewer are seen
     P = M * N
     def new(*shape, dtype=h.dtype): return torch.empty(shape, dtype=dtype, device=h.device)
     low = dtype != h.dtype
@@ -287,9 +287,9 @@ class NBHeads(nn.Module):
         return log_r.exp(), logits
 
 # %% ../nbs/03_nb_likelihood.ipynb #819d3b4f
-def partition(M: int, n_draws: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
-    "The `n_draws` different draws of M that each tile sees, (n_tiles, n_draws); each is seen equally often."
-    place = torch.arange(n_tiles * n_draws).view(n_tiles, n_draws) % M
+def partition(M: int, M_heads: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
+    "The `M_heads` different draws of M that each tile sees, (n_tiles, M_heads); each is seen equally often."
+    place = torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
     return torch.randperm(M, generator=generator)[place]
 
 # %% ../nbs/03_nb_likelihood.ipynb #f8918160
@@ -306,7 +306,7 @@ def log_prob(
     impl: str = "sparse",                # "dense", "sparse" or "fused"
     dtype: torch.dtype = torch.float32,  # of the fused products: torch.float32 (as the weights) or bfloat16
     reduction: str = "none",             # "none", or "mean" over draws and cells
-    n_draws: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
+    M_heads: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
     generator: torch.Generator | None = None,  # which draws those are
 ) -> Tensor:                             # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
@@ -322,12 +322,12 @@ def log_prob(
     for name, (found, known) in options.items():
         if found not in known: raise ValueError(f"{name}: found {found!r}, expected one of {known}.")
     mean = reduction == "mean"
-    if n_draws is not None:
+    if M_heads is not None:
         if impl != "fused" or not mean:
-            raise ValueError(f'n_draws: needs impl="fused" and reduction="mean", found {impl!r} and '
+            raise ValueError(f'M_heads: needs impl="fused" and reduction="mean", found {impl!r} and '
                              f'{reduction!r}.')
         M = h.shape[:-2].numel()
-        if not 1 <= n_draws <= M: raise ValueError(f"n_draws: found {n_draws}, expected 1 to M = {M}.")
+        if not 1 <= M_heads <= M: raise ValueError(f"M_heads: found {M_heads}, expected 1 to M = {M}.")
     if impl != "fused":
         if dtype == torch.bfloat16:
             raise ValueError(f'dtype: torch.bfloat16 needs impl="fused", found {impl!r}.')
@@ -342,11 +342,11 @@ def log_prob(
             raise ValueError('size_factor: it requires a gradient, which impl="fused" does not give; '
                              'use impl="sparse".')
         log_s = self.log_size(size_factor, h.shape[-2]).to(draws.dtype)
-    rows, G, of_tile = max(1, (n_draws or len(draws)) * shape[0]), shape[1], None
+    rows, G, of_tile = max(1, (M_heads or len(draws)) * shape[0]), shape[1], None
     tile = min(G, max(TILE_GENES, TILE_ENTRIES // rows))
-    if n_draws is not None:
+    if M_heads is not None:
         tile = min(tile, -(-G // M))                                     # at least M tiles, if there are M genes
-        of_tile = partition(M, n_draws, -(-G // tile), generator).to(h.device)
+        of_tile = partition(M, M_heads, -(-G // tile), generator).to(h.device)
     dtype = torch.bfloat16 if dtype == torch.bfloat16 else draws.dtype
     value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile)
     return value if mean else value.view(h.shape[:-1])

@@ -18,8 +18,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from gmvae_nb import data
-from gmvae_nb.data import (bmmc_cite, bmmc_multiome, count_statistics, get_categories, get_counts, kang_pbmc,
-                           load_data, mean_and_std, minibatches, plot_counts_heatmap, split_by, split_cells,
+from gmvae_nb.data import (CountsOnDisk, bmmc_cite, bmmc_multiome, count_statistics, get_categories, get_counts, kang_pbmc,
+                           load_data, mean_and_std, minibatches, plot_counts_heatmap, shuffle_blocks, split_by, split_cells,
                            write_atomically)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,11 @@ def test_counts_of_every_storage_format(form, dtype, tmp_path):
     if form == "csr_array": return
     a.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    np.testing.assert_array_equal(get_counts(backed).toarray(), expected)
+    y = get_counts(backed)
+    assert isinstance(y, CountsOnDisk) == (form == "csr")      # only rows of CSR can be read one by one
+    y = y[np.arange(len(a))]
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y.toarray(), expected)
     view = get_counts(backed[3:11], allow_empty_genes=True)
     np.testing.assert_array_equal(view.toarray(), expected[3:11])
     backed.file.close()
@@ -196,18 +200,67 @@ def test_split_by():
     with pytest.raises(ValueError, match="no cell to test on"): split_by(a, "site", [])
 
 
+def on_disk_copy(a, folder):
+    a = a.copy()
+    a.X = sparse.csr_matrix(a.X)
+    a.write_h5ad(folder / "a.h5ad")
+    return ad.read_h5ad(folder / "a.h5ad", backed="r")
+
+
+def test_rows_on_disk_are_those_in_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    expected = rng.poisson(.2, (500, 30)).astype(np.float32)
+    expected[:, 3] += 1                                        # no empty cell
+    a = ad.AnnData(sparse.csr_matrix(expected))
+    backed = on_disk_copy(a, tmp_path)
+    y = get_counts(backed)
+    for rows in [np.arange(500), rng.permutation(500), rng.integers(0, 500, 90), np.array([499]), np.array([0, 0, 7])]:
+        np.testing.assert_array_equal(y[rows].toarray(), expected[rows])
+    np.testing.assert_array_equal(y.read(17, 40).toarray(), expected[17:40])
+    for rows in [None, np.arange(7, 500, 3)]:
+        np.testing.assert_allclose(mean_and_std(y, rows), mean_and_std(sparse.csr_matrix(expected), rows), rtol=1e-12)
+    pd.testing.assert_frame_equal(count_statistics(backed, None, None, None),
+                                  count_statistics(a, None, None, None))
+
+
+def test_a_bad_count_on_disk_is_named_and_all_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("gmvae_nb.data._parts.__defaults__", (None, 7))     # several parts
+    a = small()
+    a.X[11, 4], a.X[25, 1] = 2.5, -1
+    with pytest.raises(ValueError, match=f"2.5 for cell '{a.obs_names[11]}' and gene '{a.var_names[4]}'.*not: 2"):
+        get_counts(on_disk_copy(a, tmp_path))
+    a.X[11, 4], a.X[25, 1] = 1, 1
+    a.X[26] = 0
+    with pytest.raises(ValueError, match=f"1 cell without a single count, the first is '{a.obs_names[26]}'"):
+        get_counts(on_disk_copy(a, tmp_path))
+    a.X[26] = 2**24
+    with pytest.raises(ValueError, match=f"holds 1.67772e.07 for cell '{a.obs_names[26]}'"):
+        get_counts(on_disk_copy(a, tmp_path))
+
+
+@pytest.mark.parametrize("n, block, fetch", [(1, 64, 8), (63, 64, 128), (1000, 64, 256), (1000, 1, 100), (129, 16, 1000)])
+def test_shuffled_blocks_hold_every_row_once(n, block, fetch):
+    idx = np.arange(n) * 3
+    first, again, other = (shuffle_blocks(idx, np.random.default_rng(s), fetch, block) for s in (0, 0, 1))
+    np.testing.assert_array_equal(np.sort(first), idx)
+    np.testing.assert_array_equal(first, again)
+    assert n == 1 or (first != other).any()
+
+
 @pytest.mark.parametrize("n, size, drop_last", [(30, 8, False), (30, 8, True), (17, 16, False),
                                                 (16, 16, True), (1, 128, False)])
-def test_minibatches_visit_every_cell_once(n, size, drop_last):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_minibatches_visit_every_cell_once(n, size, drop_last, on_disk, tmp_path):
     a = small()
     y, batch = get_counts(a), get_categories(a, "batch", "batch_key").codes
+    if on_disk: y = get_counts(on_disk_copy(a, tmp_path))
     idx = np.random.default_rng(1).permutation(a.n_obs)[:n]
     for rng in [None, np.random.default_rng(2)]:
         seen = list(minibatches(y, batch, idx, size, rng=rng, drop_last=drop_last))
         rows = np.concatenate([r for _, _, r in seen])
         for y_, b, r in seen: assert y_.shape == (len(r), 20) and b.shape == (len(r),)
         assert (y_.dtype, b.dtype) == (torch.float32, torch.int64)
-        np.testing.assert_array_equal(torch.cat([y_ for y_, _, _ in seen]).numpy(), a.X[rows])
+        np.testing.assert_array_equal(torch.cat([y_.to_dense() for y_, _, _ in seen]).numpy(), a.X[rows])
         np.testing.assert_array_equal(torch.cat([b for _, b, _ in seen]).numpy(), batch[rows])
         assert len(rows) == (n - n % size if drop_last else n) == len(set(rows)) and set(rows) <= set(idx)
         if rng is None: np.testing.assert_array_equal(rows, idx[:len(rows)])
@@ -227,8 +280,6 @@ def test_minibatches_never_make_the_matrix_dense(monkeypatch):
             return _original(self, *args, **kwargs)
         monkeypatch.setattr(sparse.csr_matrix, name, spy)
     for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=np.random.default_rng(0)): pass
-    assert len(made) == 32 and max(made) == 128
-    made.clear()
     count_statistics(a)
     split_cells(len(a))
     assert not made

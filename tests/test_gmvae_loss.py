@@ -8,7 +8,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.testing import assert_close
 
 from gmvae_nb.gmvae_loss import (
-    ComponentKLs, ComponentLogProbs, MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, responsibilities,
+    MixturePrior, ParameterMixture, component_log_probs, component_terms, free_nats, gmvae_terms, responsibilities,
 )
 from gmvae_nb.vae import kl_gaussians
 
@@ -136,11 +136,48 @@ def test_components_shared_by_all_cells_equal_expanded_ones():
         assert_close(grads[0], grads[1])
 
 
-def test_components_in_single_precision_against_double():
+@pytest.mark.parametrize("M_w", [10, 2, 1, None])
+@pytest.mark.parametrize("shift", [0.0, 8.0])
+def test_components_in_single_precision_against_double(M_w, shift):
+    "Values and gradients to 1e-5 of their norm, also for cells far from the origin, at the seed's sizes."
     c = random_case((10, 16, 20, 80, 2))
-    for function, names in ((ComponentLogProbs, ("x", "means", "log_stds")), (ComponentKLs, ("x_mean", "x_log_std", "means", "log_stds"))):
-        exact, single = function.apply(*(c[k] for k in names)), function.apply(*(c[k].float() for k in names))
-        assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
+    if M_w is None: c["means"], c["log_stds"] = (c[k][:1, :1] for k in ("means", "log_stds"))
+    else: c["means"], c["log_stds"] = (c[k][:M_w] for k in ("means", "log_stds"))
+    for k in ("x", "x_mean", "means"): c[k] = c[k] + shift
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        inputs = [c[k].to(dtype).requires_grad_() for k in ("x", "x_mean", "x_log_std", "means", "log_stds")]
+        log_p, kl_k = component_terms(*inputs)
+        found.append([log_p, kl_k, *torch.autograd.grad(log_p.log_softmax(-1)[..., 0].sum() + kl_k.log().sum(), inputs)])
+    for exact, single in zip(*found):
+        assert (single - exact).norm() < 1e-5 * exact.norm()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([(6, 1), (6, 2), (6, 3), (6, 6), (4, 2), (1, 1)]), sizes, scales, st.sampled_from(["paper", "exact"]))
+def test_fewer_draws_of_w_equal_components_repeated_for_the_draws_that_share_them(draws, shape, scale, bound):
+    "Terms, responsibilities and every gradient."
+    M, M_w = draws
+    c = {k: v.requires_grad_() for k, v in random_case((M, *shape[1:]), scale).items()}
+    few = [c[k][:M_w].detach().requires_grad_() for k in ("means", "log_stds")]
+    mix = torch.arange(1.0, shape[1] + 1, dtype=torch.float64)
+    found = []
+    for means, log_stds in (few, [t.repeat_interleave(M // M_w, 0) for t in few]):
+        case = {**c, "means": means, "log_stds": log_stds}
+        terms, inputs = gmvae_terms(**case, bound=bound), [c["x"], c["x_mean"], c["x_log_std"], *few]
+        grads = [torch.autograd.grad((terms[k] * mix).sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+                 for k in ("kl_z", "cond")]
+        found.append([*terms.values(), responsibilities(c["x"], means, log_stds), *grads[0], *grads[1]])
+    for a, b in zip(*found):
+        assert_close(a, b, rtol=1e-8, atol=1e-8 * (1 + b.abs().max().item()))
+
+
+def test_draws_of_w_that_do_not_divide_the_draws_of_x_are_refused():
+    c = random_case((6, 2, 3, 2, 1))
+    c["means"], c["log_stds"] = c["means"][:4], c["log_stds"][:4]
+    for bound in ("paper", "exact"):
+        with pytest.raises(ValueError, match="6 draws of x cannot be shared out among 4 draws of w; take a divisor of 6"):
+            gmvae_terms(**c, bound=bound)
 
 
 @pytest.mark.parametrize("K", [1, 3])

@@ -450,32 +450,32 @@ def test_autocast_does_not_choose_the_precision_of_the_fused_form():
     for a, b in zip(plain, cast): assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("n_draws", [1, 2, 3])
+@pytest.mark.parametrize("M_heads", [1, 2, 3])
 @pytest.mark.parametrize("tile", [2, 5])
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-10), (torch.bfloat16, 1e-2)])
-def test_partitioned_draws_are_unbiased(n_draws, tile, dtype, bound):
+def test_partitioned_draws_are_unbiased(M_heads, tile, dtype, bound):
     "The average over all 3! permutations of the draws is the mean over all draws: value and every gradient."
     heads, h, y, s, _ = fused_case(5, 3, 4, 6, 11, spread=0.4)
     options = dict(size_factor=s, reduction="mean")
     expected, found = gradients(heads, h, y, impl="dense", **options), []
     for order in itertools.permutations(range(3)):
         with (mock.patch.object(torch, "randperm", lambda M, generator=None: torch.tensor(order)),
-              mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * n_draws * 4, TILE_GENES=1)):
-            found.append(gradients(heads, h, y, impl="fused", n_draws=n_draws, dtype=dtype, **options))
+              mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M_heads * 4, TILE_GENES=1)):
+            found.append(gradients(heads, h, y, impl="fused", M_heads=M_heads, dtype=dtype, **options))
     for each, b in zip(zip(*found), expected):
         assert (sum(each) / 6 - b).norm() <= bound * b.norm()
-        if n_draws < 3: assert (each[0] - b).norm() > 1e-3 * b.norm()      # one step alone is an estimate
+        if M_heads < 3: assert (each[0] - b).norm() > 1e-3 * b.norm()      # one step alone is an estimate
 
 
 def test_partition_is_balanced_and_follows_its_generator():
-    for M, n_draws, n_tiles in ((10, 1, 30), (10, 3, 10), (4, 4, 5)):
-        a, b, c = (nb_likelihood.partition(M, n_draws, n_tiles, torch.Generator().manual_seed(i)) for i in (0, 0, 1))
+    for M, M_heads, n_tiles in ((10, 1, 30), (10, 3, 10), (4, 4, 5)):
+        a, b, c = (nb_likelihood.partition(M, M_heads, n_tiles, torch.Generator().manual_seed(i)) for i in (0, 0, 1))
         assert torch.equal(a, b) and not torch.equal(a, c)
-        assert (a.flatten().bincount(minlength=M) == n_tiles * n_draws // M).all()
-        assert all(len(set(row)) == n_draws for row in a.tolist())
+        assert (a.flatten().bincount(minlength=M) == n_tiles * M_heads // M).all()
+        assert all(len(set(row)) == M_heads for row in a.tolist())
     heads, h, y, _, _ = fused_case(5, 3, 4, 6, 11)
     before = torch.get_rng_state()
-    values = [heads.log_prob(h, y, impl="fused", reduction="mean", n_draws=1,
+    values = [heads.log_prob(h, y, impl="fused", reduction="mean", M_heads=1,
                              generator=torch.Generator().manual_seed(i)) for i in (0, 0, 1)]
     assert values[0] == values[1] != values[2] and torch.equal(before, torch.get_rng_state())
 
@@ -543,8 +543,8 @@ def test_fused_memory_is_flat_in_the_number_of_draws():
     (lambda m, h, y: m.log_prob(h, y, f64([[1.0], [0.0], [1.0], [1.0]]), impl="fused"), "zero, negative or not finite"),
     (lambda m, h, y: m.log_prob(h, y, torch.ones(4, 1).requires_grad_(), impl="fused"), "requires a gradient"),
     (lambda m, h, y: m.log_prob(h, y[:-1], impl="fused"), r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"),
-    (lambda m, h, y: m.log_prob(h, y, impl="fused", n_draws=1), "needs impl=\"fused\" and reduction=\"mean\", found"),
-    (lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", n_draws=4), "n_draws: found 4, expected 1 to M = 3"),
+    (lambda m, h, y: m.log_prob(h, y, impl="fused", M_heads=1), "needs impl=\"fused\" and reduction=\"mean\", found"),
+    (lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", M_heads=4), "M_heads: found 4, expected 1 to M = 3"),
     (lambda m, h, y: NBHeads(0, 5), "n_hidden and n_genes must be at least 1, found 0 and 5"),
 ])
 def test_bad_input_is_named(call, says):

@@ -82,7 +82,7 @@ def contenders(a: argparse.Namespace) -> dict:
     steps |= {"as written, fp32": as_written(h, heads, y)}
     steps |= {impl: likelihood(h, heads, y, impl=impl) for impl in ("dense", "sparse")}
     steps |= {f"fused {name}": likelihood(h, heads, csr, impl="fused", dtype=dtype) for name, dtype in TYPES.items()}
-    return steps | {f"fused {name}, one draw per tile": likelihood(h, heads, csr, impl="fused", dtype=dtype, n_draws=1)
+    return steps | {f"fused {name}, one draw per tile": likelihood(h, heads, csr, impl="fused", dtype=dtype, M_heads=1)
                     for name, dtype in TYPES.items()}
 
 
