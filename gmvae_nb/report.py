@@ -20,6 +20,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
 from .data import get_categories, get_counts, write_atomically
@@ -65,13 +66,18 @@ def on_map(
 # %% ../nbs/report.ipynb #ef8186a5
 def draw_map(
     place: np.ndarray,  # (N, 2) from on_map
-    colours: Sequence[str] | np.ndarray,  # of each cell; numbers are drawn on viridis, 0 to 1
+    colours: np.ndarray,  # (N,) of each cell; numbers are drawn on viridis, 0 to 1
+    names: pd.Categorical | None = None,  # (N,) names short enough to be written on the map
 ) -> Figure:
     "Cells as dots, drawn in random order so that no group hides another."
     order = np.random.default_rng(0).permutation(len(place))
     fig = Figure(figsize=(4.6, 4.6))
     ax = fig.add_axes((0, 0, 1, 1), frameon=False)
-    ax.scatter(*place[order].T, c=np.asarray(colours)[order], s=np.clip(12000 / len(place), 0.6, 20), lw=0, vmin=0, vmax=1, cmap="viridis")
+    scale = dict(vmin=0, vmax=1, cmap="viridis") if colours.dtype.kind == "f" else {}
+    ax.scatter(*place[order].T, c=colours[order], s=np.clip(12000 / len(place), 0.6, 20), lw=0, **scale)
+    for code, name in enumerate([] if names is None else names.categories):
+        middle = np.median(place[names.codes == code], axis=0) if (names.codes == code).any() else (-1, -1)
+        ax.annotate(name, middle, ha="center", va="center", fontsize=9, weight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")])
     ax.set(xlim=(0, 65535), ylim=(0, 65535), xticks=[], yticks=[])
     return fig
 
@@ -86,6 +92,8 @@ def draw_curves(
         ax = fig.add_subplot()
         draw(ax)
         ax.set_title("")
+        legend = ax.get_legend()
+        ax.legend(legend.legend_handles, [t.get_text() for t in legend.get_texts()], frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
         return png(fig)
     return dict(loss=one(lambda ax: plot_loss(history, ax)), z=one(lambda ax: plot_z_prior(history, K, ax)))
 
@@ -175,7 +183,7 @@ def remarks(
     fall = -np.polyfit(range(len(recent)), recent, 1)[0] if len(recent) > 1 else np.inf
     if len(loss) < 5 or fall > 5e-4 * abs(recent.iloc[-1]):
         still = f"the loss was still falling by {fall:.1f} nats per cell and epoch" if np.isfinite(fall) else "there was one epoch"
-        said.append(f"Training stopped early, after {len(loss)} epoch{'s' * (len(loss) > 1)}: {still}. Give it more with a larger --max_epochs and --resume.")
+        said.append(f"Training stopped early, after {len(loss)} epoch{'s' * (len(loss) > 1)}: {still}. Give it more with a larger max_epochs and resume.")
     if unsure > 0.1:
         said.append(f"{unsure:.0%} of the cells are unsure of their cluster: K may be too large, or these cells lie between types.")
     return said
@@ -184,11 +192,11 @@ def remarks(
 CSS = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6876; --line: #e3e8ee; --ground: #f6f8fa; --card: #fff; --accent: #2f6f8f; --warn: #fff7e6; --warnline: #e0a030; }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word; }
 main { max-width: 1080px; margin: 0 auto; padding: 0 20px 60px; }
 header { background: linear-gradient(120deg, #17405a, #2f6f8f 60%, #4b9a94); color: #fff; padding: 40px 0 34px; margin-bottom: 28px; }
 header div { max-width: 1080px; margin: 0 auto; padding: 0 20px; }
-h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 6px; font-weight: 650; letter-spacing: -.01em; }
+h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 6px; font-weight: 650; letter-spacing: -.01em; overflow-wrap: anywhere; }
 header p { margin: 0; opacity: .88; }
 nav { margin-top: 16px; display: flex; flex-wrap: wrap; gap: 6px 16px; font-size: .92rem; }
 nav a { color: #fff; text-underline-offset: 3px; }
@@ -215,7 +223,7 @@ h2 + p, .lead { color: var(--soft); margin: 0 0 16px; max-width: 75ch; }
 img.plot { width: 100%; height: auto; display: block; }
 .small { color: var(--soft); font-size: .88rem; margin: 10px 0 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th { text-align: left; font-weight: 600; color: var(--soft); font-size: .82rem; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); }
+th { text-align: left; white-space: nowrap; font-weight: 600; color: var(--soft); font-size: .82rem; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); }
 td { padding: 8px 10px 8px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 .num { font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -432,7 +440,7 @@ def write_report(
     for title, groups in (("cluster", numbers), (key, batch), (labels_key, labels)):
         if groups is not None:
             colours = palette(len(groups.categories))
-            maps.append(dict(title=title, names=list(groups.categories), colours=colours, src=png(draw_map(place, np.array(colours)[groups.codes[shown]])),
+            maps.append(dict(title=title, names=list(groups.categories), colours=colours, src=png(draw_map(place, np.array(colours)[groups.codes[shown]], groups[shown] if groups is numbers else None)),
                              codes=base64.b64encode(groups.codes[shown].astype("<u2").tobytes()).decode()))
     maps.append(dict(title="confidence", names=[], colours=[], codes="", src=png(draw_map(place, obs["gmvae_confidence"].to_numpy()[shown]))))
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'UNSURE_BELOW', 'Found', 'find_counts', 'Input', 'fingerprint', 'variable_genes', 'read_input', 'versions',
-           'read_json', 'write_json', 'claim_folder', 'train_run', 'annotate', 'umap', 'write_annotated',
-           'annotate_run', 'GeneMatch', 'match_genes', 'map_batches', 'embed_file', 'peak_memory', 'expected']
+           'read_json', 'write_json', 'claim_folder', 'run_settings', 'finished_run', 'train_run', 'annotate', 'umap',
+           'write_annotated', 'annotate_run', 'GeneMatch', 'match_genes', 'map_batches', 'embed_file', 'peak_memory',
+           'expected']
 
 # %% ../nbs/runs.ipynb #db802327
 import hashlib
@@ -201,6 +202,28 @@ def claim_folder(
     elif (out / "model.safetensors").exists():
         raise ValueError(f"{out} holds a model that this command did not make: choose another folder")
 
+# %% ../nbs/runs.ipynb #79674bb5
+def run_settings(
+    given: Input,
+    K: int,
+    batch_key: str | None,
+    preset: Preset,
+    seed: int,
+) -> dict:
+    "What training depends on, besides the number of epochs."
+    return dict(counts_sha256=given.sha256, K=K, batch_key=batch_key, seed=seed, preset=asdict(preset))
+
+# %% ../nbs/runs.ipynb #2e67e9d9
+def finished_run(
+    out: Path,
+    max_epochs: int,
+) -> bool:
+    "Whether the folder's run has been trained for so many epochs and scored. ValueError if it has gone further."
+    epochs = read_json(out / "config.json")["epochs"] if (out / "config.json").exists() else 0
+    if epochs > max_epochs:
+        raise ValueError(f"{out} has been trained for {epochs} epochs, more than the {max_epochs} asked for: ask for {epochs} or more, or choose another folder")
+    return (out / "metrics.json").exists() and read_json(out / "metrics.json")["epochs"] == max_epochs
+
 # %% ../nbs/runs.ipynb #f0a2c3b1
 def train_run(
     given: Input,
@@ -211,7 +234,7 @@ def train_run(
     labels_key: str | None = None,  # for scores
     preset: str | Preset = "blog",
     seed: int = 0,
-    max_epochs: int | None = None,  # None: the preset's
+    max_epochs: int | None = None,  # in all; None: the preset's
     resume: bool = False,  # go on with the run in the folder
     progress: bool = True,
     command: str = "",  # kept in run.json
@@ -220,15 +243,18 @@ def train_run(
     out, settled = Path(out), get_preset(preset)
     name = preset if isinstance(preset, str) else "custom"
     model = GMVAE(given.cells, K=K, batch_key=batch_key, layer=given.layer, preset=settled, seed=seed)
-    settings = dict(counts_sha256=given.sha256, K=K, batch_key=batch_key, seed=seed, preset=asdict(settled))
+    settings, epochs = run_settings(given, K, batch_key, settled, seed), settled.max_epochs if max_epochs is None else max_epochs
+    if epochs < 1:
+        raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
     claim_folder(out, settings, resume)
+    finished_run(out, epochs)  # refuses to train less than was trained
     n_cells, n_genes = given.cells.shape
     write_json(out / "run.json", dict(
         command=command, started=datetime.now(timezone.utc).isoformat(timespec="seconds"), file=given.path.name, path=str(given.path.resolve()),
         n_cells=n_cells, n_genes=n_genes, batches=model.batches, layer=given.layer, where=given.where, why=given.why, notes=given.notes, labels_key=labels_key,
-        preset_name=name, max_epochs=max_epochs or settled.max_epochs, settings=settings, versions=versions(), machine=platform.platform(),
+        preset_name=name, max_epochs=epochs, settings=settings, versions=versions(), machine=platform.platform(),
     ))
-    model.train(max_epochs, out=out, progress=progress)
+    model.train(epochs, out=out, progress=progress)
     held_out = given.cells[model.test_idx].copy()
     scores, table, note = {}, [], ""
     if labels_key is not None:
