@@ -12,10 +12,10 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env results sweep table test site bench readme notebooks data clean
+.PHONY: help env results sweep table test site bench peers-env peers readme notebooks data clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 env: .venv/.ready ## create .venv with the pinned development set, once
 
@@ -55,6 +55,18 @@ site: env ## render the site without quarto into _docs and check every link, ref
 bench: env ## time the likelihood heads and the scores; prints tables, takes minutes
 	$(BIN)/python tests/bench/heads.py
 	$(BIN)/python tests/bench/evaluation.py
+
+peers-env: .venv-peers/.ready ## create .venv-peers with scvi-tools and Harmony, once (1.9 GB)
+
+.venv-peers/.ready: tests/bench/peers-requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint $< torch
+	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+PEERS_DATA ?= kang_pbmc
+peers: env peers-env ## score PCA, Harmony, SCVI and our presets alike: make peers [PEERS_DATA=cells.h5ad]; takes hours, resumes
+	$(BIN)/python tests/bench/peers.py nbs/peers.csv --data $(PEERS_DATA)
 
 readme: env ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py

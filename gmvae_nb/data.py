@@ -415,7 +415,7 @@ def to_torch(
 ) -> torch.Tensor:         # sparse CSR, float32
     "The same matrix for torch."
     parts = (torch.from_numpy(t) for t in (y.indptr, y.indices, y.data.astype(np.float32, copy=False)))
-    return torch.sparse_csr_tensor(*parts, size=y.shape)
+    return torch.sparse_csr_tensor(*parts, size=y.shape, check_invariants=False)
 
 # %% ../nbs/00_data.ipynb #aa4f8522
 def minibatches(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESOLUTIONS', 'silhouettes', 'silhouette_width', 'batch_silhouette_width', 'bras', 'isolated_labels', 'knn',
-           'fuzzy_graph', 'leiden', 'nmi', 'ari', 'nmi_leiden', 'ari_kmeans', 'kbet_pvalues', 'diffusion_neighbours',
-           'kbet', 'lisi_weights', 'lisi', 'ilisi', 'clisi', 'graph_connectivity', 'batch_variance', 'pcr', 'bootstrap',
-           'Evaluation', 'evaluate', 'gmvae_metrics', 'baselines']
+           'fuzzy_graph', 'leiden', 'nmi', 'ari', 'nmi_leiden', 'kmeans', 'ari_kmeans', 'kbet_pvalues',
+           'diffusion_neighbours', 'kbet', 'lisi_weights', 'lisi', 'ilisi', 'clisi', 'graph_connectivity',
+           'batch_variance', 'pcr', 'bootstrap', 'bootstrap_clusters', 'Evaluation', 'evaluate', 'gmvae_metrics',
+           'baselines', 'over_seeds']
 
 # %% ../nbs/05_metrics.ipynb #ecfd32e0
 import os
@@ -14,6 +15,7 @@ import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from json import dumps
 
 import numpy as np
@@ -48,20 +50,50 @@ def _codes(values, n: int, what: str) -> tuple[np.ndarray, np.ndarray]:
     return pd.factorize(values, sort=True)
 
 # %% ../nbs/05_metrics.ipynb #7583f504
-def _distance_sums(X, codes, chunk: int = 256) -> np.ndarray:
+def _in_threads(function, items, desc: str = "", progress: bool = False):
+    "`function` of each of `items`, in order, each on a core of its own; one item is done where it stands."
+    if len(items) == 1: return iter([function(items[0])])
+    return _pooled(function, items, desc, progress)
+
+
+def _pooled(function, items, desc, progress):
+    from joblib import cpu_count                    # knows of the cores that a scheduler grants
+    from threadpoolctl import threadpool_limits
+    with (threadpool_limits(1),
+          ThreadPoolExecutor(cpu_count(), initializer=threadpool_limits, initargs=(1,)) as pool):
+        done = pool.map(function, items)
+        yield from tqdm(done, total=len(items), desc=desc, disable=not progress, leave=False)
+
+# %% ../nbs/05_metrics.ipynb #502d840a
+def _distance_sums(X, codes, tile: int = 256, progress: bool = False) -> np.ndarray:
     "Summed Euclidean distances from each cell to the cells of each group, (n, groups), in float64."
-    n, X = len(X), X - X.mean(axis=0)               # distances stay; |a|^2 + |b|^2 - 2ab loses fewer digits
-    sq, onehot = (X * X).sum(axis=1), np.eye(codes.max() + 1)[codes]
-    sums = np.zeros(onehot.shape)
-    for a in range(0, n, chunk):
-        b = min(n, a + chunk)
-        D = X[a:b] @ X[a:].T                        # distances are symmetric: the upper triangle is enough
-        D *= -2; D += sq[a:b, None]; D += sq[a:]
-        np.sqrt(np.maximum(D, 0, out=D), out=D)
-        D[np.arange(b - a), np.arange(b - a)] = 0   # a cell's distance to itself, exactly
-        sums[a:b] += D @ onehot[a:]
-        sums[b:] += D[:, b - a:].T @ onehot[a:b]
-    return sums
+    order = np.argsort(codes, kind="stable")        # group by group: a tile meets few groups
+    codes, X = codes[order], X[order] - X.mean(axis=0)           # centred: fewer digits are lost
+    n, sq, one = len(X), (X * X).sum(axis=1, keepdims=True), np.ones((len(X), 1))
+    left, right = np.hstack([X, sq, one]), np.hstack([-2 * X, one, sq])
+    sums = np.zeros((n, codes[-1] + 1))
+
+    def groups(a): return codes[a], codes[min(a + tile, n) - 1] + 1          # of the cells of a tile
+    def onehot(a): return (codes[a:a + tile, None] == np.arange(*groups(a))).astype(float)
+
+    def strip(a):                                   # cells a, a + 1, … against these and all after them
+        to_rows, to_cols = np.zeros((min(tile, n - a), sums.shape[1])), np.zeros((n - a, np.ptp(groups(a))))
+        rows = onehot(a)
+        for b in range(a, n, tile):
+            D = left[a:a + tile] @ right[b:b + tile].T
+            np.sqrt(np.maximum(D, 0, out=D), out=D)
+            if a == b: np.fill_diagonal(D, 0)       # a cell's distance to itself, exactly
+            else: to_cols[b - a:b - a + tile] = D.T @ rows
+            to_rows[:, slice(*groups(b))] += D @ onehot(b)
+        return to_rows, to_cols
+
+    starts = range(0, n, tile)
+    for a, (to_rows, to_cols) in zip(starts, _in_threads(strip, starts, "distances", progress)):
+        sums[a:a + tile] += to_rows
+        sums[a:, slice(*groups(a))] += to_cols
+    out = np.empty_like(sums)
+    out[order] = sums
+    return out
 
 
 def _silhouette(own, other, size) -> np.ndarray:
@@ -71,11 +103,11 @@ def _silhouette(own, other, size) -> np.ndarray:
     return np.where(size > 1, s, 0.)
 
 
-def silhouettes(X, labels, *, chunk: int = 256) -> np.ndarray:
+def silhouettes(X, labels, *, tile: int = 256, progress: bool = False) -> np.ndarray:
     """Silhouette of every cell, shape (n,), each in [-1, 1] (Rousseeuw 1987).
 
-    Distances are Euclidean, in float64, `chunk` rows at a time: memory is O(chunk n), not O(n^2). A cell
-    alone in its group gets 0, as in scikit-learn. ValueError unless 2 <= number of groups < n.
+    Distances are Euclidean, in float64, `tile` x `tile` at a time on every core: memory is O(n), not O(n^2).
+    A cell alone in its group gets 0, as in scikit-learn. ValueError unless 2 <= number of groups < n.
     """
     X = _embedding(X).astype(np.float64)
     codes, names = _codes(labels, len(X), "labels")
@@ -83,7 +115,7 @@ def silhouettes(X, labels, *, chunk: int = 256) -> np.ndarray:
     if not 2 <= L < n:
         raise ValueError("silhouettes need at least 2 groups and fewer groups than cells, "
                          f"found {L} group(s) in {n} cells")
-    sums = _distance_sums(X, codes, chunk)
+    sums = _distance_sums(X, codes, tile, progress)
     size, i = np.bincount(codes), np.arange(n)
     own = sums[i, codes] / np.maximum(size[codes] - 1, 1)
     other = sums / size
@@ -167,32 +199,37 @@ def isolated_labels(X, labels, batch) -> float:
     of the label's cells + 1) / 2. NaN if every label is found in every batch: then none is isolated.
     """
     X = _embedding(X)
-    batch, _ = _codes(batch, len(X), "batch")
-    return _isolated(silhouettes(X, labels), *_codes(labels, len(X), "labels"), batch)
+    codes, batch = _codes(labels, len(X), "labels")[0], _codes(batch, len(X), "batch")[0]
+    return _mean_of_labels(_isolated_widths(silhouettes(X, labels), codes, batch), codes)
 
 
-def _isolated(s, codes, names, batch) -> float:
-    "`isolated_labels` from silhouettes at hand."
-    n_batches = np.array([len(np.unique(batch[codes == l])) for l in range(len(names))])
-    fewest = n_batches.min()
-    if fewest == len(np.unique(batch)): return np.nan
-    return float(np.mean([(s[codes == l].mean() + 1) / 2 for l in np.flatnonzero(n_batches == fewest)]))
+def _isolated_widths(s, codes, batch) -> np.ndarray:
+    "(silhouette + 1) / 2 of each cell of an isolated label, NaN elsewhere."
+    n_batches = pd.Series(batch).groupby(codes).nunique().to_numpy()
+    isolated = (n_batches == n_batches.min()) & (n_batches < len(np.unique(batch)))
+    return np.where(isolated[codes], (s + 1) / 2, np.nan)
 
 # %% ../nbs/05_metrics.ipynb #ac2d8601
-def knn(X, k: int) -> tuple[np.ndarray, np.ndarray]:
+def knn(X, k: int, *, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Exact k nearest neighbours: indices and Euclidean distances, both (n, k), nearest first, itself first.
 
     Computed with the rows in sorted order and mapped back, so that the order of the cells does not matter.
     """
     from sklearn.neighbors import NearestNeighbors
     X = _embedding(X)
-    n, order = len(X), _canonical_order(X)
+    n, order, block = len(X), _canonical_order(X), 8192
     k = min(k, n)
     if k < 2: raise ValueError(f"neighbours need k >= 2 and at least 2 cells, found k = {k} and {n} cells")
-    dist, idx = NearestNeighbors(n_neighbors=k - 1, algorithm="brute").fit(X[order]).kneighbors()
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X[order])
     indices, distances = np.empty((n, k), dtype=np.int64), np.zeros((n, k))
-    indices[order, 0] = order
-    indices[order, 1:], distances[order, 1:] = order[idx], dist
+    indices[:, 0] = np.arange(n)
+    for a in tqdm(range(0, n, block), desc="neighbours", disable=not progress, leave=False):
+        cells = order[a:a + block]
+        dist, idx = search.kneighbors(X[cells])
+        others = idx != np.arange(a, a + len(cells))[:, None]
+        others[others.all(axis=1), -1] = False      # hidden behind k cells in the same place: drop the last
+        indices[cells, 1:] = order[idx[others]].reshape(-1, k - 1)
+        distances[cells, 1:] = dist[others].reshape(-1, k - 1)
     return indices, distances
 
 
@@ -312,34 +349,39 @@ def nmi_leiden(
     return float(curve.max()), curve
 
 # %% ../nbs/05_metrics.ipynb #56fcf67b
+def kmeans(
+    X,                        # embedding (n, d)
+    ks,                       # numbers of clusters, one clustering for each
+    *,
+    n_init: int = 10,         # starts per k; the best by inertia is taken, without the labels
+    seed: int = 0,
+    progress: bool = False,
+) -> np.ndarray:
+    "k-means clusterings by scikit-learn: integers, (len(ks), n). ValueError unless 1 <= k <= n."
+    from sklearn.cluster import KMeans
+    X, ks = _embedding(X), list(ks)
+    if min(ks) < 1 or max(ks) > len(X):
+        raise ValueError(f"ks runs from {min(ks)} to {max(ks)}, expected numbers of clusters from 1 to "
+                         f"{len(X)}, the number of cells")
+    def fit(k): return KMeans(k, n_init=n_init, random_state=seed).fit(X).labels_
+    return np.array(list(_in_threads(fit, ks, "k-means", progress)))
+
+
 def ari_kmeans(
     X,                        # embedding (n, d)
     labels,                   # cell types (n,)
     *,
     ks=None,                  # numbers of clusters; None: 1 … number of labels
-    n_init: int = 10,         # k-means starts per k; the best by inertia is taken, without the labels
+    n_init: int = 10,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[float, pd.Series]:
     "Best ARI of `labels` with k-means over `ks`, and the curve. It chooses by the labels: an oracle."
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
     X = _embedding(X)
     _, names = _codes(labels, len(X), "labels")
-    ks = list(range(1, len(names) + 1) if ks is None else ks)
-    if min(ks) < 1 or max(ks) > len(X):
-        raise ValueError(f"ks runs from {min(ks)} to {max(ks)}, expected numbers of clusters from 1 to "
-                         f"{len(X)}, the number of cells")
-    def score(k): return ari(labels, KMeans(k, n_init=n_init, random_state=seed).fit(X).labels_)
-    # One core per k: OpenMP threads that share one small fit spend their time waiting for each other.
-    with (threadpool_limits(1),
-          ThreadPoolExecutor(os.cpu_count(), initializer=threadpool_limits, initargs=(1,)) as pool,
-          tqdm(total=len(ks), desc="k-means", disable=not progress, leave=False) as bar):
-        scores = []
-        for s in pool.map(score, ks):
-            scores.append(s)
-            bar.update()
-    curve = _curve(scores, ks, "k", "ari")
+    ks = range(1, len(names) + 1) if ks is None else ks
+    found = kmeans(X, ks, n_init=n_init, seed=seed, progress=progress)
+    curve = _curve([ari(labels, c) for c in found], list(ks), "k", "ari")
     return float(curve.max()), curve
 
 # %% ../nbs/05_metrics.ipynb #9b32c5c0
@@ -366,45 +408,75 @@ def kbet_pvalues(neighbours, batch) -> np.ndarray:
     return chdtrc(B - 1, stat) if B > 1 else np.ones(n)
 
 # %% ../nbs/05_metrics.ipynb #3e42aa02
+def _walk(indptr, indices, data, k, steps, max_steps, start, nearest):
+    """Fill `nearest` (m, k) with the largest entries of the rows start, start + 1, … of M, the largest first.
+
+    Returns the steps of the longest walk, beyond `steps` only where fewer than k + 1 cells are reached.
+    """
+    n, longest = len(indptr) - 1, 0
+    walk, ahead, M, top = np.empty(n), np.empty(n), np.empty(n), np.empty(k)
+    for row in range(len(nearest)):
+        i = start + row
+        walk[:] = M[:] = 0
+        walk[i] = 1
+        t = reached = 0
+        while t < steps or reached < k + 1:
+            if t == max_steps: return max_steps + 1             # not to be reached
+            ahead[:] = 0
+            for j in range(n):                                  # ahead = walk @ T
+                if walk[j] > 0:
+                    for e in range(indptr[j], indptr[j + 1]): ahead[indices[e]] += walk[j] * data[e]
+            walk, ahead = ahead, walk
+            t += 1
+            reached = 0
+            for j in range(n):
+                M[j] += walk[j]
+                reached += M[j] > 0
+        longest = max(longest, t)
+        M[i] = -1                                               # the cell itself goes last
+        for j in range(n):                                      # insertion; of equals the first stays first
+            if j >= k and M[j] <= top[-1]: continue
+            s = min(j, k - 1)
+            while s > 0 and top[s - 1] < M[j]:
+                top[s], nearest[row, s] = top[s - 1], nearest[row, s - 1]
+                s -= 1
+            top[s], nearest[row, s] = M[j], j
+    return longest
+
+
+@cache
+def _compiled_walk():
+    "`_walk` as machine code, which lets other threads run; kept on disk between sessions."
+    from numba import njit
+    return njit(nogil=True, cache=True)(_walk)
+
+
 def diffusion_neighbours(
     graph: sp.spmatrix,       # symmetric weights (n, n), no empty row
     k: int,
     *,
     max_steps: int = 25,      # of the longest walk
-    budget: int = 2**23,      # numbers held at a time: the rows of M are worked off in chunks
+    chunk: int = 256,         # cells that one core starts from before it takes the next
+    progress: bool = False,
 ) -> np.ndarray | None:
     """The k nearest cells by random walks on `graph`: (n, k) indices, nearest first; None if not reached.
 
-    Cells are ranked by M = T + T^2 + T^3 with T the row-normalised graph; longer walks are added for all
-    cells until each has k + 1 non-zero entries (itself included), as in scib.
+    Cells are ranked by M = T + T^2 + T^3 with T the row-normalised graph, equals by their index; longer
+    walks are added for all cells until each has k + 1 non-zero entries (itself included), as in scib.
     """
     n = graph.shape[0]
     if n < k + 1: return None
     T = sp.csr_matrix(graph, dtype=np.float64)
-    Tt = sp.csr_matrix(sp.diags(1 / np.asarray(T.sum(axis=1)).ravel()) @ T).T.tocsr()
-    out, steps, a = np.empty((n, k), dtype=np.int64), 3, 0
-    chunk = max(1, budget // n)
-    while a < n:
-        b = min(n, a + chunk)
-        one = Tt[:, a:b]
-        walk = (Tt @ one).toarray()                 # column i: where walks of 2 steps from cell a + i end
-        M = walk + one.toarray()
-        used = 2
-        while used < steps or ((M > 0).sum(axis=0) < k + 1).any():
-            if used == max_steps: return None
-            walk = Tt @ walk
-            M += walk
-            used += 1
-        if used > steps:                            # all cells get the same walks: again, with longer ones
-            steps, a = used, 0
-            continue
-        M = np.ascontiguousarray(M.T)               # (b - a, n)
-        M[np.arange(b - a), np.arange(a, b)] = -1   # the cell itself goes last
-        top = np.sort(np.argpartition(M, n - k, axis=1)[:, n - k:], axis=1)
-        rank = np.argsort(-np.take_along_axis(M, top, axis=1), axis=1, kind="stable")
-        out[a:b] = np.take_along_axis(top, rank, axis=1)
-        a = b
-    return out
+    T = sp.csr_matrix(sp.diags(1 / np.asarray(T.sum(axis=1)).ravel()) @ T)
+    out, walk = np.empty((n, k), dtype=np.int64), _compiled_walk()
+
+    def longest(steps):
+        def part(a): return walk(T.indptr, T.indices, T.data, k, steps, max_steps, a, out[a:a + chunk])
+        return max(_in_threads(part, range(0, n, chunk), "walks", progress))
+
+    used = longest(3)
+    if 3 < used <= max_steps: longest(used)         # all cells get the same walks: again, with longer ones
+    return out if used <= max_steps else None
 
 # %% ../nbs/05_metrics.ipynb #cf33513a
 def kbet(
@@ -436,7 +508,7 @@ def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress
     order, table, accepted = _canonical_order(X), [], np.full(len(X), np.nan)
     for l in tqdm(range(len(names)), desc="kBET", disable=not progress, leave=False):
         cells = order[codes[order] == l]
-        *row, accepted[cells] = _kbet_label(graph[cells][:, cells], batch[cells], alpha)
+        *row, accepted[cells] = _kbet_label(graph[cells][:, cells], batch[cells], alpha, progress)
         table.append(row)
     columns = ["n", "n_batches", "k0", "dropped", "rejection", "note"]
     table = pd.DataFrame(table, index=pd.Index(names, name="label"), columns=columns)
@@ -445,7 +517,7 @@ def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress
     return (float(1 - tested.mean()) if len(tested) else np.nan), table, accepted
 
 
-def _kbet_label(graph, batch, alpha) -> tuple:
+def _kbet_label(graph, batch, alpha, progress) -> tuple:
     "The test within one label: one row of the table of `kbet`, and whether each cell was accepted."
     n, n_batches = len(batch), len(np.unique(batch))
     if n < 10: return n, n_batches, None, 0, np.nan, "skipped: fewer than 10 cells", np.nan
@@ -458,7 +530,7 @@ def _kbet_label(graph, batch, alpha) -> tuple:
     if len(keep) < 0.75 * n:
         why = f"set to 1: {dropped} cells in components under {3 * k0} cells"
         return n, n_batches, k0, dropped, 1., why, 0
-    found = diffusion_neighbours(graph[keep][:, keep], k0)
+    found = diffusion_neighbours(graph[keep][:, keep], k0, progress=progress)
     if found is None:
         return n, n_batches, k0, dropped, 1., f"set to 1: no {k0} neighbours within the label", 0
     neighbours = np.full((n, k0), -1)
@@ -546,23 +618,35 @@ def graph_connectivity(X, labels, *, n_neighbors: int = 15, neighbors=None) -> f
     Mean over labels of the share of the label's cells in the largest connected component of its own graph.
     """
     X = _embedding(X)
-    codes, names = _codes(labels, len(X), "labels")
-    graph, shares = _graph(X, n_neighbors, neighbors), []
-    for l in range(len(names)):
-        cells = np.flatnonzero(codes == l)
+    codes, _ = _codes(labels, len(X), "labels")
+    return _mean_of_labels(_in_largest_piece(_graph(X, n_neighbors, neighbors), codes), codes)
+
+
+def _in_largest_piece(graph, codes) -> np.ndarray:
+    "1 for the cells in the largest connected component of their label's graph, 0 for the others."
+    inside = np.zeros(len(codes))
+    for cells in pd.Series(range(len(codes))).groupby(codes).indices.values():
         _, part = sp.csgraph.connected_components(graph[cells][:, cells], directed=False)
-        shares.append(np.bincount(part).max() / len(cells))
-    return float(np.mean(shares))
+        inside[cells] = part == np.bincount(part).argmax()
+    return inside
 
 # %% ../nbs/05_metrics.ipynb #ac8ead7e
 def batch_variance(X, batch) -> float:
     "Share of the variance of `X` between the means of the batches, in [0, 1]: scib's `pcr`, all components."
     X = _embedding(X).astype(np.float64)
-    codes, names = _codes(batch, len(X), "batch")
-    X = X - X.mean(axis=0)
-    total, size = (X * X).sum(), np.bincount(codes)
-    means = np.eye(len(names))[codes].T @ X / size[:, None]
-    return float((size * (means * means).sum(axis=1)).sum() / total) if total > 0 else np.nan
+    codes, _ = _codes(batch, len(X), "batch")
+    return _variance_share(X - X.mean(axis=0), codes, np.ones(len(X)))
+
+
+def _variance_share(X, codes, times) -> float:
+    "`batch_variance` if every cell of the centred `X` were there so many `times`; NaN if there is no variance."
+    n, B = len(X), codes.max() + 1
+    W = sp.csr_matrix((times, (codes, np.arange(n))), shape=(B, n))
+    size = np.asarray(W.sum(axis=1)).ravel()
+    means = (W @ X) / np.maximum(size, 1)[:, None]               # of each batch
+    mean = size @ means / size.sum()
+    total = times @ np.einsum("ij,ij->i", X, X) - size.sum() * mean @ mean
+    return float(size @ ((means - mean) ** 2).sum(axis=1) / total) if total > 0 else np.nan
 
 
 def pcr(X, baseline, batch) -> float:
@@ -593,9 +677,48 @@ def bootstrap(
     parts = [values[known & (groups == g)] for g in np.unique(groups[known])]
     if not parts: return np.nan, np.nan
     rng = np.random.default_rng(seed)
-    drawn = [np.mean([statistic(v[rng.integers(0, len(v), len(v))]) for v in parts]) for _ in range(n_boot)]
+    return _middle([np.mean([statistic(v[rng.integers(0, len(v), len(v))]) for v in parts])
+                    for _ in range(n_boot)], level)
+
+
+def _middle(drawn, level: float) -> tuple[float, float]:
+    "The quantiles that hold the middle `level` of the drawn scores."
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+# %% ../nbs/05_metrics.ipynb #d1f8de32
+def bootstrap_clusters(
+    labels, clusters,          # of each cell (n,)
+    *,
+    n_boot: int = 200,
+    level: float = .95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    "Percentile bootstrap intervals over cells of `nmi` and `ari`; the clusters are those of all cells."
+    from scipy.special import entr
+    n = len(labels)
+    table = pd.crosstab(np.asarray(labels), np.asarray(clusters)).to_numpy()
+    drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, n_boot).reshape(-1, *table.shape)
+    by_label, by_cluster, cells = drawn.sum(axis=2), drawn.sum(axis=1), drawn.reshape(n_boot, -1)
+
+    def H(counts): return entr(counts / n).sum(axis=1)
+    def pairs(counts): return (counts * (counts - 1) / 2).sum(axis=1)
+    both = H(by_label) + H(by_cluster)
+    nmi = np.divide(2 * (both - H(cells)), both, out=np.ones(n_boot), where=both > 0)
+    mean = (pairs(by_label) + pairs(by_cluster)) / 2
+    E = pairs(by_label) * pairs(by_cluster) / (n * (n - 1) / 2)
+    ari = np.divide(pairs(cells) - E, mean - E, out=np.ones(n_boot), where=mean != E)
+    return dict(nmi=_middle(nmi, level), ari=_middle(ari, level))
+
+# %% ../nbs/05_metrics.ipynb #8338ed88
+def _bootstrap_pcr(X, baseline, batch, n_boot: int = 200, level: float = .95, seed: int = 0) -> tuple:
+    "Percentile bootstrap interval over cells of `pcr`."
+    codes, rng, drawn = pd.factorize(batch)[0], np.random.default_rng(seed), []
+    both = [E - E.mean(axis=0) for E in (_embedding(A).astype(np.float64) for A in (X, baseline))]
+    for _ in range(n_boot):
+        times = np.bincount(rng.integers(0, len(codes), len(codes)), minlength=len(codes)).astype(float)
+        drawn.append(_pcr(*(_variance_share(E, codes, times) for E in both)))
+    return _middle(drawn, level)
 
 # %% ../nbs/05_metrics.ipynb #431e74b5
 _MEANING = {
@@ -649,7 +772,7 @@ def evaluate(
     baseline: str | None = None,       # key of the unintegrated PCA in obsm, for PCR
     n_clusters: int | None = None,     # k of the label-free k-means; None: the number of given clusters
 ) -> Evaluation:
-    """All scores of one embedding, some with 95 % intervals over cells. The neighbours are computed once.
+    """All scores of one embedding, with 95 % intervals over cells. The neighbours are computed once.
 
     With one batch (or `batch_key=None`) the batch scores are NaN and the note says so. `pcr` needs `baseline`,
     `ari_kmeans` needs `clusters` or `n_clusters`; without them they are left out. ValueError for a missing key,
@@ -678,40 +801,45 @@ def evaluate(
         raise ValueError(f"n_clusters is {n_clusters}, expected 1 to {len(X)}, the number of cells")
     with tqdm(total=6, disable=not progress) as bar:
         bar.set_description("neighbours")
-        neighbors = knn(X, 90)
+        neighbors = knn(X, 90, progress=progress)
         near = _lisi_neighbors(X, neighbors)
+        graph = _graph(X, 15, neighbors)
         bar.update(); bar.set_description("silhouettes")
-        s = silhouettes(X, labels)
-        cells = dict(asw=((s + 1) / 2, None), clisi=(_clisi_cells(*near, labels), None))
-        score = dict(asw=float((s.mean() + 1) / 2), clisi=float(np.median(cells["clisi"][0])),
-                     graph_connectivity=graph_connectivity(X, labels, neighbors=neighbors))
+        s = silhouettes(X, labels, progress=progress)
+        cells = dict(asw=((s + 1) / 2, None), clisi=(_clisi_cells(*near, labels), None),
+                     graph_connectivity=(_in_largest_piece(graph, codes), codes))
+        score = dict(asw=float((s.mean() + 1) / 2), clisi=float(np.median(cells["clisi"][0])))
         bar.update(); bar.set_description("batches")
         kbet_table = pd.DataFrame()
         if len(batches) > 1:
-            score["isolated_labels_asw"] = _isolated(s, codes, names, batch_codes)
             found, kbet_table, more = _batch_scores(X, batch, labels, neighbors, near, progress)
             score |= found
-            cells |= more
+            cells |= more | dict(isolated_labels_asw=(_isolated_widths(s, codes, batch_codes), codes))
             if baseline is not None: score["pcr"] = pcr(X, adata.obsm[baseline], batch)
+        score |= {k: _mean_of_labels(*v) for k, v in cells.items() if k not in score}
         bar.update(); bar.set_description("Leiden")
-        found = leiden(_graph(X, 15, neighbors), seed=seed, progress=progress)
-        nmi_curve = _curve([nmi(labels, c) for c in found], RESOLUTIONS, "resolution", "nmi")
-        at_one = found[RESOLUTIONS.index(1.)]
-        score["nmi_oracle"] = float(nmi_curve.max())
-        score |= dict(nmi_leiden1=nmi(labels, at_one), ari_leiden1=ari(labels, at_one))
+        cuts = leiden(graph, seed=seed, progress=progress)
+        nmi_curve = _curve([nmi(labels, c) for c in cuts], RESOLUTIONS, "resolution", "nmi")
+        at_one = cuts[RESOLUTIONS.index(1.)]
         bar.update(); bar.set_description("k-means")
         ks = list(range(1, len(names) + 1))
         extra = [] if n_clusters in (None, *ks) else [n_clusters]
-        _, curve = ari_kmeans(X, labels, ks=ks + extra, seed=seed, progress=progress)
-        ari_curve = curve[ks]                           # the oracle looks up to the number of labels
-        score["ari_oracle"] = float(ari_curve.max())
-        if n_clusters is not None: score["ari_kmeans"] = float(curve[n_clusters])
+        means = dict(zip(ks + extra, kmeans(X, ks + extra, seed=seed, progress=progress)))
+        ari_curve = _curve([ari(labels, means[k]) for k in ks], ks, "k", "ari")
         bar.update(); bar.set_description("intervals")
         medians = dict.fromkeys(("ilisi", "clisi"), np.median)
         interval = {k: bootstrap(v, g, statistic=medians.get(k, np.mean), seed=seed)
                     for k, (v, g) in cells.items()}
+        if "pcr" in score: interval["pcr"] = _bootstrap_pcr(X, adata.obsm[baseline], batch, seed=seed)
+        clusterings = dict(nmi_oracle=cuts[nmi_curve.argmax()], ari_oracle=means[ari_curve.idxmax()],
+                           nmi_leiden1=at_one, ari_leiden1=at_one)
+        if n_clusters is not None: clusterings["ari_kmeans"] = means[n_clusters]
+        if clusters is not None: clusterings |= dict(nmi_clusters=given, ari_clusters=given)
+        for key, found in clusterings.items():
+            kind = key[:3]
+            score[key] = dict(nmi=nmi, ari=ari)[kind](labels, found)
+            interval[key] = bootstrap_clusters(labels, found, seed=seed)[kind]
         bar.update(); bar.set_description("scored")
-    if clusters is not None: score |= dict(ari_clusters=ari(labels, given), nmi_clusters=nmi(labels, given))
     absent = {"pcr"} if baseline is None else set()
     if clusters is None: absent |= {"ari_clusters", "nmi_clusters"}
     if n_clusters is None: absent.add("ari_kmeans")
@@ -810,3 +938,21 @@ def _shuffle_within(batch, labels, seed: int) -> np.ndarray:
     for cells in pd.Series(range(len(out))).groupby(np.asarray(labels), sort=True).indices.values():
         out[cells] = rng.permutation(out[cells])
     return out
+
+# %% ../nbs/05_metrics.ipynb #3dd9f695
+def over_seeds(runs) -> pd.DataFrame:
+    """Mean and sd of each score over runs that differ in their seed: columns mean, sd (ddof 1), low, high, n.
+
+    `runs`: the Evaluation of each run, or its dict of scores; low and high are the smallest and the largest.
+    A run whose score is NaN is left out of that score, and n, the number of runs, says so. ValueError for
+    fewer than two runs, or runs with other scores than the first.
+    """
+    scores = [dict(getattr(run, "scores", run)) for run in runs]
+    if len(scores) < 2:
+        raise ValueError(f"found {len(scores)} run(s), expected at least two: one has no standard deviation")
+    for i, other in enumerate(scores):
+        odd = set(scores[0]) ^ set(other)
+        if odd: raise ValueError(f"run {i} and run 0 do not have the same scores: {', '.join(sorted(odd))} "
+                                 "in one of them only; evaluate all runs with the same arguments")
+    t = pd.DataFrame(scores, dtype=float)
+    return pd.DataFrame(dict(mean=t.mean(), sd=t.std(), low=t.min(), high=t.max(), n=t.count()))

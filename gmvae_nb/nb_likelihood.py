@@ -119,12 +119,15 @@ def tile_counts(y: Tensor, tile: int) -> TiledCounts:
     small = (value >= 1) & (value <= SMALL_COUNT) & (value == value.floor())
     size = torch.where(small, value, top).long()                        # 1 … SMALL_COUNT, or top
     key = gene.div(tile, rounding_mode="floor") * top + (top - size)
-    order = torch.argsort(key, stable=True)
+    order = torch.argsort(key.int(), stable=True)
     ends = torch.bincount(key, minlength=n_tiles * top).cumsum(0).view(n_tiles, top)
     starts = torch.cat([ends.new_zeros(1), ends[:-1, -1]])
     ends = torch.cat([ends.flip(1), starts[:, None]], 1)
-    value, cell, gene = value[order], cell[order], gene[order]
-    log_factorial = value.new_zeros(N).index_add_(0, cell, torch.lgamma(value + 1))
+    value, cell, gene, size = (t[order] for t in (value, cell, gene, size))
+    log_factorial = torch.lgamma(torch.arange(1, top + 2, device=y.device).double())[size]   # a table of 0! … 17!
+    general = size == top
+    log_factorial[general] = torch.lgamma(value[general] + 1)
+    log_factorial = value.new_zeros(N).index_add_(0, cell, log_factorial)
     return TiledCounts(value[:, None], cell, gene % tile * N + cell, ends.tolist(), log_factorial)
 
 # %% ../nbs/03_nb_likelihood.ipynb #95055b40
@@ -140,6 +143,7 @@ def nonzero_terms(
     general = ends[SMALL_COUNT] - ends[-1]                              # so many at the front are not small
     for i in range(1, SMALL_COUNT):
         above = slice(general, ends[i] - ends[-1])
+        if above.stop == general: break                                 # no small count is as large as that
         factor = r[above] + i
         rising[above] *= factor
         slope[above] += factor.reciprocal_()
@@ -173,7 +177,8 @@ def fused_pass(
     if low: A_low = new(2 * tile, P, dtype=dtype)
     if gradients:
         d_h, d_w, d_b = new(N, len(h), H).zero_(), new(2, G, H), new(2, G)
-        if low: d_W_low, d_h_low = new(2 * tile, H, dtype=dtype), new(P, H, dtype=dtype)
+        share = new(P, H, dtype=dtype) if low or draws is not None else None   # of the tile in d_h
+        if low: d_W_low = new(2 * tile, H, dtype=dtype)
     each = h.transpose(0, 1).to(dtype)                                         # (N, M, H): p = (n, m)
     h = each.reshape(P, H) if draws is None else None
     if log_s is not None: log_s = log_s.expand(N, M).reshape(P)
@@ -217,14 +222,14 @@ def fused_pass(
             a = A_low[:2 * t].copy_(a)
             d_W = torch.mm(a, h, out=d_W_low[:2 * t])
             d_w[0, genes], d_w[1, genes] = d_W[:t], d_W[t:]
-            share = torch.mm(a.T, w, out=d_h_low)
         else:
             torch.mm(d_r, h, out=d_w[0, genes])
             torch.mm(d_l, h, out=d_w[1, genes])
-            share = None if draws is None else a.T @ w
         if share is None: d_h.view(P, H).addmm_(a.T, w)
-        elif draws is None: d_h.view(P, H).add_(share)
-        else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
+        else:
+            torch.mm(a.T, w, out=share)
+            if draws is None: d_h.view(P, H).add_(share)
+            else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
     value = value.T.to(S.dtype)
     return value, (d_h.transpose(0, 1), d_w[0], d_b[0], d_w[1], d_b[1]) if gradients else None
 
@@ -235,8 +240,7 @@ class FusedNB(torch.autograd.Function):
     def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None):
         inputs, ctx.rest, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), mean
         one_pass = mean and any(ctx.needs_input_grad)
-        with torch.autocast(h.device.type, enabled=False):
-            value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
+        value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
         ctx.save_for_backward(*(gradients if one_pass else inputs))
         ctx.P = value.numel()
         return value.mean() if mean else value
@@ -247,8 +251,7 @@ class FusedNB(torch.autograd.Function):
         if ctx.mean:
             gradients = [d * (grad / ctx.P) for d in ctx.saved_tensors]
         else:
-            with torch.autocast(grad.device.type, enabled=False):
-                _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
+            _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
         return *gradients, *[None] * 6
 
 # %% ../nbs/03_nb_likelihood.ipynb #5792d2a8
@@ -287,10 +290,9 @@ class NBHeads(nn.Module):
         return log_r.exp(), logits
 
 # %% ../nbs/03_nb_likelihood.ipynb #819d3b4f
-def partition(M: int, M_heads: int, n_tiles: int, generator: torch.Generator | None = None) -> Tensor:
-    "The `M_heads` different draws of M that each tile sees, (n_tiles, M_heads); each is seen equally often."
-    place = torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
-    return torch.randperm(M, generator=generator)[place]
+def partition(M: int, M_heads: int, n_tiles: int) -> Tensor:
+    "The `M_heads` different draws of M that each tile sees, in turn, (n_tiles, M_heads)."
+    return torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
 
 # %% ../nbs/03_nb_likelihood.ipynb #f8918160
 TILE_ENTRIES, TILE_GENES = 2**19, 32  # entries of a tile (draws · cells · genes); the fewest genes of one
@@ -307,7 +309,6 @@ def log_prob(
     dtype: torch.dtype = torch.float32,  # of the fused products: torch.float32 (as the weights) or bfloat16
     reduction: str = "none",             # "none", or "mean" over draws and cells
     M_heads: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
-    generator: torch.Generator | None = None,  # which draws those are
 ) -> Tensor:                             # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
     shape = (h.shape[-2], self.logits.out_features)
@@ -346,7 +347,7 @@ def log_prob(
     tile = min(G, max(TILE_GENES, TILE_ENTRIES // rows))
     if M_heads is not None:
         tile = min(tile, -(-G // M))                                     # at least M tiles, if there are M genes
-        of_tile = partition(M, M_heads, -(-G // tile), generator).to(h.device)
+        of_tile = partition(M, M_heads, -(-G // tile)).to(h.device)
     dtype = torch.bfloat16 if dtype == torch.bfloat16 else draws.dtype
     value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile)
     return value if mean else value.view(h.shape[:-1])

@@ -59,8 +59,8 @@ class Preset:
     lam_mode: str = "batch"  # or "cell"
     kl_warmup: int = 0  # epochs over which the weight of the prior terms rises to 1
     M: int = 10  # Monte Carlo draws of x per cell
-    M_heads: int = 1  # so many of them for each tile of genes
-    M_w: int = 1  # draws of w per cell
+    M_heads: int = 2  # so many of them, M at most, for each tile of genes
+    M_w: int = 2  # draws of w per cell, M at most
     dtype: str = "auto"  # of the heads' products in training: "float32", "bfloat16", or what the processor is faster in
     batch_size: int = 128  # cells of a mini-batch
     lr: float = 1e-3  # Adam's initial learning rate
@@ -79,14 +79,14 @@ class Preset:
         for name in ("n_x", "n_w", "prior_hidden", "M", "M_heads", "M_w", "batch_size", "lr_step", "max_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.M_heads > self.M or self.M % self.M_w:
-            raise ValueError(f"M is {self.M}, M_heads {self.M_heads} and M_w {self.M_w}; M_heads must not exceed M, and M_w divide it")
+        if self.M % min(self.M_w, self.M):
+            raise ValueError(f"M_w is {self.M_w} and M {self.M}; each draw of w needs equally many draws of x, so give a divisor of M")
 
 # %% ../nbs/04_train.ipynb #3fe7b7a8
 PRESETS: dict[str, Preset] = {
     "blog": Preset(),  # the seed's text to the letter
     "original": Preset(  # what the code behind the seed's text did where it differs
-        encoder_hidden=(300, 200), lr=1e-4, norm_first=True, original_reshape=True, lam_mode="cell"
+        encoder_hidden=(300, 200), lr=1e-4, norm_first=True, original_reshape=True, lam_mode="cell", M_heads=10, M_w=10, dtype="float32"
     ),
 }
 
@@ -125,7 +125,7 @@ def encoder_input(
         if kind == "lognorm":
             values = 1e4 * values / cell_totals(y).to(mean.dtype).repeat_interleave(y.crow_indices().diff())
         values, c = values.log1p(), torch.zeros_like(mean)
-    return EncoderInput(torch.sparse_csr_tensor(y.crow_indices(), y.col_indices(), values, y.shape), c, b)
+    return EncoderInput(torch.sparse_csr_tensor(y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False), c, b)
 
 # %% ../nbs/04_train.ipynb #12f8b1d0
 def cell_totals(
@@ -143,7 +143,7 @@ class CountsProduct(torch.autograd.Function):
     def forward(ctx, v, c, b, weight):  # CSR (N, G), (), (N,) or None, (G or G + B, H) -> (N, H)
         G = v.shape[1]
         ctx.save_for_backward(v, c, b)
-        ctx.rows = len(weight)
+        ctx.n_batches = len(weight) - G
         out = F.embedding_bag(v.col_indices(), weight, v.crow_indices()[:-1], mode="sum", per_sample_weights=v.values())
         if c != 0:
             out -= c * weight[:G].sum(0)
@@ -154,11 +154,10 @@ class CountsProduct(torch.autograd.Function):
     def backward(ctx, grad):  # (N, H)
         v, c, b = ctx.saved_tensors
         by_gene = v.to_sparse_csc()
-        v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1])
-        d_weight = grad.new_zeros(ctx.rows, grad.shape[1])
-        d_weight[: v.shape[1]] = torch.addmm(-c * grad.sum(0), v_T, grad)
+        v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1], check_invariants=False)
+        d_weight = torch.addmm(-c * grad.sum(0), v_T, grad)  # (G, H)
         if b is not None:
-            d_weight[v.shape[1] :].index_add_(0, b, grad)
+            d_weight = torch.cat([d_weight, grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(0, b, grad)])
         return None, None, None, d_weight
 
 # %% ../nbs/04_train.ipynb #dd3a4afa
@@ -288,7 +287,10 @@ class GMVAENetwork(nn.Module):
         x, components = self.draw(q, eps_x, eps_w)
         terms = gmvae_terms(x, *q, *components, self.log_weights, bound=self.preset.bound)
         log_lik = self.log_likelihood(y, b, x, reduction)
-        return terms | dict(rec=-log_lik if reduction == "mean" else -log_lik.mean(0))
+        terms["rec"] = -log_lik if reduction == "mean" else -log_lik.mean(0)
+        with torch.no_grad():
+            terms["gamma"] = responsibilities(x, *components, self.log_weights).exp().mean(0)
+        return terms
 
     def log_responsibilities(
         self,
@@ -328,6 +330,16 @@ class GMVAENetwork(nn.Module):
         "Standard normal noise for `forward`."
         sizes = (M, N, self.preset.n_x), (M_w or M, N, self.n_w)
         return tuple(torch.randn(*size, generator=generator).to(self.y_mean.device) for size in sizes)
+
+    def paired_noise(
+        self,
+        M: int,  # draws of x
+        N: int,  # cells
+        M_w: int,  # draws of w
+    ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
+        "Noise in antithetic pairs: every second draw is minus the one before, and standard normal all the same."
+        half = self.noise((M + 1) // 2, N, M_w=(M_w + 1) // 2)
+        return tuple(torch.stack([eps, -eps], 1).flatten(0, 1)[:m] for eps, m in zip(half, (M, M_w)))
 
 # %% ../nbs/04_train.ipynb #b7ac8ae5
 def neg_elbo(
@@ -569,7 +581,7 @@ def _train_epoch(
             minibatches(self.counts, self.batch, self.train_idx, preset.batch_size, rng=rng)
         ):
             y, b = y.to(self.device), b.to(self.device)
-            noise = self.network.noise(preset.M, len(y), M_w=preset.M_w)
+            noise = self.network.paired_noise(preset.M, len(y), min(preset.M_w, preset.M))
             terms = self.network(y, b, *noise, reduction="mean")
             loss = training_loss(terms, preset, kl_weight(epoch, preset))
             if not loss.isfinite():

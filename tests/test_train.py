@@ -12,9 +12,9 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from gmvae_nb.data import to_torch
+from gmvae_nb.data import CountsOnDisk, to_torch
 from gmvae_nb.nb_likelihood import log_nb
-from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model
+from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model, training_loss
 
 TINY = Preset(n_x=4, n_w=3, encoder_hidden=(16, 8), decoder_hidden=(8, 16), prior_hidden=16, M=2, batch_size=16, max_epochs=3)
 
@@ -258,3 +258,50 @@ def test_the_presets_are_what_the_text_and_the_code_of_the_seed_say():
     assert (blog.dropout, blog.M, blog.lr, blog.lr_factor, blog.lr_step, blog.max_epochs) == (0.05, 10, 1e-3, 0.7, 25, 40)
     assert (original.encoder_hidden, original.lr, original.norm_first, original.lam_mode, original.original_reshape) == (
         (300, 200), 1e-4, True, "cell", True)
+
+
+@pytest.mark.parametrize("options", [{}, {"bound": "exact", "lam": 0.5, "lam_mode": "cell"}])
+def test_the_fast_step_gives_the_loss_and_gradients_of_the_plain_form(options):
+    "All draws for all genes: sparse first layer, fused heads and densities as products against the network as one writes it down."
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "bench"))
+    from training import Plain
+    model = GMVAE(simulated(), K=3, batch_key="batch", preset=replace(TINY, M_heads=2, M_w=2, dtype="float32", dropout=0.0, **options))
+    net = model.network.double().train()
+    net.y_mean.fill_(1.3), net.y_std.fill_(2.1)
+    y, b = to_torch(model.counts[:20]).double(), torch.from_numpy(model.batch[:20])
+    noise = [e.double() for e in net.noise(2, 20, M_w=2)]
+    found = []
+    for kind in (type(net), Plain):
+        net.__class__ = kind
+        loss = training_loss(net(y, b, *noise, reduction="mean"), model.preset)
+        found.append([loss, *torch.autograd.grad(loss, list(net.parameters()))])
+    for ours, plain in zip(*found):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_counts_on_disk_train_and_embed_like_counts_in_memory(tmp_path):
+    adata = simulated()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    model = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(3, progress=False)
+    assert isinstance(model.counts, CountsOnDisk)
+    history = model.history
+    assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
+    again = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(3, progress=False)
+    assert all(one.equal(two) for one, two in zip(model.network.parameters(), again.network.parameters()))
+    latent = model.get_latent_representation()
+    np.testing.assert_allclose(model.get_latent_representation(adata), latent, atol=1e-6)
+    other = adata[::-1, ::-1].copy()  # other cells first, other genes first, on disk
+    other.write_h5ad(tmp_path / "b.h5ad")
+    np.testing.assert_allclose(model.get_latent_representation(ad.read_h5ad(tmp_path / "b.h5ad", backed="r"))[::-1], latent, atol=1e-5)
+
+
+def test_without_held_out_cells_the_usage_is_that_of_the_training_cells():
+    row = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(1, test_idx=[], progress=False).history.iloc[0]
+    assert 1 <= row["effective_K"] <= 3 and "test_neg_elbo" not in row
+
+
+def test_draws_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(ValueError, match="M_w is 4 and M 10; .* give a divisor of M"):
+        Preset(M=10, M_w=4)
+    assert Preset(M=1, M_w=4).M_w == 4  # M at most

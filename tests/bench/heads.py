@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gmvae_nb import nb_likelihood
+from gmvae_nb.data import write_atomically
 from gmvae_nb.nb_likelihood import NBHeads
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,6 +127,7 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiles", type=int, nargs="*", help="compare tile widths (genes) of the fused form instead")
+    parser.add_argument("--csv", help="also write the table to this file")
     a = parser.parse_args()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         small = contenders(argparse.Namespace(**{**vars(a), "N": 2, "G": 2}))
@@ -153,6 +155,7 @@ def main():
     print(f"N = {a.N}, M = {a.M}, H = {a.H}, G = {a.G}, {a.nonzero:.0%} of the counts not zero, {a.device}, "
           f"{a.threads} threads, median of {a.repeats}, load of the machine {os.getloadavg()[0]:.1f}")
     print(table.to_string(float_format=lambda v: f"{v:.3g}"))
+    if a.csv: write_atomically(a.csv, lambda path: table.to_csv(path, float_format="%.4g"))
 
 
 if __name__ == "__main__": main()
