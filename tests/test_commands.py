@@ -1,0 +1,224 @@
+"""Commands and runs on files of a user's own: what is found, refused, written, and gone on with."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from gmvae_nb import commands, runs
+from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
+from gmvae_nb.data import kang_pbmc
+from gmvae_nb.runs import claim_folder, find_counts, map_batches, match_genes, read_input, write_annotated
+from gmvae_nb.train import GMVAE
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ["gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
+
+
+def shell(name, *words, **kw):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", f"from gmvae_nb.commands import {name}; {name}()", *map(str, words)],
+                          capture_output=True, text=True, env=env, **kw)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    "Kang's cells as somebody's file: normalised X, counts in a layer, columns of other names."
+    a = kang_pbmc()[::10]
+    a = a[:, np.asarray(a.X.sum(0)).ravel() > 20][:, :150]
+    a = a[np.asarray(a.X.sum(1)).ravel() > 0].copy()
+    a.obs = a.obs.rename(columns={"batch": "donor", "cell_type": "type"})
+    a.X = a.X * 0.5
+    path = tmp_path_factory.mktemp("mine") / "mine.h5ad"
+    a.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(mine):
+    "One run of gmvae_train."
+    before = mine.read_bytes()
+    result = gmvae_train(str(mine), out=str(mine.parent / "run"), batch_key="donor", labels_key="type", K=3, max_epochs=1, quiet=True, json=True)
+    assert mine.read_bytes() == before
+    return result
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches_by_examples_and_imports_nothing_heavy(name):
+    done = shell(name, "--help")
+    assert done.returncode == 0 and f"\n  {name} " in done.stdout
+    code = f"import sys; import gmvae_nb.commands; print([m for m in ('torch', 'numpy', 'anndata', 'scanpy') if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout.strip() == "[]"
+
+
+def test_every_command_is_installed():
+    assert all(f"{name}=gmvae_nb.commands:{name}" in (ROOT / "settings.ini").read_text() for name in COMMANDS)
+
+
+def test_train_leaves_everything_it_promises(finished, mine):
+    out = mine.parent / "run"
+    assert {p.name for p in out.iterdir()} == {"annotated.h5ad", "report.html", "markers.csv", "model.safetensors", "config.json", "history.csv", "run.json", "metrics.json"}
+    kept, original = ad.read_h5ad(out / "annotated.h5ad"), ad.read_h5ad(mine)
+    pd.testing.assert_frame_equal(kept.obs[original.obs.columns], original.obs)
+    assert (kept.X != original.X).nnz == 0
+    model = GMVAE.load(out, original)
+    np.testing.assert_allclose(kept.obsm["gmvae_prob"], model.predict_proba(), atol=1e-5)
+    assert (kept.obs["gmvae_confidence"] == kept.obsm["gmvae_prob"].max(1)).all()
+    assert (kept.obs["gmvae_unsure"] == (kept.obsm["gmvae_prob"].max(1) < 0.5)).all()
+    assert sum(finished["clusters"].values()) == original.n_obs and "asw" in finished["scores"]
+
+
+def test_a_folder_is_not_taken_from_another_run(finished, mine, tmp_path):
+    words = dict(out=finished["out"], batch_key="donor", max_epochs=1, quiet=True)
+    with pytest.raises(ValueError, match="already holds this run"):
+        gmvae_train(str(mine), K=3, **words)
+    with pytest.raises(ValueError, match="K was 3, now 4"):
+        gmvae_train(str(mine), K=4, resume=True, **words)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="did not make"):
+        claim_folder(tmp_path, {}, resume=True)
+
+
+def test_the_input_is_never_the_output(mine):
+    with pytest.raises(ValueError, match="is the input"):
+        write_annotated(mine, mine.parent / "../" / mine.parent.name / "mine.h5ad", {}, {}, {})
+
+
+def test_a_failed_write_leaves_the_old_file(finished, mine, monkeypatch):
+    target = Path(finished["annotated"])
+    before = target.read_bytes()
+    with pytest.raises(Exception):
+        write_annotated(mine, target, {"gmvae_cluster": [1, 2]}, {}, {})  # too few values
+    assert target.read_bytes() == before and not list(target.parent.glob(".*"))
+
+
+def test_embedding_gives_the_training_cells_back_in_any_order(finished, mine, tmp_path, capsys):
+    a = ad.read_h5ad(mine)
+    a[::-2, ::-1].copy().write_h5ad(tmp_path / "new.h5ad")
+    gmvae_embed(finished["out"], str(tmp_path / "new.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True)
+    assert f"{a.n_vars} of {a.n_vars} matched, 0 missing" in capsys.readouterr().out
+    new, kept = ad.read_h5ad(tmp_path / "out.h5ad"), ad.read_h5ad(finished["annotated"])
+    np.testing.assert_allclose(new.obsm["X_gmvae"], kept[new.obs_names].obsm["X_gmvae"], atol=1e-5)
+    assert list(new.obs["gmvae_cluster"]) == list(kept[new.obs_names].obs["gmvae_cluster"])
+
+
+def test_unseen_batches_are_refused_or_mapped(finished, mine, tmp_path):
+    a = ad.read_h5ad(mine)
+    a.obs["donor"] = "x=y"
+    a.write_h5ad(tmp_path / "new.h5ad")
+    call = lambda **kw: gmvae_embed(finished["out"], str(tmp_path / "new.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True, **kw)
+    with pytest.raises(ValueError, match="'x=y' was not trained on"):
+        call()
+    assert not (tmp_path / "out.h5ad").exists()
+    assert call(map_batch=["x=y=stim"])["batches"] == {"x=y": "stim"}
+    del a.obs["donor"]
+    a.write_h5ad(tmp_path / "new.h5ad")
+    assert set(call(map_batch=["*=ctrl"])["batches"].values()) == {"ctrl"}
+
+
+def test_map_batches_and_match_genes_name_what_is_wrong():
+    assert list(map_batches(["a", "n", "b"], ["a", "b"], {"*": "b"})) == ["a", "b", "b"]
+    with pytest.raises(ValueError, match="the model has no batch 'z'"):
+        map_batches(["n"], ["a"], {"n": "z"})
+    with pytest.raises(ValueError, match="the file has no batch 'm'"):
+        map_batches(["n"], ["a"], {"m": "a"})
+    found = match_genes(["A", "B", "C"], ["C", "x", "A"], min_matched=0.6)
+    assert (list(found.position), found.matched, found.missing, found.extra) == ([2, -1, 0], 2, ["B"], 1)
+    with pytest.raises(ValueError, match="fewer than 90%"):
+        match_genes(["A", "B", "C"], ["C", "x", "A"])
+    with pytest.raises(ValueError, match="gene_key='ids'"):
+        match_genes(["A", "B"], ["x", "y"], columns=pd.DataFrame({"ids": ["A", "B"]}))
+
+
+def test_one_bad_value_is_named_and_so_is_the_layer_that_holds_counts():
+    y = csr_matrix(np.random.default_rng(0).poisson(1, (300, 100)).astype(np.float32))
+    y.data[777] = np.nan
+    cell = np.searchsorted(y.indptr, 777, side="right") - 1
+    a = ad.AnnData(y * 1.5, layers={"counts": y, "umi": csr_matrix(np.ones((300, 100), dtype=np.float32) * 2)})
+    state = np.random.get_state()[1].copy()
+    with pytest.raises(ValueError, match=rf"nan for cell '{cell}' and gene '{y.indices[777]}'.*layer='umi'"):
+        find_counts(a)
+    assert (np.random.get_state()[1] == state).all()
+    del a.layers["counts"]
+    assert find_counts(a).where == "layers['umi']"
+
+
+def test_parts_of_the_reads_and_0_1_layers_are_no_counts():
+    y = csr_matrix(np.random.default_rng(0).poisson(2, (40, 30)).astype(np.float32))
+    a = ad.AnnData(y, layers={"spliced": y, "detected": (y > 0).astype(np.float32)})
+    assert find_counts(a).where == "X"
+    a.raw = a
+    a.X = y * 0.3
+    assert find_counts(a).where == "raw.X"
+
+
+def test_genes_are_dropped_made_unique_and_chosen_and_all_is_said(mine, tmp_path):
+    a = ad.read_h5ad(mine)
+    a.layers["counts"] = a.layers["counts"].multiply(np.arange(a.n_vars) != 5).tocsr()
+    a.var_names = [a.var_names[1], *a.var_names[1:]]
+    a = a[np.asarray(a.layers["counts"].sum(1)).ravel() > 0].copy()
+    a.write_h5ad(tmp_path / "a.h5ad")
+    given = read_input(tmp_path / "a.h5ad", batch_key="donor")
+    assert given.cells.n_vars == a.n_vars - 1 and given.cells.var_names.is_unique
+    assert any("occur again" in n for n in given.notes) and any(n.startswith("1 of") for n in given.notes)
+    assert read_input(tmp_path / "a.h5ad", batch_key="donor", n_top_genes=120).cells.n_vars == 120
+
+
+def test_the_sweep_skips_what_is_finished_and_makes_the_table(mine, tmp_path, monkeypatch):
+    words = dict(out=str(tmp_path / "s"), K=[1, 2], batch_key="donor", max_epochs=1, quiet=True)
+    gmvae_sweep(str(mine), **words)
+    table = pd.read_csv(tmp_path / "s/results.csv")
+    assert list(table["K"]) == [1, 2]
+    monkeypatch.setattr(runs, "train_run", lambda *a, **k: pytest.fail("trained again"))
+    gmvae_sweep(str(mine), **words)
+    with pytest.raises(ValueError, match="more than the"):
+        gmvae_sweep(str(mine), **{**words, "max_epochs": 0})
+
+
+def test_bad_input_is_a_sentence_and_code_2(mine, tmp_path):
+    done = shell("gmvae_train", mine, "--out", tmp_path / "run", "--batch_key", "nobody")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().split("\n")[-1].startswith("gmvae_train: batch_key='nobody' is not a column")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path):
+    code = "from gmvae_nb.commands import gmvae_train; gmvae_train()"
+    words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "500"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=env)
+    until = time.time() + 120
+    while not (tmp_path / "run/config.json").exists() and time.time() < until:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and "epochs are done" in said and said.strip().endswith("--resume"), said[-500:]
+    epochs = json.loads((tmp_path / "run/config.json").read_text())["epochs"]
+    model = gmvae_train(str(mine), out=str(tmp_path / "run"), K=2, max_epochs=epochs + 1, resume=True, quiet=True)
+    assert len(pd.read_csv(tmp_path / "run/history.csv")) == epochs + 1
+    assert model["out"] == str(tmp_path / "run")
+
+
+def test_dry_run_keeps_its_memory(tmp_path):
+    "The peak of the whole command stays within 1.2 x of what was stated, on the shipped data."
+    kang_pbmc().write_h5ad(tmp_path / "kang.h5ad")
+    code = ("from gmvae_nb.commands import gmvae_train; import sys; from gmvae_nb.runs import peak_memory; "
+            "gmvae_train(sys.argv[1], batch_key='batch', labels_key='cell_type', K=5, max_epochs=1, quiet=True, json=True, %s); "
+            "print(peak_memory(), file=sys.stderr)")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    def run(options, *words):
+        done = subprocess.run([sys.executable, "-c", code % options, str(tmp_path / "kang.h5ad"), *words], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout), int(done.stderr.strip().split("\n")[-1])
+    stated = run("dry_run=True")[0]["memory_gb"] * 1e9
+    taken = run("out=sys.argv[2]", str(tmp_path / "run"))[1]
+    assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
