@@ -15,6 +15,7 @@ import json
 import platform
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
