@@ -3,7 +3,7 @@
     python tests/bench/partition.py nbs/partition.csv                      # the full bone-marrow file, or the shipped one without it
     python tests/bench/partition.py out.csv --data kang_pbmc --pairs 8
 
-A model is trained for a few epochs. Then, for one mini-batch and without dropout, each choice of draws gives pairs of gradients with
+A model is trained for a few epochs. Then, for one mini-batch and without dropout unless asked for, each choice of draws gives pairs of gradients with
 fresh draws; half the squared distance of a pair is an unbiased estimate of the gradient's total variance. It is reported for the
 encoder, the decoder's trunk, its heads and the prior network, relative to the squared norm of the mean gradient of each. The choices take turns, and
 every gradient is timed: wall seconds are what one waits for, CPU seconds hardly move when other programs use the machine.
@@ -99,6 +99,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=5, help="of training before (%(default)s)")
     parser.add_argument("--K", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=20, help="of gradients for each choice (%(default)s)")
+    parser.add_argument("--dropout", action="store_true", help="leave the decoder's and the prior's dropout on: masks of their own for each draw")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -106,6 +107,7 @@ def main():
     adata = load_data(a.data)
     model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(get_preset("blog"), max_epochs=a.epochs)).train()
     network = model.network.eval()
+    for module in (network.decoder, network.prior): module.train(a.dropout)
     y, b, idx = next(iter(minibatches(model.counts, model.batch, model.train_idx, model.preset.batch_size, rng=np.random.default_rng(0))))
     in_order, out_of_order = (network.heads, y), shuffled(network.heads, model.counts[idx])
     forms = {d: out_of_order if d.variant == SHUFFLED else in_order for d in CHOICES}

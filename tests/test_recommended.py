@@ -1,0 +1,126 @@
+"""The preset `recommended` from outside: components from the data, batches aligned, clusters merged; files and resumption with them."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from test_train import simulated
+
+from gmvae_nb.metrics import ari
+from gmvae_nb.train import GMVAE, PRESETS, merge_components
+
+SMALL = replace(PRESETS["recommended"], n_x=4, encoder_hidden=(32, 16), decoder_hidden=(16, 32), batch_size=32, lr=5e-3, min_steps=300)
+
+
+def fitted(K=None, epochs=None, preset=SMALL, batch_key="batch", n=240, **kw):
+    return GMVAE(simulated(n), K=K, batch_key=batch_key, preset=preset).train(epochs, progress=False, **kw)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fitted()
+
+
+def test_the_number_of_clusters_is_chosen_without_labels(model):
+    clusters = model.predict()
+    assert model.K == 30 and 2 <= model.n_clusters <= 6  # three groups
+    assert ari(simulated(240).obs["cell_type"], clusters) > 0.8
+    assert list(clusters.categories) == [str(k) for k in range(model.n_clusters)]
+    assert set(clusters) == set(clusters.categories)  # none is empty
+    probability = model.predict_proba()
+    assert probability.shape == (240, model.n_clusters)
+    np.testing.assert_allclose(probability.sum(1), 1, atol=1e-5)
+
+
+def test_the_report_speaks_of_clusters_and_says_how_sure_it_is(model):
+    report = model.cluster_report()
+    assert sum(report["cells"].values()) == 240 and len(report["cells"]) == model.n_clusters
+    assert report["effective_K"] <= model.n_clusters + 1e-4
+    assert 1 / model.n_clusters <= report["confidence"] <= 1
+    low, high = report["n_clusters_95"]
+    assert 1 <= low <= high <= model.K
+
+
+def test_small_data_train_for_enough_steps(model):
+    steps_per_epoch = -(-len(model.train_idx) // SMALL.batch_size)
+    assert len(model.history) * steps_per_epoch >= SMALL.min_steps > (len(model.history) - 1) * steps_per_epoch
+    assert len(fitted(K=2, epochs=3).history) == 3  # unless told
+    assert model.history["lr"].iloc[-1] < 1e-2 * SMALL.lr
+
+
+@pytest.mark.parametrize("K", [1, 2, 7, 50])
+def test_any_number_of_components_trains(K):
+    model = fitted(K, epochs=8)
+    assert 1 <= model.n_clusters <= K
+    assert np.isfinite(model.get_latent_representation()).all()
+    assert np.isfinite(model.get_iwae(n_draws=5)).all()
+
+
+def test_more_components_than_cells():
+    model = fitted(250, epochs=3, test_idx=np.arange(0))
+    assert model.n_clusters <= 240 and np.isfinite(model.history.to_numpy()).all()
+
+
+def test_one_batch_or_one_epoch():
+    for model in (fitted(4, epochs=8, batch_key=None), fitted(4, epochs=1)):
+        assert np.isfinite(model.history.to_numpy()).all()
+
+
+def test_alignment_brings_batches_together_and_keeps_groups():
+    adata = simulated(240)
+    y, batch, group = adata.X.toarray(), adata.obs["batch"].to_numpy(), adata.obs["cell_type"].to_numpy()
+    y[np.ix_(batch == "1", np.arange(0, 30, 3))] *= 3  # a third of the genes
+    adata.X = csr_matrix(y)
+
+    def distance(align):
+        model = GMVAE(adata, K=12, batch_key="batch", preset=replace(SMALL, align=align, min_steps=150)).train(progress=False)
+        x = model.get_latent_representation()
+        centres = np.stack([[x[(group == g) & (batch == b)].mean(0) for b in "01"] for g in "012"])  # (3, 2, n_x)
+        between = np.linalg.norm(centres.mean(1)[[0, 0, 1]] - centres.mean(1)[[1, 2, 2]], axis=-1).mean()
+        return np.linalg.norm(centres[:, 0] - centres[:, 1], axis=-1).mean() / between
+    assert distance(20.0) < 0.7 * distance(0.0)
+
+
+def test_a_killed_training_goes_on_to_the_same_clusters(tmp_path, monkeypatch):
+    whole = fitted(6, epochs=9)
+    original, done = GMVAE._train_epoch, []
+
+    def killed(self, epoch, max_epochs):
+        if len(done) == 5: raise RuntimeError("killed")
+        done.append(epoch)
+        return original(self, epoch, max_epochs)
+
+    monkeypatch.setattr(GMVAE, "_train_epoch", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fitted(6, epochs=9, out=tmp_path)
+    monkeypatch.undo()
+    again = fitted(6, epochs=9, out=tmp_path)
+    assert all(t.equal(again._state()[name]) for name, t in whole._state().items())
+    loaded = GMVAE.load(tmp_path, simulated(240))
+    assert (loaded.predict() == whole.predict()).all() and loaded.n_clusters == whole.n_clusters
+
+
+def test_cells_of_a_batch_that_was_left_out_are_embedded(model):
+    "The encoder does not see the batch: which one a cell is said to be from changes nothing."
+    adata = simulated(240)
+    other = adata.copy()
+    other.obs["batch"] = adata.obs["batch"].map({"0": "1", "1": "0"}).to_numpy()
+    np.testing.assert_array_equal(model.get_latent_representation(adata), model.get_latent_representation(other))
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(ValueError, match="K is None"):
+        GMVAE(simulated(), K=None, preset="blog")
+    with pytest.raises(ValueError, match='prior="parameters"'):
+        replace(SMALL, prior="network")
+
+
+def test_merging_does_not_depend_on_the_order_of_components_or_cells():
+    generator = torch.Generator().manual_seed(0)
+    gamma = (3 * torch.randn(500, 9, generator=generator)).softmax(-1)
+    gamma[:, 5] = gamma[:, 2] = (gamma[:, 5] + gamma[:, 2]) / 2  # one component twice
+    found, order = merge_components(gamma), torch.randperm(9, generator=generator)
+    assert found[5] == found[2]
+    shuffled = merge_components(gamma[torch.randperm(500, generator=generator)][:, order])
+    assert shuffled.tolist() == found[order].tolist()
