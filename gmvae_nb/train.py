@@ -607,6 +607,23 @@ def merge_components(
     size = (gamma @ group).argmax(1).bincount(minlength=group.shape[1])
     return group[:, size.argsort(descending=True, stable=True)].argmax(1)
 
+# %% ../nbs/04_train.ipynb #02eddbde
+@patch
+@torch.no_grad()
+def _over(
+    self: GMVAE,
+    idx: np.ndarray | None,  # rows; None: all
+    function,  # (y, b) -> tensor whose first axis is the cells
+    adata: AnnData | None = None,  # None: the cells the model was made for
+) -> Tensor:
+    "Apply `function` to cells, a mini-batch at a time, without dropout."
+    counts, batch = self._cells(adata)
+    self.network.eval()
+    return torch.cat([
+        function(y.to(self.device), b.to(self.device)).cpu()
+        for y, b, _ in minibatches(counts, batch, np.arange(counts.shape[0]) if idx is None else idx, self.preset.batch_size)
+    ])
+
 # %% ../nbs/04_train.ipynb #174d44c2
 @patch
 @torch.no_grad()
@@ -806,23 +823,6 @@ def _restore(
             moments.setdefault(int(i), {})[key] = t
     self.network.load_state_dict({n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")})
     self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-# %% ../nbs/04_train.ipynb #02eddbde
-@patch
-@torch.no_grad()
-def _over(
-    self: GMVAE,
-    idx: np.ndarray | None,  # rows; None: all
-    function,  # (y, b) -> tensor whose first axis is the cells
-    adata: AnnData | None = None,  # None: the cells the model was made for
-) -> Tensor:
-    "Apply `function` to cells, a mini-batch at a time, without dropout."
-    counts, batch = self._cells(adata)
-    self.network.eval()
-    return torch.cat([
-        function(y.to(self.device), b.to(self.device)).cpu()
-        for y, b, _ in minibatches(counts, batch, np.arange(counts.shape[0]) if idx is None else idx, self.preset.batch_size)
-    ])
 
 # %% ../nbs/04_train.ipynb #d4a0f7b8
 @patch

@@ -23,6 +23,7 @@ CHANGES = {  # from `recommended` with K = None
     "recommended": {},
     "blog, K = 20": dict(preset="blog", K=20),
     "weights learned": dict(learn_weights=True),
+    "no warm-up": dict(kl_warmup=0.0),
     "no alignment": dict(align=0.0),
     "alignment 1": dict(align=1.0),
     "no input dropout": dict(input_dropout=0.0),

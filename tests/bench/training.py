@@ -134,7 +134,7 @@ def worker(a) -> None:
 
     def step(y, b):  # as GMVAE._train_epoch has it
         noise = net.paired_noise(p.M, len(y), min(p.M_w, p.M))
-        loss = training_loss(net(y, b, *noise, reduction="mean"), p, kl_weight(0, p))
+        loss = training_loss(net(y, b, *noise, reduction="mean"), p, kl_weight(0, p, p.max_epochs))
         model.optimizer.zero_grad()
         loss.backward()
         model.optimizer.step()
