@@ -137,7 +137,9 @@ def read_input(
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: check the path")
-    adata, notes = load_data(path), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # they are made so below
+        adata, notes = load_data(path), []
     for key, role in ((batch_key, "batch_key"), (labels_key, "labels_key")):
         if key is not None:
             get_categories(adata, key, role)
@@ -425,7 +427,9 @@ def embed_file(
     path, mapping = Path(path).expanduser(), dict(map_batch or {})
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: check the path")
-    adata = load_data(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # they are made so below
+        adata = load_data(path)
     found = find_counts(adata, layer)
     names = found.adata.var_names
     if gene_key is not None:
