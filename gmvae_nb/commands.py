@@ -73,9 +73,10 @@ def show(result: dict, text: str, json: bool) -> dict:
 # %% ../nbs/commands.ipynb #8355d4c5
 TRAIN = """examples:
   gmvae_train mine.h5ad --batch_key donor --dry_run           say what is in the file, and what training will cost
-  gmvae_train mine.h5ad --batch_key donor --K 20 --out run    train, annotate, make the page
-  gmvae_train mine.h5ad --batch_key donor --K 20 --out run --resume               go on after an interruption
-  gmvae_train mine.h5ad --batch_key donor --K 20 --out run --max_epochs 80 --resume   train a finished run further
+  gmvae_train mine.h5ad --batch_key donor --out run    train, annotate, make the page
+  gmvae_train mine.h5ad --batch_key donor --K 20 --out run20    with 20 components
+  gmvae_train mine.h5ad --batch_key donor --out run --resume               go on after an interruption
+  gmvae_train mine.h5ad --batch_key donor --out run --max_epochs 80 --resume   train a finished run further
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run       with scores, on 2,000 variable genes
 
 what is written to the folder --out:
@@ -94,10 +95,10 @@ def gmvae_train(
     data: Param("an .h5ad file with raw counts; it is only read", str),
     out: Param("folder for the results; made if need be", str) = None,
     batch_key: Param("column of obs with the batch (donor, sample, plate); without it all cells are one batch", str) = None,
-    K: Param("number of clusters at most", int) = 20,
+    K: Param("number of mixture components; by default the data choose the number of clusters", int) = None,
     labels_key: Param("column of obs with known cell types, for scores and colours only", str) = None,
     layer: Param("layer with the raw counts; without it they are looked for in layers, raw and X", str) = None,
-    preset: Param("settings of the model, by name", str) = "blog",
+    preset: Param("settings of the model, by name: recommended, blog, original", str) = "recommended",
     seed: Param("one seed, one result", int) = 0,
     max_epochs: Param("epochs of training in all; by default the preset's", int) = None,
     n_top_genes: Param("keep this many highly variable genes, ranked in each batch; by default all genes with counts", int) = None,
@@ -163,7 +164,7 @@ def finish(model, obs, page: Path, out: Path, json: bool) -> dict:
     result = dict(out=str(out), annotated=str(out / "annotated.h5ad"), report=str(page), clusters={str(k): int(n) for k, n in sizes.items()},
                   effective_K=metrics["clusters"]["effective_K"], unsure=float(obs["gmvae_unsure"].mean()), test_neg_elbo=metrics["test"]["neg_elbo"],
                   scores={row["name"]: row["score"] for row in metrics["table"]}, note=metrics["note"])
-    lines = [f"{len(sizes)} of {model.K} clusters have cells (effective number {result['effective_K']:.1f}); {result['unsure']:.1%} of the cells are unsure"]
+    lines = [f"{len(sizes)} clusters, from {model.K} components; {result['unsure']:.1%} of the cells are unsure"]
     if result["scores"]:
         lines.append("held-out cells: " + ", ".join(f"{k} {v:.3f}" for k, v in result["scores"].items() if k in ("asw", "batch_asw", "ari_clusters", "nmi_leiden1") and v is not None))
     if result["note"]:
@@ -253,7 +254,7 @@ def gmvae_sweep(
     batch_key: Param("column of obs with the batch", str) = None,
     labels_key: Param("column of obs with known cell types, for scores", str) = None,
     layer: Param("layer with the raw counts; without it they are looked for", str) = None,
-    preset: Param("settings of the model, by name", str) = "blog",
+    preset: Param("settings of the model, by name: recommended, blog, original", str) = "recommended",
     max_epochs: Param("epochs of training; by default the preset's", int) = None,
     n_top_genes: Param("keep this many highly variable genes; by default all genes with counts", int) = None,
     quiet: Param("say nothing on the way", store_true) = False,
@@ -266,12 +267,12 @@ def gmvae_sweep(
     say("importing")
     from gmvae_nb.data import write_atomically
     from gmvae_nb.results import collect_runs, results_table
-    from gmvae_nb.runs import claim_folder, finished_run, read_input, run_settings, train_run
+    from gmvae_nb.runs import claim_folder, epochs_wanted, finished_run, read_input, run_settings, train_run
     from gmvae_nb.train import get_preset
 
     settled, out = get_preset(preset), Path(out)
-    epochs = settled.max_epochs if max_epochs is None else max_epochs
     given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
+    epochs = epochs_wanted(settled, given.cells.n_obs) if max_epochs is None else max_epochs
     grid = [(k, seed, out / f"K{k}-seed{seed}") for k in dict.fromkeys(K) for seed in range(repeats)]
     for k, seed, folder in grid:
         claim_folder(folder, run_settings(given, k, batch_key, settled, seed), resume=True)  # all refusals before the first run
@@ -315,16 +316,13 @@ def gmvae_demo(
     say("importing")
     from gmvae_nb.data import kang_pbmc, write_atomically
     from gmvae_nb.runs import claim_folder, read_input
-    from gmvae_nb.train import Preset
 
     out = Path(out)
     claim_folder(out / "run", {}, resume=False)
     data = out / "kang_pbmc.h5ad"
     say(f"writing the shipped data to {data}")
     write_atomically(data, kang_pbmc().write_h5ad)
-    # one draw, ten dimensions and a mixture without w: short, and its clusters stay alive
-    preset = Preset(n_x=10, prior="parameters", bound="exact", encoder_input="lognorm", encoder_batch=True, M=1)
     given = read_input(data, batch_key="batch", labels_key="cell_type")
-    settings = dict(K=12, batch_key="batch", labels_key="cell_type", preset=preset, seed=0, max_epochs=12)
+    settings = dict(K=None, batch_key="batch", labels_key="cell_type", preset="recommended", seed=0, max_epochs=12)
     say(f"{given.cells.n_obs:,} cells x {given.cells.n_vars:,} genes; counts from {given.where}: {given.why}")
     return finish(*run_and_annotate(given, out / "run", settings, False, not quiet, "gmvae_demo", say), out / "run", json)

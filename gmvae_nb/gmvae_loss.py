@@ -98,6 +98,7 @@ class ExpectedLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # (g, R, K)
         a, b, u, tau_mu, tau = ctx.saved_tensors
+        grad = grad.contiguous()  # one that was expanded slows the products down
         s0, s1, s2 = grad.sum(1).unsqueeze(-1), grad.mT @ a, grad.mT @ b  # (g, K, 1), (g, K, D), (g, K, D)
         d_log_stds = s2.mul_(tau).addcmul_(tau_mu, s1, value=-2).addcmul_(u.square(), s0).sub_(s0)
         d_means = s1.mul_(tau).addcmul_(tau_mu, s0, value=-1)

@@ -167,17 +167,17 @@ def unsure_pairs(
 # %% ../nbs/report.ipynb #5931a7ac
 def remarks(
     history: pd.DataFrame,
-    K: int,
-    used: int,  # clusters that have cells
+    K: int,  # clusters that the model has
+    used: int,  # those that have cells
     unsure: float,  # share of cells
 ) -> list[str]:
     "What a reader should know before she believes the clusters."
     said, last = [], history.iloc[-1]
     if K > 1 and last["effective_K"] < 1.5:
-        said.append(f"The mixture has collapsed: of {K} components practically one carries all cells (effective number {last['effective_K']:.1f}). The clusters below mean nothing; "
+        said.append(f"The mixture has collapsed: of {K} clusters practically one carries all cells (effective number {last['effective_K']:.1f}). The clusters below mean nothing; "
                     "the embedding may still be good. Cluster it with Leiden (sc.pp.neighbors with use_rep=\"X_gmvae\", then sc.tl.leiden), or train with another preset.")
     elif used < K / 2:
-        said.append(f"Of {K} components {used} are in use. That need not be wrong: the data may not support more. Compare with a smaller K.")
+        said.append(f"Of {K} clusters {used} are in use. That need not be wrong: the data may not support more. Compare with a smaller K.")
     loss = history["test_neg_elbo" if "test_neg_elbo" in history else "train_neg_elbo"]
     recent = loss.iloc[-min(4, len(loss)):]
     fall = -np.polyfit(range(len(recent)), recent, 1)[0] if len(recent) > 1 else np.inf
@@ -276,10 +276,10 @@ document.querySelectorAll(".copy").forEach(button => button.addEventListener("cl
 # %% ../nbs/report.ipynb #6a09fb30
 METHODS = """Raw counts of {{ n("cells") }} cells and {{ n("genes") }} genes{% if run.settings.batch_key %} in {{ run.batches|length }} batches (obs column {{ run.settings.batch_key }}){% endif %} were taken from
 {{ run.where }} of the input. A Gaussian-mixture variational autoencoder with a negative binomial likelihood (Dilokthanakul et al. 2016; gmvae_nb {{ run.versions.gmvae_nb }}, preset {{ run.preset_name }})
-with K = {{ run.settings.K }} mixture components and {{ preset.n_x }} latent dimensions was trained for {{ metrics.epochs }} epochs with Adam (initial learning rate {{ preset.lr }}, multiplied by {{ preset.lr_factor }} every
-{{ preset.lr_step }} epochs; mini-batches of {{ preset.batch_size }} cells; {{ preset.M }} Monte Carlo draw{{ "s" if preset.M > 1 }} per cell; random seed {{ run.settings.seed }}) on {{ "{:,}".format(metrics.n_train) }} cells;
+with K = {{ run.settings.K }} mixture components and {{ preset.n_x }} latent dimensions was trained for {{ metrics.epochs }} epochs with Adam (initial learning rate {{ preset.lr }}, {% if preset.lr_schedule == "cosine" %}falling to 0 along a cosine;{% else %}multiplied by {{ preset.lr_factor }} every {{ preset.lr_step }} epochs;{% endif %}
+ mini-batches of {{ preset.batch_size }} cells; {{ preset.M }} Monte Carlo draw{{ "s" if preset.M > 1 }} per cell; random seed {{ run.settings.seed }}) on {{ "{:,}".format(metrics.n_train) }} cells;
 {{ "{:,}".format(metrics.n_test) }} cells chosen at random were held out, with a final -ELBO of {{ "%.1f"|format(metrics.test.neg_elbo) }} nats per cell. Each cell was assigned to the component with the largest posterior
-probability, averaged over 50 draws of the latent variables; {{ clusters|length }} of {{ run.settings.K }} components received cells. {{ "{:,}".format(unsure_cells) }} cells ({{ "%.1f"|format(100 * unsure_share) }} %) whose
+probability, averaged over 50 draws of the latent variables{% if preset.merge %}, after components that share their cells had been merged into one cluster; {{ clusters|length }} clusters received cells.{% else %}; {{ clusters|length }} of {{ run.settings.K }} components received cells.{% endif %} {{ "{:,}".format(unsure_cells) }} cells ({{ "%.1f"|format(100 * unsure_share) }} %) whose
 largest probability was below {{ unsure_below }} were marked unsure. The embedding was displayed with UMAP (McInnes et al. 2018; umap-learn {{ run.versions["umap-learn"] }}).
 {% if markers %}Marker genes were ranked with scanpy {{ run.versions.scanpy }} (Wolf et al. 2018) by Welch's t-test of log-normalised counts, each cluster against all other cells.{% endif %}
 {% if scores %}The embedding was scored on the held-out cells against the labels in obs column {{ run.labels_key }}: {% for s in scores if s.key in ("asw", "batch_asw", "nmi_leiden1", "ari_clusters") and s.score is not none %}{{ s.title }} {{ "%.2f"|format(s.score) }}{{ ", " if not loop.last }}{% endfor %}.{% endif %}"""
@@ -322,7 +322,7 @@ PAGE = """<!doctype html>
 </div></header>
 <main>
 <section class="facts">
-<div class="card fact"><b>{{ clusters|length }}</b><span>clusters with cells, of K = {{ run.settings.K }}</span></div>
+<div class="card fact"><b>{{ clusters|length }}</b><span>clusters, from K = {{ run.settings.K }} components</span></div>
 <div class="card fact"><b>{{ "%.1f"|format(metrics.clusters.effective_K) }}</b><span>effective number of clusters</span></div>
 <div class="card fact"><b>{{ "%.1f"|format(100 * unsure_share) }} %</b><span>of the cells are unsure</span></div>
 {% for s in scores if s.key in ("asw", "batch_asw") and s.score is not none %}<div class="card fact"><b>{{ "%.2f"|format(s.score) }}</b><span>{{ {"asw": "cell types apart (ASW)", "batch_asw": "batches mixed (batch ASW)"}[s.key] }}</span></div>
@@ -459,7 +459,7 @@ def write_report(
     }
     values = dict(
         run=run, metrics=metrics, preset=settings["preset"], n=lambda what: f"{run['n_' + what]:,}", clusters=clusters, markers=len(markers), maps=maps, scores=scores,
-        remarks=remarks(history, settings["K"], len(clusters), unsure.mean()), thinned=len(shown) if len(shown) < adata.n_obs else 0,
+        remarks=remarks(history, prob.shape[1], len(clusters), unsure.mean()), thinned=len(shown) if len(shown) < adata.n_obs else 0,
         batch_colours=maps[1]["colours"] if key else [], batch_shares=[] if batch is None else list(np.bincount(batch.codes) / adata.n_obs),
         confidence=obs["gmvae_confidence"].mean(), unsure_share=unsure.mean(), unsure_cells=int(unsure.sum()), unsure_below=adata.uns["gmvae"]["unsure_below"],
         pairs=unsure_pairs(prob, unsure), least=list(zip(least.index, least)), curves=draw_curves(history, settings["K"]), log_K=np.log(settings["K"]),

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'UNSURE_BELOW', 'Found', 'find_counts', 'Input', 'fingerprint', 'variable_genes', 'read_input', 'versions',
-           'read_json', 'write_json', 'claim_folder', 'run_settings', 'finished_run', 'train_run', 'annotate', 'umap',
-           'write_annotated', 'annotate_run', 'GeneMatch', 'match_genes', 'map_batches', 'embed_file', 'peak_memory',
-           'expected']
+           'read_json', 'write_json', 'claim_folder', 'run_settings', 'epochs_wanted', 'finished_run', 'train_run',
+           'annotate', 'umap', 'write_annotated', 'annotate_run', 'GeneMatch', 'match_genes', 'map_batches',
+           'embed_file', 'peak_memory', 'expected']
 
 # %% ../nbs/runs.ipynb #db802327
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -135,7 +137,9 @@ def read_input(
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: check the path")
-    adata, notes = load_data(path), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # they are made so below
+        adata, notes = load_data(path), []
     for key, role in ((batch_key, "batch_key"), (labels_key, "labels_key")):
         if key is not None:
             get_categories(adata, key, role)
@@ -213,6 +217,15 @@ def run_settings(
     "What training depends on, besides the number of epochs."
     return dict(counts_sha256=given.sha256, K=K, batch_key=batch_key, seed=seed, preset=asdict(preset))
 
+# %% ../nbs/runs.ipynb #e5b87dd5
+def epochs_wanted(
+    preset: Preset,
+    n_cells: int,  # with those that are held out
+) -> int:
+    "How long `GMVAE.train` trains unless it is told."
+    steps = math.ceil((n_cells - math.ceil(0.15 * n_cells)) / preset.batch_size)
+    return max(preset.max_epochs, math.ceil(preset.min_steps / steps))
+
 # %% ../nbs/runs.ipynb #2e67e9d9
 def finished_run(
     out: Path,
@@ -229,10 +242,10 @@ def train_run(
     given: Input,
     out: str | Path,  # the folder of the run
     *,
-    K: int = 20,
+    K: int | None = None,  # components; None: the data choose
     batch_key: str | None = None,
     labels_key: str | None = None,  # for scores
-    preset: str | Preset = "blog",
+    preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,  # in all; None: the preset's
     resume: bool = False,  # go on with the run in the folder
@@ -243,7 +256,8 @@ def train_run(
     out, settled = Path(out), get_preset(preset)
     name = preset if isinstance(preset, str) else "custom"
     model = GMVAE(given.cells, K=K, batch_key=batch_key, layer=given.layer, preset=settled, seed=seed)
-    settings, epochs = run_settings(given, K, batch_key, settled, seed), settled.max_epochs if max_epochs is None else max_epochs
+    settings = run_settings(given, model.K, batch_key, settled, seed)
+    epochs = epochs_wanted(settled, given.cells.n_obs) if max_epochs is None else max_epochs
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
     claim_folder(out, settings, resume)
@@ -282,7 +296,7 @@ def annotate(
 ) -> tuple[dict, dict]:  # columns for obs, arrays for obsm
     "Embedding, cluster probabilities, and what follows from them."
     prob = model.predict_proba(cells)
-    cluster = pd.Categorical.from_codes(prob.argmax(1), [str(k) for k in range(model.K)]).remove_unused_categories()
+    cluster = pd.Categorical.from_codes(prob.argmax(1), [str(k) for k in range(prob.shape[1])]).remove_unused_categories()
     confidence = prob.max(1).astype(np.float32)
     obs = {"gmvae_cluster": cluster, "gmvae_confidence": confidence, "gmvae_unsure": confidence < UNSURE_BELOW}
     return obs, {"X_gmvae": model.get_latent_representation(cells), "gmvae_prob": prob}
@@ -413,7 +427,9 @@ def embed_file(
     path, mapping = Path(path).expanduser(), dict(map_batch or {})
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: check the path")
-    adata = load_data(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Variable names are not unique")  # they are made so below
+        adata = load_data(path)
     found = find_counts(adata, layer)
     names = found.adata.var_names
     if gene_key is not None:
@@ -455,16 +471,17 @@ def peak_memory() -> int:
 def expected(
     given: Input,
     *,
-    K: int = 20,
+    K: int | None = None,  # components; None: the data choose
     batch_key: str | None = None,
     labels_key: str | None = None,
-    preset: str | Preset = "blog",
+    preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,
 ) -> dict:  # seconds_per_epoch, train_seconds, seconds (with all that follows), memory_gb (highest, of the whole process)
     "Expected time and memory of `train_run`, `annotate_run` and the page, from a few timed steps."
     settled, y = get_preset(preset), get_counts(given.cells, given.layer)
-    N, epochs = y.shape[0], max_epochs or settled.max_epochs
+    N = y.shape[0]
+    epochs = epochs_wanted(settled, N) if max_epochs is None else max_epochs
     n = min(N, max(5 * settled.batch_size, 256))
     rows = np.sort(np.random.default_rng(0).choice(N, n, replace=False))
     part = sparse.vstack([y[rows[:-1]], csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))], format="csr")  # no gene is empty

@@ -46,7 +46,7 @@ def mine(tmp_path_factory):
 def finished(mine):
     "One run of gmvae_train."
     before = mine.read_bytes()
-    result = gmvae_train(str(mine), out=str(mine.parent / "run"), batch_key="donor", labels_key="type", K=3, max_epochs=1, quiet=True, json=True)
+    result = gmvae_train(str(mine), out=str(mine.parent / "run"), batch_key="donor", labels_key="type", K=3, max_epochs=1, preset="blog", quiet=True, json=True)
     assert mine.read_bytes() == before
     return result
 
@@ -78,7 +78,7 @@ def test_train_leaves_everything_it_promises(finished, mine):
 
 
 def test_a_folder_is_not_taken_from_another_run(finished, mine, tmp_path):
-    words = dict(out=finished["out"], batch_key="donor", max_epochs=1, quiet=True)
+    words = dict(out=finished["out"], batch_key="donor", max_epochs=1, preset="blog", quiet=True)
     with pytest.raises(ValueError, match="already holds this run"):
         gmvae_train(str(mine), K=3, **words)
     with pytest.raises(ValueError, match="K was 3, now 4"):
@@ -201,7 +201,7 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path):
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
     said = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "epochs are done" in said and said.strip().endswith("--resume"), said[-500:]
+    assert child.returncode == 130 and "to go on" in said and said.strip().endswith("--resume"), said[-500:]
     epochs = json.loads((tmp_path / "run/config.json").read_text())["epochs"]
     model = gmvae_train(str(mine), out=str(tmp_path / "run"), K=2, max_epochs=epochs + 1, resume=True, quiet=True)
     assert len(pd.read_csv(tmp_path / "run/history.csv")) == epochs + 1
