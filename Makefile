@@ -52,8 +52,12 @@ test: env ## everything: exported code in sync, notebooks clean, notebook tests,
 site: env ## render the site without quarto into _docs and check every link, reference and figure
 	$(BIN)/python tools/site.py
 
-bench: env ## time the likelihood heads and the scores; prints tables, takes minutes
+bench: env ## time heads, training, draws and evaluation; prints tables, takes an hour (SCVI too after `make peers-env`)
 	$(BIN)/python tests/bench/heads.py
+	$(BIN)/python tests/bench/training.py
+	$(BIN)/python tests/bench/training.py --scaling
+	$(BIN)/python tests/bench/training.py --disk 500000 13431
+	$(BIN)/python tests/bench/partition.py _runs/partition.csv
 	$(BIN)/python tests/bench/evaluation.py
 
 peers-env: .venv-peers/.ready ## create .venv-peers with scvi-tools and Harmony, once (1.9 GB)
