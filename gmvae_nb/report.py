@@ -323,7 +323,7 @@ PAGE = """<!doctype html>
 <main>
 <section class="facts">
 <div class="card fact"><b>{{ clusters|length }}</b><span>clusters, from K = {{ run.settings.K }} components</span></div>
-<div class="card fact"><b>{{ "%.1f"|format(metrics.clusters.effective_K) }}</b><span>effective number of clusters</span></div>
+<div class="card fact"><b>{{ "%.1f"|format(metrics.clusters.effective_K) }}</b><span>effective number of components</span></div>
 <div class="card fact"><b>{{ "%.1f"|format(100 * unsure_share) }} %</b><span>of the cells are unsure</span></div>
 {% for s in scores if s.key in ("asw", "batch_asw") and s.score is not none %}<div class="card fact"><b>{{ "%.2f"|format(s.score) }}</b><span>{{ {"asw": "cell types apart (ASW)", "batch_asw": "batches mixed (batch ASW)"}[s.key] }}</span></div>
 {% endfor %}
