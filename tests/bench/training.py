@@ -196,15 +196,16 @@ def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 81
     return 3 * 2 * rows * H * G / (time.perf_counter() - start) / 1e9
 
 
-def rounds(a, turns: dict[str, Turn]) -> pd.DataFrame:
-    "Everyone's turn, `repeats` times; the order changes from round to round."
+def rounds(a, turns: dict[str, Turn], **about) -> pd.DataFrame:
+    "Everyone's turn, `repeats` times; the order changes from round to round. The csv, if wanted, is written after every round."
     rng, rows = np.random.default_rng(0), []
     for repeat in tqdm(range(a.repeats), unit="round", disable=None):
         rates = {f"products_{name}": product_rate(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
         for name in rng.permutation(list(turns)):
             found = turns[name]()
             if "cells_per_second" in found: found["cells"] = found["cells_per_second"] * found["seconds"]  # SCVI: an epoch
-            rows.append({"contender": name, "repeat": repeat, "load": os.getloadavg()[0], **rates, **found})
+            rows.append({"contender": name, "repeat": repeat, "load": os.getloadavg()[0], **rates, **found, **about})
+        if a.csv and about: keep(a, pd.DataFrame(rows))
     for turn in turns.values(): turn.stop()
     return pd.DataFrame(rows)
 
@@ -225,10 +226,9 @@ def forms(a, folder: Path) -> None:
     data, n = source(a, folder)
     turns = {name: ours(a, name, data) for name in FORMS if name not in a.without}
     if SCVI.exists() and "SCVI" not in a.without: turns["SCVI"] = scvi(a, data)
-    found = rounds(a, turns)
+    found = rounds(a, turns, data=data.stem, n_cells=n)
     print(header(a, data, found))
     print(table(found, n, [*FORMS, "SCVI"]).to_string(float_format=lambda v: f"{v:.3g}"))
-    keep(a, found.assign(data=data.stem, n_cells=n))
 
 
 def scaling(a, folder: Path) -> None:
@@ -254,11 +254,10 @@ def disk(a, folder: Path) -> None:
     write_h5ad(file, n, G), write_h5ad(few, 16384, G)
     turns = {"on disk": ours(a, "default", file, steps=64, backed=True), "in memory": ours(a, "default", few, steps=64)}
     ready = {name: turn.ready["gb"] for name, turn in turns.items()}
-    found = rounds(a, turns)
+    found = rounds(a, turns, n_cells=n, G=G)
     print(f"{n:,} cells x {G:,} genes on disk ({file.stat().st_size / 1e9:.1f} GB) against 16,384 of such cells in memory; once set up: "
           + ", ".join(f"{k} {v:.2f} GB" for k, v in ready.items()))
     print(table(found, n, list(turns)).to_string(float_format=lambda v: f"{v:.3g}"))
-    keep(a, found.assign(n_cells=n, G=G))
 
 
 def source(a, folder: Path) -> tuple[Path, int]:
