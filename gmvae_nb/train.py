@@ -171,8 +171,10 @@ class CountsProduct(torch.autograd.Function):
     def backward(ctx, grad):  # (N, H)
         v, c, b = ctx.saved_tensors
         by_gene = v.to_sparse_csc()
-        v_T = torch.sparse_csr_tensor(by_gene.ccol_indices(), by_gene.row_indices(), by_gene.values(), v.shape[::-1], check_invariants=False)
-        d_weight = torch.addmm(-c * grad.sum(0), v_T, grad)  # (G, H)
+        cells, starts = by_gene.row_indices(), by_gene.ccol_indices()[:-1]  # a gene's cells, summed by one thread: the same bits each time
+        d_weight = F.embedding_bag(cells, grad.contiguous(), starts, mode="sum", per_sample_weights=by_gene.values())  # (G, H)
+        if c != 0:
+            d_weight -= c * grad.sum(0)
         if b is not None:
             d_weight = torch.cat([d_weight, grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(0, b, grad)])
         return None, None, None, d_weight
