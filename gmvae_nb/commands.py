@@ -265,14 +265,14 @@ def gmvae_sweep(
         raise ValueError(f"repeats is {repeats}; expected 1 or more")
     say = speaker(quiet)
     say("importing")
-    from gmvae_nb.data import write_atomically
+    from gmvae_nb.data import split_cells, write_atomically
     from gmvae_nb.results import collect_runs, results_table
-    from gmvae_nb.runs import claim_folder, epochs_wanted, finished_run, read_input, run_settings, train_run
-    from gmvae_nb.train import get_preset
+    from gmvae_nb.runs import claim_folder, finished_run, read_input, run_settings, train_run
+    from gmvae_nb.train import epochs_wanted, get_preset
 
     settled, out = get_preset(preset), Path(out)
     given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
-    epochs = epochs_wanted(settled, given.cells.n_obs) if max_epochs is None else max_epochs
+    epochs = epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0])) if max_epochs is None else max_epochs
     grid = [(k, seed, out / f"K{k}-seed{seed}") for k in dict.fromkeys(K) for seed in range(repeats)]
     for k, seed, folder in grid:
         claim_folder(folder, run_settings(given, k, batch_key, settled, seed), resume=True)  # all refusals before the first run

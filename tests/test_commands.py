@@ -16,8 +16,8 @@ from scipy.sparse import csr_matrix
 from gmvae_nb import commands, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
 from gmvae_nb.data import kang_pbmc
-from gmvae_nb.runs import claim_folder, find_counts, map_batches, match_genes, read_input, write_annotated
-from gmvae_nb.train import GMVAE
+from gmvae_nb.runs import claim_folder, find_counts, read_input, write_annotated
+from gmvae_nb.train import GMVAE, map_batches, match_genes
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
@@ -129,7 +129,7 @@ def test_map_batches_and_match_genes_name_what_is_wrong():
     assert list(map_batches(["a", "n", "b"], ["a", "b"], {"*": "b"})) == ["a", "b", "b"]
     with pytest.raises(ValueError, match="the model has no batch 'z'"):
         map_batches(["n"], ["a"], {"n": "z"})
-    with pytest.raises(ValueError, match="the file has no batch 'm'"):
+    with pytest.raises(ValueError, match="the data have no batch 'm'"):
         map_batches(["n"], ["a"], {"m": "a"})
     found = match_genes(["A", "B", "C"], ["C", "x", "A"], min_matched=0.6)
     assert (list(found.position), found.matched, found.missing, found.extra) == ([2, -1, 0], 2, ["B"], 1)
