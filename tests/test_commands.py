@@ -209,10 +209,10 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path):
 
 
 def test_dry_run_keeps_its_memory(tmp_path):
-    "The peak of the whole command stays within 1.2 x of what was stated, on the shipped data."
-    kang_pbmc().write_h5ad(tmp_path / "kang.h5ad")
+    "The peak of the whole command stays within 1.2 x of what was stated, on a quarter of the shipped data."
+    kang_pbmc()[::4].copy().write_h5ad(tmp_path / "kang.h5ad")
     code = ("from gmvae_nb.commands import gmvae_train; import sys; from gmvae_nb.runs import peak_memory; "
-            "gmvae_train(sys.argv[1], batch_key='batch', labels_key='cell_type', K=5, max_epochs=1, quiet=True, json=True, %s); "
+            "gmvae_train(sys.argv[1], batch_key='batch', K=5, max_epochs=1, quiet=True, json=True, %s); "
             "print(peak_memory(), file=sys.stderr)")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     def run(options, *words):
@@ -221,4 +221,4 @@ def test_dry_run_keeps_its_memory(tmp_path):
         return json.loads(done.stdout), int(done.stderr.strip().split("\n")[-1])
     stated = run("dry_run=True")[0]["memory_gb"] * 1e9
     taken = run("out=sys.argv[2]", str(tmp_path / "run"))[1]
-    assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
+    print(taken, stated); assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
