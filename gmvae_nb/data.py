@@ -10,8 +10,10 @@ __all__ = ['BMMC_FILES', 'kang_pbmc', 'CountsOnDisk', 'get_counts', 'get_categor
 # %% ../nbs/00_data.ipynb #190d4cec
 import gzip
 import importlib.resources
-import math
+import json
 import os
+import subprocess
+import sys
 import uuid
 import warnings
 import zlib
@@ -243,28 +245,14 @@ def write_atomically(
         if path.parent.is_dir(): tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #14580dd0
-def _inspect(f: h5py.File) -> int:  # bytes that all its datasets take in memory
-    "ValueError for what leads out of an HDF5 file, around in circles, or to far more values than it holds."
-    seen, todo, size = {h5py.h5o.get_info(f.id).addr}, [f], 0
-    while todo:
-        group = todo.pop()
-        for name in group:
-            path, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                outside = isinstance(link, h5py.ExternalLink)
-                raise ValueError(f"{path} is a link to {f'another file, {link.filename!r}' if outside else f'{link.path!r}'}")
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen: raise ValueError(f"{path} is a second name of something else in the file")
-            seen.add(address)
-            if isinstance(item, h5py.Group): todo.append(item)
-            elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual: raise ValueError(f"{path} keeps its values in another file")
-                declared, stored = math.prod(item.shape or ()) * item.id.get_type().get_size(), item.id.get_storage_size()
-                if declared > 2**20 + 1100 * stored:
-                    raise ValueError(f"{path} declares {declared:,} bytes and holds {stored:,}")
-                size += declared
-    return size
+def _look_through(path: Path) -> dict:  # as from gmvae_nb.h5check.main
+    "What another process finds in a file."
+    code = "import json, sys; path, *sys.path = json.loads(sys.argv[1]); from gmvae_nb.h5check import main; main(path)"
+    words = [sys.executable, "-c", code, json.dumps([str(path), *sys.path])]
+    try: done = subprocess.run(words, capture_output=True, timeout=60 + path.stat().st_size / 1e7)
+    except subprocess.TimeoutExpired: return {"damaged": "HDF5 finds no end in it"}
+    if done.returncode: return {"damaged": f"HDF5 stopped with code {done.returncode}"}
+    return json.loads(done.stdout)
 
 # %% ../nbs/00_data.ipynb #6da59050
 def _decompress(source: Path, target: Path) -> None:
@@ -279,10 +267,9 @@ def _decompress(source: Path, target: Path) -> None:
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f"{str(source)!r} is not a whole gzip file ({e}): get it again.") from e
 
-def _damaged(path: Path, e: Exception) -> ValueError:
-    said = " ".join(str(e).split())[:200]
-    return ValueError(f"{str(path)!r} is damaged or no h5ad ({type(e).__name__}: {said}): get it again, or save it again "
-                      "with adata.write_h5ad.")
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{str(path)!r} is no h5ad file, or not a whole one ({' '.join(why.split())[:200]}): get it again, or save it "
+                      "again with adata.write_h5ad.")
 
 def _checked_h5ad(path: str | Path) -> tuple[Path, int]:
     "Path and size in memory of an h5ad file; of an .h5ad.gz, which is decompressed next to itself first."
@@ -291,37 +278,51 @@ def _checked_h5ad(path: str | Path) -> tuple[Path, int]:
     if path.suffix == ".gz":
         if not path.with_suffix("").exists(): _decompress(path, path.with_suffix(""))
         path = path.with_suffix("")
-    try: f = h5py.File(path)
-    except OSError as e:
-        raise ValueError(f"{str(path)!r} is no h5ad file (not HDF5, or not whole): save it with "
-                         "adata.write_h5ad, or get it again.") from e
-    with f:
-        try: missing, size = {"obs", "var"} - set(f), _inspect(f)
-        except ValueError as e:
-            raise ValueError(f"{str(path)!r} is not read, for safety: {e}; anndata writes no such file, get it "
-                             "from another source.") from e
-        except Exception as e:   # damaged: HDF5 can fail anywhere, with any kind of error
-            raise _damaged(path, e) from e
-    if missing:
-        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(sorted(missing))}): "
+    found = _look_through(path)
+    if "unsafe" in found:
+        raise ValueError(f"{str(path)!r} is not read, for safety: {found['unsafe']}; anndata writes no such file, get it from "
+                         "another source.")
+    if "damaged" in found: raise _damaged(path, found["damaged"])
+    if found["missing"]:
+        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(found['missing'])}): "
                          "save it with adata.write_h5ad.")
-    return path, size
+    return path, found["size"]
 
 # %% ../nbs/00_data.ipynb #e8ff5ad3
+def _fetch(url: str, sha256: str | None, target: Path) -> None:
+    "Downloads `url`, going on where an earlier call was cut off. ValueError for a wrong checksum."
+    import requests
+    part = target.with_name(f"{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    with requests.get(url, headers={"Range": f"bytes={have}-", "Accept-Encoding": "identity"}, stream=True, timeout=60) as answer:
+        if answer.status_code != 416:                  # which would mean that nothing is missing
+            answer.raise_for_status()
+            have *= answer.status_code == 206          # any other server sends all of it again
+            size = int(answer.headers.get("Content-Length", 0)) + have
+            with open(part, "ab" if have else "wb") as out, tqdm(total=size or None, initial=have, unit="B", unit_scale=True, desc=target.name) as bar:
+                for block in answer.iter_content(2**20): bar.update(out.write(block))
+    found = pooch.file_hash(part)
+    if sha256 not in (None, found):
+        part.unlink()
+        raise ValueError(f"{url} does not match the known hash: sha256 {found}, expected {sha256}; download it again, or get it elsewhere.")
+    os.replace(part, target)
+    print(f"{target.name}: sha256 {found}, " + ("as expected." if sha256 else
+          "NOT checked: no checksum is known for this file. Note it down, to compare later."))
+
+# %% ../nbs/00_data.ipynb #43ec2969
 def _download(url: str, sha256: str | None) -> Path:
     "The decompressed file in the user's cache, downloaded once, and checked if its sha256 is known."
     folder = Path(pooch.os_cache("gmvae_nb"))
     file = folder / url.rsplit("/", 1)[1].removesuffix(".gz")
+    gz = file.with_name(f"{file.name}.gz")
     if not file.exists():
-        try: gz = Path(pooch.retrieve(url, sha256, fname=f"{file.name}.gz", path=folder, progressbar=True))
+        try: _fetch(url, sha256, gz)
         except OSError as e:
-            raise OSError(f"could not download {url} ({type(e).__name__}): check the network, or get the "
-                          "file by other means and pass its path.") from e
-        found = pooch.file_hash(gz)
-        print(f"{gz.name}: sha256 {found}, " + ("as expected." if sha256 else
-              "NOT checked: no checksum is known for this file. Note it down, to compare later."))
-        _decompress(gz, file)
-        gz.unlink()
+            raise OSError(f"could not download {url} ({type(e).__name__}): check the network and call again, which goes on where it "
+                          "stopped, or get the file by other means and pass its path.") from e
+        try: _decompress(gz, file)
+        finally: gz.unlink()
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
@@ -379,7 +380,7 @@ def read_h5ad(
             warnings.simplefilter("ignore", ad.OldFormatWarning)
             return ad.read_h5ad(path, backed="r" if backed else None)
     except Exception as e:   # a damaged file can fail in any of the libraries below
-        raise _damaged(path, e) from e
+        raise _damaged(path, f"{type(e).__name__}: {e}") from e
 
 # %% ../nbs/00_data.ipynb #7e6a84f1
 def load_data(
