@@ -38,7 +38,7 @@ from . import __version__
 from .data import _holds_counts, get_categories, get_counts, load_data, write_atomically
 from .metrics import evaluate
 from .results import run_summary
-from .train import GMVAE, Preset, get_preset
+from .train import GMVAE, Preset, get_preset, seal
 
 # %% ../nbs/runs.ipynb #27c06261
 PARTS = ("spliced", "unspliced", "ambiguous")  # layers with some of a cell's molecules
@@ -284,6 +284,7 @@ def train_run(
             note = f"no scores: {error}"
     summary = run_summary(model, held_out, data=given.path.name, preset=name, scores=scores)
     write_json(out / "metrics.json", {**summary, "table": table, "note": note})
+    seal(out, "run.json", "metrics.json")
     return model
 
 # %% ../nbs/runs.ipynb #96e9ffe2

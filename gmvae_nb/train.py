@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'MANY', 'SAMPLE', 'TERMS', 'FORMAT', 'Preset', 'get_preset', 'EncoderInput', 'encoder_input', 'cell_totals',
            'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo',
            'training_loss', 'kl_weight', 'learning_rate', 'seeded', 'batch_codes', 'GMVAE', 'cluster_usage',
-           'merge_components', 'epoch_means', 'model_digest', 'not_finite', 'seal', 'tensors_of', 'read_preset',
-           'check_model', 'read_model']
+           'merge_components', 'epoch_means', 'model_digest', 'not_finite', 'sha256_of', 'seal', 'tensors_of',
+           'read_preset', 'check_model', 'read_model']
 
 # %% ../nbs/04_train.ipynb #75150130
 import hashlib
@@ -987,6 +987,14 @@ def not_finite(
     return next((name for name, t in state.items() if not t.isfinite().all()), None)
 
 # %% ../nbs/04_train.ipynb #16fed99d
+def sha256_of(
+    path: Path,
+) -> str:  # 64 hexadecimal digits
+    "sha256 of a file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def seal(
     folder: str | Path,  # with a config.json
     *names: str,  # of files in it
@@ -994,9 +1002,7 @@ def seal(
     "Note the sha256 of these files in config.json, where `gmvae_verify` looks them up."
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for name in names:
-        with open(path.with_name(name), "rb") as file:
-            config["sha256"][name] = hashlib.file_digest(file, "sha256").hexdigest()
+    config.setdefault("sha256", {}).update({name: sha256_of(path.with_name(name)) for name in names})
     write_atomically(path, lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
 
 # %% ../nbs/04_train.ipynb #5ec68296
@@ -1026,9 +1032,9 @@ def _write(
     header = {"gmvae_nb": json.dumps({"config": config, "history": rows, "sha256": model_digest(config, rows, state)})}
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state, header)))
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
-    times = {"seconds": [row["seconds"] for row in self._rows], "sha256": {}}
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config | times, indent=1) + "\n", encoding="utf-8"))
-    seal(folder, "model.safetensors", "history.csv")
+    config["seconds"] = [row["seconds"] for row in self._rows]
+    config["sha256"] = {name: sha256_of(folder / name) for name in ("model.safetensors", "history.csv")}
+    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
 
 # %% ../nbs/04_train.ipynb #363fc14b
 @patch
