@@ -8,6 +8,7 @@ __all__ = ['BMMC_FILES', 'kang_pbmc', 'CountsOnDisk', 'get_counts', 'get_categor
            'split_cells', 'split_by', 'shuffle_blocks', 'to_torch', 'minibatches']
 
 # %% ../nbs/00_data.ipynb #190d4cec
+import contextlib
 import gzip
 import importlib.resources
 import json
@@ -242,7 +243,7 @@ def write_atomically(
         raise OSError(f"{path} could not be written ({os.strerror(e.errno)}); what was there before is as it was: "
                       "make room or get the right to write there, or name another folder.") from e
     finally:
-        if path.parent.is_dir(): tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError): tmp.unlink()   # there is none, or nothing can be changed here
 
 # %% ../nbs/00_data.ipynb #14580dd0
 def _look_through(path: Path) -> dict:  # as from gmvae_nb.h5check.main

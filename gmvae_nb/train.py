@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
 from . import __version__
-from .data import CountsOnDisk, get_categories, get_counts, mean_and_std, minibatches, split_cells, write_atomically
+from .data import _parts, CountsOnDisk, get_categories, get_counts, mean_and_std, minibatches, split_cells, write_atomically
 from gmvae_nb.gmvae_loss import (
     MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, mixture_log_weights, responsibilities,
 )
@@ -757,10 +757,11 @@ def _why(
     noise: tuple[Tensor, Tensor],  # as for GMVAENetwork.forward
 ) -> str:  # to follow on "at epoch 3, step 7"; empty: not known
     "Where numbers are no longer finite: a count, a weight, or the first cell."
-    bad = (~y.values().isfinite()).nonzero()
-    if len(bad):
-        cell = torch.searchsorted(y.crow_indices().long(), bad[0], right=True).item() - 1
-        return f": the count of cell number {rows[cell]}, gene {self.genes[y.col_indices()[bad[0]].item()]!r} is {y.values()[bad[0]].item()}"
+    for start, part in _parts(self.counts):  # all of them: the encoder's input depends on their mean
+        bad = np.flatnonzero(~np.isfinite(part.data))
+        if len(bad):
+            cell = start + np.searchsorted(part.indptr, bad[0], side="right") - 1
+            return f": the count of cell number {cell}, gene {self.genes[part.indices[bad[0]]]!r}, is {part.data[bad[0]]}"
     for name, p in self.network.named_parameters():
         if not p.isfinite().all():
             first = (~p.isfinite()).nonzero()[0, 0].item()
