@@ -147,6 +147,7 @@ def minutes(
 def run_and_annotate(given, out: Path, settings: dict, resume: bool, progress: bool, command: str, say: Callable) -> tuple:
     "Train, annotate and make the page: the model, the cells' clusters, and the page."
     from gmvae_nb.runs import annotate_run, train_run
+    from gmvae_nb.train import seal
 
     say("training")
     model = train_run(given, out, **settings, resume=resume, progress=progress, command=command)
@@ -154,7 +155,9 @@ def run_and_annotate(given, out: Path, settings: dict, resume: bool, progress: b
     obs = annotate_run(model, given, out)
     say("making the page")
     from gmvae_nb.report import write_report
-    return model, obs, write_report(out)
+    page = write_report(out)
+    seal(out, "annotated.h5ad", "markers.csv", "report.html")
+    return model, obs, page
 
 
 def finish(model, obs, page: Path, out: Path, json: bool) -> dict:
@@ -186,8 +189,10 @@ def gmvae_report(
 ):
     "Make the page of a run again, from what is in its folder."
     from gmvae_nb.report import write_report
+    from gmvae_nb.train import seal
 
     page = write_report(run)
+    seal(run, "markers.csv", "report.html")
     size = page.stat().st_size
     return show(dict(report=str(page), bytes=size), f"{page} ({size / 1e6:.1f} MB)", json)
 

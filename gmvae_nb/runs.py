@@ -40,7 +40,7 @@ from gmvae_nb.data import (
 )
 from .metrics import evaluate
 from .results import run_summary
-from .train import MIN_MATCHED, GMVAE, Cells, Preset, epochs_wanted, get_preset
+from .train import MIN_MATCHED, GMVAE, Cells, Preset, epochs_wanted, get_preset, seal
 
 # %% ../nbs/runs.ipynb #27c06261
 PARTS = ("spliced", "unspliced", "ambiguous")  # layers with some of a cell's molecules
@@ -90,9 +90,9 @@ def find_counts(
 @contextmanager
 def open_h5ad(
     path: str | Path,  # an .h5ad file, or .h5ad.gz; it is only read
-) -> Iterator[AnnData]:  # X, layers and raw are in the file; obs and var in memory; nothing else
+) -> Iterator[tuple[Path, AnnData]]:  # the .h5ad; X, layers and raw are in the file, obs and var in memory, and nothing else
     "A file without its matrices, as long as the `with` lasts. ValueError, in one sentence, for a file that cannot be used."
-    path = _checked_h5ad(path)
+    path = _checked_h5ad(path)[0]
 
     def matrix(stored):
         return sparse_dataset(stored) if isinstance(stored, h5py.Group) else stored
@@ -109,7 +109,7 @@ def open_h5ad(
                 )
         except Exception as e:  # a damaged file can fail in any of the libraries below
             raise ValueError(f"{str(path)!r} cannot be read as h5ad ({type(e).__name__}: {e})") from e
-        yield adata
+        yield path, adata
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -170,8 +170,8 @@ def read_input(
     n_top_genes: int | None = None,  # highly variable genes to keep; None: all genes with counts
 ) -> Input:
     "The counts of a file, found and checked. ValueError, in one sentence, for a file or a key that cannot be used."
-    path, notes = _checked_h5ad(path), []
-    with open_h5ad(path) as adata:
+    notes = []
+    with open_h5ad(path) as (path, adata):
         for key, role in ((batch_key, "batch_key"), (labels_key, "labels_key")):
             if key is not None:
                 get_categories(adata, key, role)
@@ -309,6 +309,7 @@ def train_run(
             note = f"no scores: {error}"
     summary = run_summary(model, held_out, data=given.path.name, preset=name, scores=scores)
     write_json(out / "metrics.json", {**summary, "table": table, "note": note})
+    seal(out, "run.json", "metrics.json")
     return model
 
 # %% ../nbs/runs.ipynb #96e9ffe2
@@ -431,8 +432,7 @@ def embed_file(
     min_matched: float = MIN_MATCHED,  # least share of the model's genes that the file must have
 ) -> dict:  # matched, missing, extra, batches, counts: what was done
     "Embed and cluster the cells of another file. ValueError where genes, batches or counts don't fit."
-    path = _checked_h5ad(path)
-    with open_h5ad(path) as adata:
+    with open_h5ad(path) as (path, adata):
         found = find_counts(adata, layer)
         var = found.adata.var
         if gene_key is not None and gene_key not in var:

@@ -7,9 +7,11 @@ __all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'Prese
            'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork',
            'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE',
            'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage',
-           'merge_components', 'epoch_means', 'draw_nb', 'read_model']
+           'merge_components', 'epoch_means', 'draw_nb', 'model_digest', 'not_finite', 'sha256_of', 'seal',
+           'tensors_of', 'read_preset', 'check_model', 'read_model']
 
 # %% ../nbs/04_train.ipynb #75150130
+import hashlib
 import json
 import math
 import time
@@ -32,7 +34,7 @@ from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
 from . import __version__
-from .data import CountsOnDisk, get_categories, get_counts, mean_and_std, minibatches, split_cells, write_atomically
+from .data import _parts, CountsOnDisk, get_categories, get_counts, mean_and_std, minibatches, split_cells, write_atomically
 from gmvae_nb.gmvae_loss import (
     MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, mixture_log_weights, responsibilities,
 )
@@ -830,8 +832,11 @@ def train(
                 if preset.merge and epoch + 1 == max_epochs:
                     gamma = self._over(self._sample(), lambda y, b: self.network.log_responsibilities(y, b, *self._shared_noise(20)).exp().mean(0))
                     self.network.cluster_of.copy_(merge_components(gamma))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, FloatingPointError) as stop:
                 self._restore(last_good)
+                del self._rows[epoch:]
+                if isinstance(stop, FloatingPointError):
+                    raise FloatingPointError(f"{stop}; the model is as it was after {epoch} epochs") from None
                 raise KeyboardInterrupt(f"stopped; {epoch} epochs are done, call train again to go on") from None
             if out is not None:
                 self._checkpoint(out)
@@ -854,7 +859,7 @@ def _train_epoch(
         self._start_from_data(components=epoch == placed)
     self.network.train()
     with seeded(self.seed, epoch) as rng:
-        for step, (y, b, _) in enumerate(
+        for step, (y, b, rows) in enumerate(
             minibatches(self.counts, self.batch, self.train_idx, preset.batch_size, rng=rng)
         ):
             for group in self.optimizer.param_groups:
@@ -867,17 +872,43 @@ def _train_epoch(
                 loss = loss + preset.align * self.network.alignment(terms["x_mean"], terms["gamma"], b, self.network.prior.log_stds[0, 0])
             if not loss.isfinite():
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; lower the learning rate ({preset.lr})"
+                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}{self._why(y, b, rows, noise)}; lower the learning rate ({preset.lr})"
                 )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             seen.append({name: value.detach() for name, value in terms.items()})
+    if not_finite(dict(self.network.named_parameters())):
+        raise FloatingPointError(f"after epoch {epoch + 1}, step {step + 1}{self._why(y, b, rows, noise)}; lower the learning rate ({preset.lr})")
     row = {"epoch": epoch + 1, "lr": learning_rate(epoch, preset, max_epochs), **epoch_means(seen, "train")}
     if len(self.test_idx):
         seen = self._evaluate(self.test_idx)
         row |= epoch_means(seen, "test")
     return row | cluster_usage(torch.cat([part["gamma"] for part in seen])) | {"seconds": time.perf_counter() - start}
+
+# %% ../nbs/04_train.ipynb #27ded152
+@patch
+@torch.no_grad()
+def _why(
+    self: GMVAE,
+    y: Tensor,  # counts of a mini-batch, (N, G), sparse CSR
+    b: Tensor,  # batch codes, (N,)
+    rows: np.ndarray,  # the cells' places in the data, (N,)
+    noise: tuple[Tensor, Tensor],  # as for GMVAENetwork.forward
+) -> str:  # to follow on "at epoch 3, step 7"; empty: not known
+    "Where numbers are no longer finite: a count, a weight, or the first cell."
+    for start, part in _parts(self.counts):  # all of them: the encoder's input depends on their mean
+        bad = np.flatnonzero(~np.isfinite(part.data))
+        if len(bad):
+            cell = start + np.searchsorted(part.indptr, bad[0], side="right") - 1
+            return f": the count of cell number {cell}, gene {self.genes[part.indices[bad[0]]]!r}, is {part.data[bad[0]]}"
+    for name, p in self.network.named_parameters():
+        if not p.isfinite().all():
+            first = (~p.isfinite()).nonzero()[0, 0].item()
+            of_gene = name.startswith("heads.") or name == "encoder.0.weight" and first < len(self.genes)
+            return f": the weight {name}{f' of gene {self.genes[first]!r}' * of_gene} is not finite"
+    bad = (~neg_elbo(self.network(y, b, *noise)).isfinite()).nonzero()
+    return f": the first such cell is number {rows[bad[0].item()]}" if len(bad) else ""
 
 # %% ../nbs/04_train.ipynb #e8fdd84c
 @patch
@@ -1179,7 +1210,46 @@ def posterior_predictive(
     return [vstack(part, format="csr") for part in parts]
 
 # %% ../nbs/04_train.ipynb #600c0e09
-FORMAT = 1  # of the folder; raised when an older reader would misread a newer folder
+FORMAT = 2  # of the folder; raised when an older reader would misread a newer folder. 1 had no checksum, and is read too
+
+# %% ../nbs/04_train.ipynb #fb9397fc
+def model_digest(
+    config: dict,
+    rows: list[dict],  # history
+    state: dict[str, Tensor],
+) -> str:  # 64 hexadecimal digits
+    "sha256 of all that a model file holds."
+    digest = hashlib.sha256(json.dumps([config, rows]).encode())
+    for name, t in sorted(state.items()):
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+# %% ../nbs/04_train.ipynb #dcaf5d0d
+def not_finite(
+    state: dict[str, Tensor],
+) -> str | None:  # its name
+    "The first tensor with a value that is not finite."
+    return next((name for name, t in state.items() if not t.isfinite().all()), None)
+
+# %% ../nbs/04_train.ipynb #16fed99d
+def sha256_of(
+    path: Path,
+) -> str:  # 64 hexadecimal digits
+    "sha256 of a file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(
+    folder: str | Path,  # with a config.json
+    *names: str,  # of files in it
+) -> None:
+    "Note the sha256 of these files in config.json, where `gmvae_verify` looks them up."
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.setdefault("sha256", {}).update({name: sha256_of(path.with_name(name)) for name in names})
+    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
 
 # %% ../nbs/04_train.ipynb #5ec68296
 @patch
@@ -1199,15 +1269,18 @@ def _write(
     folder: str | Path,
     state: dict[str, Tensor],
 ) -> None:
-    "Write the folder; the weights first, since they alone are read back."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = self._config()
-    # one metadata entry: safetensors does not keep the order of several, and equal models should be equal files
-    header = {"gmvae_nb": json.dumps({"config": config, "history": self._rows})}
+    "Write the folder; the weights first, since they alone are read back. FloatingPointError for weights that are not finite."
+    if bad := not_finite(state):
+        raise FloatingPointError(f"{bad} is not finite: this model is not written, {folder} stays as it is")
+    folder, config = Path(folder), self._config()
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in self._rows]
+    # one metadata entry: safetensors does not keep the order of several
+    header = {"gmvae_nb": json.dumps({"config": config, "history": rows, "sha256": model_digest(config, rows, state)})}
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state, header)))
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    config["seconds"] = [row["seconds"] for row in self._rows]
+    config["sha256"] = {name: sha256_of(folder / name) for name in ("model.safetensors", "history.csv")}
+    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
 
 # %% ../nbs/04_train.ipynb #363fc14b
 @patch
@@ -1249,6 +1322,62 @@ def _resume(
         self._rows = rows
 
 # %% ../nbs/04_train.ipynb #fe33da57
+def tensors_of(
+    config: dict,  # with the types that read_model has checked
+    preset: Preset,
+) -> dict[str, Tensor]:  # without memory
+    "The tensors of a model with these settings, Adam's moments included."
+    with torch.device("meta"):
+        network = GMVAENetwork(len(config["genes"]), len(config["batches"]), config["K"], preset)
+    moments = {f"optimizer.{i}.{name}": p for i, p in enumerate(network.parameters()) for name in ("exp_avg", "exp_avg_sq")}
+    steps = {f"optimizer.{i}.step": torch.empty((), device="meta") for i in range(len(moments) // 2)}
+    return {f"network.{name}": t for name, t in network.state_dict().items()} | moments | steps
+
+# %% ../nbs/04_train.ipynb #25cfa7fe
+def read_preset(
+    settings: dict,  # from JSON
+) -> Preset:
+    "Settings of the right types. Raises TypeError or ValueError for others."
+    for field in fields(Preset):
+        value, default = settings[field.name], field.default
+        if isinstance(default, tuple):
+            right = isinstance(value, list) and len(value) <= 100 and all(type(v) is int and v > 0 for v in value)
+        elif isinstance(default, (bool, str)):
+            right = type(value) is type(default)
+        else:
+            right = type(value) is int or type(value) is float and field.type is float and math.isfinite(value)
+        if not right:
+            raise TypeError(f"{field.name} is {str(value)[:50]!r}")
+    return Preset(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+# %% ../nbs/04_train.ipynb #ab8ace3b
+def check_model(
+    config: dict,
+    rows: list[dict],
+    state: dict[str, Tensor],
+) -> None:
+    "ValueError or TypeError for settings of a wrong type, and for tensors that are not finite or do not fit the settings."
+    kinds = dict(K=int, seed=int, epochs=int, genes=list, batches=list, batch_key=(str, type(None)), layer=(str, type(None)),
+                 n_cells=(int, type(None)), test_idx=(list, type(None)))
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind) or isinstance(config[name], bool):
+            raise TypeError(f"{name} is {str(config[name])[:50]!r}")
+    lists = (config["genes"], str), (config["batches"], str), (config["test_idx"] or [], int), (rows, dict)
+    if not (config["K"] > 0 <= config["seed"] and config["genes"] and config["batches"]) or any(type(v) is not kind for values, kind in lists for v in values):
+        raise TypeError("settings or history are not as GMVAE.save writes them")
+    expected = tensors_of(config, read_preset(config["preset"]))
+    wrong = next((n for n in state.keys() | expected if (n not in state and n.startswith("network.")) or n not in expected or
+                  n in state and (state[n].shape, state[n].dtype) != (expected[n].shape, expected[n].dtype)), None)
+    if wrong:
+        found, wanted = (f"{list(d[wrong].shape)} {d[wrong].dtype}" if wrong in d else "nothing" for d in (state, expected))
+        raise ValueError(f"the weights do not fit the settings: {wrong} is {found}, expected {wanted}")
+    if bad := not_finite(state):
+        raise ValueError(f"{bad} is not finite")
+    clusters = state.get("network.cluster_of", torch.zeros(1))
+    if clusters.min() < 0 or clusters.max() >= config["K"]:
+        raise ValueError("network.cluster_of names a cluster that does not exist")
+
+# %% ../nbs/04_train.ipynb #32fb9fc7
 def read_model(
     folder: str | Path,
 ) -> tuple[dict, list[dict], dict[str, Tensor]]:  # config, history rows, state
@@ -1259,14 +1388,32 @@ def read_model(
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["gmvae_nb"])
-            config, rows = header["config"], header["history"]
-            if config["format"] != FORMAT:
-                raise ValueError(f"{path} has format {config['format']}, this version of gmvae_nb reads format {FORMAT}")
-            return config, rows, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a model written by gmvae_nb, or is damaged ({type(error).__name__}: {error})") from None
+            config, rows, version = header["config"], header["history"], header["config"]["format"]
+            if known := version in (1, FORMAT):
+                state = {name: file.get_tensor(name) for name in file.keys()}
+                if version > 1 and model_digest(config, rows, state) != header["sha256"]:
+                    raise ValueError("its checksum differs")
+                check_model(config, rows, state)
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, OSError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} is not a model written by gmvae_nb, or is damaged ({type(error).__name__}: {said}): get it again, or train again") from None
+    if not known:
+        raise ValueError(f"{path} has format {str(version)[:20]}, this version of gmvae_nb ({__version__}) reads formats 1 to {FORMAT}: "
+                         "install a newer gmvae_nb, with pip install --upgrade gmvae_nb")
+    if version > 1:
+        rows = [{**row, "seconds": seconds} for row, seconds in zip(rows, _seconds(path.with_name("config.json"), len(rows)))]
+    return {**config, "format": FORMAT}, rows, state
 
-# %% ../nbs/04_train.ipynb #25cfa7fe
+
+def _seconds(path: Path, n: int) -> list[float]:
+    "How long each of n epochs took, from config.json; NaN where it does not say."
+    try:
+        found = [float(s) for s in json.loads(path.read_text(encoding="utf-8"))["seconds"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        found = []
+    return (found + [math.nan] * n)[:n]
+
+# %% ../nbs/04_train.ipynb #d1e66036
 @patch(cls_method=True)
 def load(
     cls: GMVAE,
@@ -1277,13 +1424,9 @@ def load(
 ) -> GMVAE:
     "Read a model back. Raises ValueError if the folder holds none, or if it does not fit `adata`."
     config, rows, state = read_model(folder)
-    preset = Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["preset"].items()})
     model = cls.__new__(cls)
-    model._build(device=device, preset=preset, **{k: config[k] for k in ("K", "batch_key", "layer", "seed", "genes", "batches")})
-    try:
-        model._restore(state)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its settings: {str(error).splitlines()[1].strip()}") from None
+    model._build(device=device, preset=read_preset(config["preset"]), **{k: config[k] for k in ("K", "batch_key", "layer", "seed", "genes", "batches")})
+    model._restore(state)
     model._rows = rows
     if adata is not None:
         model.counts, model.batch = model._cells(adata)

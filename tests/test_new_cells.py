@@ -113,7 +113,7 @@ def test_on_disk_in_memory_any_order_any_chunk_all_the_same(model, layer, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cells = model.match_cells(fewer)
-        with open_h5ad(tmp_path / "a.h5ad") as on_disk:
+        with open_h5ad(tmp_path / "a.h5ad") as (_, on_disk):
             there = model_layer.match_cells(on_disk)
             assert isinstance(there, Cells) and not hasattr(there.counts, "data")  # not a matrix in memory
             for method in ("get_latent_representation", "predict_proba", "get_elbo", "get_normalized_expression"):
