@@ -5,6 +5,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from gmvae_nb import runs
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.report import on_map, remarks, write_report
 from gmvae_nb.runs import annotate_run, read_input, train_run
@@ -27,7 +28,9 @@ def page(request, tmp_path_factory):
     given = read_input(folder / "<u>.h5ad", **keys)
     small = Preset(n_x=3, prior="parameters", encoder_hidden=(16,), decoder_hidden=(16,), M=1)
     model = train_run(given, folder / "run", K=3, preset=small, max_epochs=1, progress=False, command="gmvae_train '<u>.h5ad'", **keys)
-    annotate_run(model, given, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))  # half a minute of compiling
+        annotate_run(model, given, folder / "run")
     return request.param, write_report(folder / "run").read_text(encoding="utf-8")
 
 
