@@ -489,6 +489,20 @@ SAMPLE = 20_000  # cells that are looked at to place components and to merge the
 class GMVAE:
     "Gaussian-mixture variational autoencoder for counts: embeds, clusters and integrates the cells of an AnnData."
 
+    K: int  # number of mixture components
+    batch_key: str | None
+    layer: str | None
+    preset: Preset
+    seed: int
+    genes: list[str]  # the model's, (G,)
+    batches: list[str]  # the model's, (B,)
+    device: torch.device
+    network: GMVAENetwork
+    counts: csr_matrix | CountsOnDisk | None  # of the cells the model was made for, (N, G)
+    batch: np.ndarray | None  # their batch codes, (N,)
+    train_idx: np.ndarray | None  # rows that are trained on, and ...
+    test_idx: np.ndarray | None  # ... rows that are held out
+
     def __init__(
         self,
         adata: AnnData,  # cells x genes with raw counts
