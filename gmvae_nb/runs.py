@@ -483,7 +483,7 @@ def expected(
     settled, y = get_preset(preset), get_counts(given.cells, given.layer)
     N = y.shape[0]
     epochs = epochs_wanted(settled, N) if max_epochs is None else max_epochs
-    n = min(N, max(5 * settled.batch_size, 256, K or 0))
+    n = min(N, max(5 * settled.batch_size, 256))
     rows = np.sort(np.random.default_rng(0).choice(N, n, replace=False))
     part = sparse.vstack([y[rows[:-1]], csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))], format="csr")  # no gene is empty
     few = AnnData(obs=given.cells.obs.iloc[rows], var=given.cells.var, **({"X": part} if given.layer is None else {"layers": {given.layer: part}}))

@@ -511,13 +511,11 @@ class GMVAE:
         if K is None and not preset.merge:
             raise ValueError("K is None; a preset that merges components, as 'recommended' does, can choose it, this one cannot: give K")
         K = MANY if K is None else K
-        if isinstance(K, bool) or not isinstance(K, (int, np.integer)) or K < 1:
-            raise ValueError(f"K is {K!r}; the number of clusters must be an integer >= 1")
+        if isinstance(K, bool) or not isinstance(K, (int, np.integer)) or not 1 <= K <= 10_000:
+            raise ValueError(f"K is {K!r}; the number of clusters must be an integer from 1 to 10,000")
         if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
             raise ValueError(f"seed is {seed!r}; expected a whole number, 0 or more")
         counts = get_counts(adata, layer)
-        if K > max(counts.shape[0], MANY):
-            raise ValueError(f"K is {K}, more than the {counts.shape[0]} cells; expected fewer clusters than cells")
         batch, batches = batch_codes(adata, batch_key)
         self._build(
             K=int(K), batch_key=batch_key, layer=layer, preset=preset, seed=int(seed),
