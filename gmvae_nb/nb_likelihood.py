@@ -145,8 +145,8 @@ def nonzero_terms(
         above = slice(general, ends[i] - ends[-1])
         if above.stop == general: break                                 # no small count is as large as that
         factor = r[above] + i
-        rising[above] *= factor
-        slope[above] += factor.reciprocal_()
+        rising[above].mul_(factor)
+        slope[above].add_(factor.reciprocal_())
     value = rising.log_()
     if general:
         a, n = 1 + r[:general], v[:general] - 1
@@ -176,7 +176,8 @@ def fused_pass(
     W, A, S = new(2 * tile, H, dtype=dtype), new(2 * tile, P), new(tile, P)    # reused by every tile
     if low: A_low = new(2 * tile, P, dtype=dtype)
     if gradients:
-        d_h, d_w, d_b = new(N, len(h), H).zero_(), new(2, G, H), new(2, G)
+        d_h, d_b = new(N, len(h), H).zero_(), new(2, G)
+        d_w = new(G, H), new(G, H)                                             # not one of (2, G, H): malloc keeps blocks below 32 MB
         share = new(P, H, dtype=dtype) if low or draws is not None else None   # of the tile in d_h
         if low: d_W_low = new(2 * tile, H, dtype=dtype)
     each = h.transpose(0, 1).to(dtype)                                         # (N, M, H): p = (n, m)
@@ -221,10 +222,10 @@ def fused_pass(
         if low:
             a = A_low[:2 * t].copy_(a)
             d_W = torch.mm(a, h, out=d_W_low[:2 * t])
-            d_w[0, genes], d_w[1, genes] = d_W[:t], d_W[t:]
+            d_w[0][genes], d_w[1][genes] = d_W[:t], d_W[t:]
         else:
-            torch.mm(d_r, h, out=d_w[0, genes])
-            torch.mm(d_l, h, out=d_w[1, genes])
+            torch.mm(d_r, h, out=d_w[0][genes])
+            torch.mm(d_l, h, out=d_w[1][genes])
         if share is None: d_h.view(P, H).addmm_(a.T, w)
         else:
             torch.mm(a.T, w, out=share)
@@ -238,20 +239,20 @@ class FusedNB(torch.autograd.Function):
     "log P(y | h) summed over genes, from the hidden layer and both heads' weights: see `NBHeads.log_prob`."
     @staticmethod
     def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None):
-        inputs, ctx.rest, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), mean
+        inputs, ctx.rest, ctx.draws, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), draws, mean
         one_pass = mean and any(ctx.needs_input_grad)
-        value, gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
-        ctx.save_for_backward(*(gradients if one_pass else inputs))
+        value, ctx.gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
+        ctx.save_for_backward(*inputs)
         ctx.P = value.numel()
         return value.mean() if mean else value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if ctx.mean:
-            gradients = [d * (grad / ctx.P) for d in ctx.saved_tensors]
-        else:
-            _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=grad)
+        gradients, ctx.gradients = ctx.gradients, None    # given away, to be scaled in place; a second backward makes them anew
+        if gradients is None:
+            _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=None if ctx.mean else grad, draws=ctx.draws)
+        if ctx.mean: gradients = [d.mul_(grad / ctx.P) for d in gradients]
         return *gradients, *[None] * 6
 
 # %% ../nbs/03_nb_likelihood.ipynb #5792d2a8

@@ -712,7 +712,8 @@ def train(
             try:
                 self._rows.append(self._train_epoch(epoch, max_epochs))
                 if preset.merge and epoch + 1 == max_epochs:
-                    gamma = self._over(self._sample(), lambda y, b: self.network.log_responsibilities(y, b, *self._shared_noise(20)).exp().mean(0))
+                    with seeded(self.seed):  # noise of its own for each cell: noise that they share would not average out over cells
+                        gamma = self._over(self._sample(), lambda y, b: self.network.log_responsibilities(y, b, *self.network.noise(20, len(y))).exp().mean(0))
                     self.network.cluster_of.copy_(merge_components(gamma))
             except (KeyboardInterrupt, FloatingPointError) as stop:
                 self._restore(last_good)

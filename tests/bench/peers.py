@@ -8,7 +8,8 @@ Every contender sees all cells and all genes of the file, and no labels:
 - `harmony`: Harmony with harmonypy's settings on each of these
 - `scvi`: SCVI as scvi-tools sets it up (10 latent dimensions, one layer of 128, ZINB), and with 30 dimensions, two layers and NB.
   `--scvi_epochs EPOCHS:WARMUP`: WARMUP epochs until the KL term has full weight. scvi-tools' own choice for small data is 400:400
-- `gmvae`: our presets (`--presets`) with K components, seeds as given, epochs as in the preset unless `--max_epochs` is given
+- `gmvae`: our presets (`--presets`), K = None for those that choose it and `--K` for the others, seeds as given, epochs as in the preset unless
+  `--max_epochs` is given
 
 Each fit is a process of its own; seconds, processor seconds and peak memory are those of the fit (Harmony's include the PCA's).
 All are scored by gmvae_nb.metrics.evaluate on all cells with the seed of the run. Summaries: bio = mean(nmi_oracle, ari_oracle, asw),
@@ -63,7 +64,8 @@ def contenders(args) -> list[Contender]:
     for name in args.presets:
         differs = {k: v for k, v in asdict(get_preset(name)).items() if v != plain[k]}
         epochs = {} if args.max_epochs is None else {"max_epochs": args.max_epochs}
-        found.append(Contender("gmvae", f"GMVAE {name}, K = {args.K}", {"preset": name, "K": args.K, **differs, **epochs}))
+        K = None if get_preset(name).merge else args.K  # a preset that can choose K does
+        found.append(Contender("gmvae", f"GMVAE {name}, K = {K or 'chosen'}", {"preset": name, "K": K, **differs, **epochs}))
     return [c for c in found if c.family in args.methods]
 
 
@@ -77,7 +79,7 @@ def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
     return {"latent": shown.obsm["X_pca"]}, cost.found
 
 
-def fit_gmvae(adata, preset: str, K: int, seed: int, batch_key: str, max_epochs: int | None = None, **_) -> tuple[dict, dict]:
+def fit_gmvae(adata, preset: str, K: int | None, seed: int, batch_key: str, max_epochs: int | None = None, **_) -> tuple[dict, dict]:
     model = GMVAE(adata, K=K, batch_key=batch_key, preset=preset, seed=seed)
     with Cost() as cost:
         model.train(max_epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
@@ -173,7 +175,7 @@ def main():
     parser.add_argument("--n_pcs", type=int, nargs="+", default=[30, 50])
     parser.add_argument("--scvi_epochs", nargs="+", default=["100:20"], metavar="EPOCHS:WARMUP")
     parser.add_argument("--presets", nargs="+", default=[p for p in PRESETS if p != "original"], choices=list(PRESETS))
-    parser.add_argument("--K", type=int, default=20, help="components of ours, and clusters of the label-free k-means of all")
+    parser.add_argument("--K", type=int, default=20, help="components of ours unless the preset chooses, and clusters of the label-free k-means of all")
     parser.add_argument("--max_epochs", type=int, help="of ours; without it the preset's")
     parser.add_argument("--peers_python", type=Path, default=HERE.parents[1] / ".venv-peers/bin/python")
     args = parser.parse_args()

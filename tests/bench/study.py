@@ -32,7 +32,7 @@ def one_run(data: str, preset: str, K: int, seed: int, settings: dict) -> dict:
     scores = evaluate(test, clusters="gmvae_cluster", seed=seed, progress=False).scores
     found = run_summary(model, test, data=data, preset=preset, scores={"latent": scores})
     return {"data": data, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
-            "train_seconds": found["train_seconds"]}
+            "n_clusters": model.n_clusters, "train_seconds": found["train_seconds"]}
 
 
 def main():

@@ -84,7 +84,7 @@ def simulate(n: int, G: int, seed: int = 0, block: int = 4096):
         m = min(block, n - start)
         pool = sparse.csr_matrix(rng.poisson(rate * rng.gamma(4, .25, (min(m, 512), 1))).astype(np.float32))
         y = pool[np.arange(m) % pool.shape[0]]  # the same few hundred cells again: only their number matters here
-        y.data[:] = np.maximum(y.data, 1)
+        if not start: y += sparse.csr_matrix((np.ones(G, np.float32), (np.arange(G) % m, np.arange(G))), shape=y.shape)  # no gene is empty
         yield y
 
 
@@ -234,7 +234,7 @@ def forms(a, folder: Path) -> None:
 def scaling(a, folder: Path) -> None:
     "One factor at a time around N = 128, G = 4,000, M = 10, K = 20."
     base, parts = dict(N=128, G=4000, M=10, K=20), []
-    for factor, values in dict(N=(64, 128, 256, 512), G=(2000, 4000, 8000, 16000), M=(1, 5, 10, 20, 40), K=(1, 10, 20, 50, 100)).items():
+    for factor, values in dict(N=(64, 128, 256, 512), G=(2000, 4000, 8000, 16000), M=(1, 2, 10, 20, 40), K=(1, 10, 20, 50, 100)).items():
         turns = {}
         for value in values:
             size = base | {factor: value}
