@@ -56,6 +56,8 @@ def _read_matrix(adata: AnnData, layer: str | None):
     m = adata.X if layer is None else adata.layers[layer]
     if isinstance(m, CSRDataset): return CountsOnDisk(m)
     if hasattr(m, "to_memory"): m = m.to_memory()     # CSC on disk: its rows cannot be read one by one
+    if isinstance(m, np.ma.MaskedArray):
+        raise ValueError(f"{_matrix_name(layer)} is a masked array: say what the masked counts are, with .filled(0).")
     return m if sparse.issparse(m) else np.asarray(m)
 
 def _is_count(values: np.ndarray) -> np.ndarray:
@@ -146,6 +148,9 @@ def get_counts(
     """The counts, every value checked; they stay on disk if they are CSR in an AnnData opened with backed="r".
 
     ValueError if they are not counts, or if a cell or gene is empty."""
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"expected an AnnData with cells x genes, found {type(adata).__name__}: make one with anndata.AnnData(counts), or "
+                         "read a file with gmvae_nb.data.read_h5ad.")
     name = _matrix_name(layer)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"adata.layers has no {layer!r}: it has {sorted(adata.layers)}; name one of them, "
@@ -156,6 +161,7 @@ def get_counts(
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes: one of each is the least.")
     counts, n_bad = _read_matrix(adata, layer), 0
     if not isinstance(counts, CountsOnDisk):
+        if counts.dtype.kind not in "biuf": raise ValueError(f"{name} has dtype {counts.dtype}: counts must be numbers.")
         if sparse.issparse(counts): _check_indices(counts, name)
         counts = _tidy(sparse.csr_matrix(counts))
     in_cell, in_gene = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
@@ -195,7 +201,7 @@ def get_categories(
     role: str,        # what the column is for, named in errors: "batch_key" or "labels_key"
 ) -> pd.Categorical:  # `.codes` (n_cells,) integers, `.categories` sorted strings
     "The column `key` as categories. Raises ValueError if it is missing or has missing values."
-    if key not in adata.obs:
+    if not isinstance(key, str) or key not in adata.obs:
         raise ValueError(f"{role}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
     column = adata.obs[key]
     missing = np.flatnonzero(column.isna())
@@ -204,6 +210,11 @@ def get_categories(
                          f"first is {adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
                          f"adata[adata.obs[{key!r}].notna()].copy().")
     values = column.astype(str).to_numpy(dtype=object)
+    try: distinct = column.nunique()
+    except TypeError: distinct = None                   # lists, say
+    if distinct != len(set(values)):
+        raise ValueError(f"{role}={key!r} mixes kinds of values, as 1 and '1', or 1 and True, that are not told apart: make them alike with "
+                         f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).")
     return pd.Categorical(values, categories=sorted(set(values)))
 
 # %% ../nbs/00_data.ipynb #22cfed5e

@@ -17,6 +17,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,9 +90,23 @@ class Preset:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        for name in ("n_x", "n_w", "prior_hidden", "M", "M_heads", "M_w", "batch_size", "lr_step", "max_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for field in fields(self):
+            value, name = getattr(self, field.name), field.name
+            if isinstance(field.default, tuple):
+                right, expected = isinstance(value, (tuple, list)) and all(type(v) is int and v > 0 for v in value) and 0 < len(value) <= 100, "whole numbers above 0, as (256, 128)"
+                object.__setattr__(self, name, tuple(value) if right else value)
+            elif isinstance(field.default, bool):
+                right, expected = isinstance(value, bool), "True or False"
+            elif field.type is int:
+                right, expected = isinstance(value, Integral) and not isinstance(value, bool) and value >= (name != "min_steps"), f"a whole number, {int(name != 'min_steps')} or more"
+            elif field.type is float:
+                least, most = {"lr": (1e-300, math.inf), "lr_factor": (1e-300, math.inf), "dropout": (0, 1), "input_dropout": (0, 1)}.get(name, (0, math.inf))
+                right = isinstance(value, Real) and not isinstance(value, bool) and least <= value < most
+                expected = "0 or more, below 1" if most == 1 else "a number above 0" if least else "a number, 0 or more"
+            else:
+                continue
+            if not right:
+                raise ValueError(f"{name} is {value!r:.100}; expected {expected}")
         if self.M % min(self.M_w, self.M):
             raise ValueError(f"M_w is {self.M_w} and M {self.M}; each draw of w needs equally many draws of x, so give a divisor of M")
         if self.prior == "network" and (self.init != "random" or self.align or self.merge):
@@ -117,7 +132,7 @@ def get_preset(
     "Look a preset up by name. Raises ValueError for an unknown one."
     if isinstance(preset, Preset):
         return preset
-    if preset in PRESETS:
+    if isinstance(preset, str) and preset in PRESETS:
         return PRESETS[preset]
     raise ValueError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}, or a Preset")
 
@@ -519,8 +534,10 @@ class GMVAE:
         if K is None and not preset.merge:
             raise ValueError("K is None; a preset that merges components, as 'recommended' does, can choose it, this one cannot: give K")
         K = MANY if K is None else K
-        if isinstance(K, bool) or not isinstance(K, (int, np.integer)) or K < 1:
-            raise ValueError(f"K is {K!r}; the number of clusters must be an integer >= 1")
+        if isinstance(K, bool) or not isinstance(K, (int, np.integer)) or not 1 <= K <= 10_000:
+            raise ValueError(f"K is {K!r}; the number of clusters must be an integer from 1 to 10,000")
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; expected a whole number, 0 or more")
         counts = get_counts(adata, layer)
         batch, batches = batch_codes(adata, batch_key)
         self._build(
@@ -532,11 +549,14 @@ class GMVAE:
     def _build(self, *, K, batch_key, layer, preset, seed, genes, batches, device):
         "Everything that does not need the cells; shared by the constructor and `load`."
         if len(set(genes)) < len(genes):
-            twice = next(g for i, g in enumerate(genes) if g in set(genes[:i]))
+            twice = pd.Series(genes)[pd.Series(genes).duplicated()].iloc[0]
             raise ValueError(f"gene {twice!r} occurs more than once in var_names; call adata.var_names_make_unique()")
         self.K, self.batch_key, self.layer, self.preset, self.seed = K, batch_key, layer, preset, seed
         self.genes, self.batches = genes, list(batches)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.device = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]:.100}); expected 'cpu', 'cuda', or None to choose") from None
         with seeded(seed):
             self.network = GMVAENetwork(len(genes), len(self.batches), K, preset).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=preset.lr, fused=True)
@@ -832,6 +852,8 @@ def train(
         self._hold_out(test_idx)
     if max_epochs is None:
         max_epochs = epochs_wanted(preset, len(self.train_idx))
+    if isinstance(max_epochs, bool) or not isinstance(max_epochs, Integral) or max_epochs < 0:
+        raise ValueError(f"max_epochs is {max_epochs!r}; expected a whole number, 0 or more")
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
@@ -953,7 +975,7 @@ def _start_from_data(
         return
     q = self._over(sample, lambda y, b: torch.stack(net.encode(y, b)[:2], 1)).double()
     x, q_var = q[:, 0].numpy(), q[:, 1].mul(2).exp().numpy()
-    K = min(self.K, len(x))
+    K = min(self.K, len(np.unique(x, axis=0)))
     found = KMeans(K, n_init=4, random_state=self.seed).fit(x)
     size = np.bincount(found.labels_, minlength=K)
     by_cluster = csr_matrix((1 / size[found.labels_], (found.labels_, np.arange(len(x)))))  # rows: averages
@@ -976,7 +998,10 @@ def _hold_out(
     if test_idx is None:
         self.train_idx, self.test_idx = split_cells(n, 0.15, self.seed)
     else:
-        self.test_idx = np.unique(np.asarray(test_idx, dtype=np.int64))
+        test_idx = np.asarray(test_idx)
+        if test_idx.size and test_idx.dtype.kind not in "iu":
+            raise ValueError(f"test_idx holds {test_idx.dtype}; expected the positions of cells: for a mask, np.flatnonzero(mask)")
+        self.test_idx = np.unique(test_idx.astype(np.int64))
         if len(self.test_idx) and not (0 <= self.test_idx[0] and self.test_idx[-1] < n):
             raise ValueError(f"test_idx names cell {self.test_idx[-1]} of {n}; expected positions from 0 to {n - 1}")
         self.train_idx = np.setdiff1d(np.arange(n), self.test_idx)
@@ -1030,8 +1055,8 @@ def _shared_noise(
     n_draws: int,  # at least 1
 ) -> tuple[Tensor, Tensor]:
     "Noise shared by all cells: a cell's result depends on the cell alone."
-    if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}; at least one draw is needed")
+    if not isinstance(n_draws, Integral) or n_draws < 1:
+        raise ValueError(f"n_draws is {n_draws!r}; expected a whole number, at least one draw is needed")
     return self.network.noise(n_draws, 1, torch.Generator().manual_seed(self.seed))
 
 # %% ../nbs/04_train.ipynb #9b44095e
@@ -1352,18 +1377,10 @@ def tensors_of(
 def read_preset(
     settings: dict,  # from JSON
 ) -> Preset:
-    "Settings of the right types. Raises TypeError or ValueError for others."
-    for field in fields(Preset):
-        value, default = settings[field.name], field.default
-        if isinstance(default, tuple):
-            right = isinstance(value, list) and len(value) <= 100 and all(type(v) is int and v > 0 for v in value)
-        elif isinstance(default, (bool, str)):
-            right = type(value) is type(default)
-        else:
-            right = type(value) is int or type(value) is float and field.type is float and math.isfinite(value)
-        if not right:
-            raise TypeError(f"{field.name} is {str(value)[:50]!r}")
-    return Preset(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+    "The same as a Preset. Raises TypeError or ValueError for anything else."
+    if missing := {field.name for field in fields(Preset)} - set(settings):
+        raise TypeError(f"the preset has no {min(missing)}")
+    return Preset(**settings)
 
 # %% ../nbs/04_train.ipynb #ab8ace3b
 def check_model(
