@@ -234,8 +234,10 @@ def gmvae_embed(
     say(f"embedding {data}")
     mapping = dict(pair.rsplit("=", 1) for pair in map_batch or [])
     report = embed_file(model, data, out, map_batch=mapping, batch_key=batch_key, layer=layer, gene_key=gene_key, min_matched=min_matched)
+    missing = report["missing_genes"]
+    named = f": {', '.join(missing[:5])}{', …' * (len(missing) > 5)}" if missing else ""
     lines = [f"cells    {report['cells']:,}; counts from {report['counts']}: {report['why']}",
-             f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero), {report['extra']:,} others ignored"]
+             f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero){named}, {report['extra']:,} others ignored"]
     lines += [f"batch    {new} treated as {old}" for new, old in report["batches"].items() if new != old]
     return show(dict(out=str(out), **report), "\n".join([*lines, f"written  {out}"]), json)
 

@@ -64,6 +64,16 @@ def test_cells_to_train_on_need_all_genes(model, tmp_path):
         GMVAE.load(tmp_path, simulated()[:, 1:])
 
 
+def test_a_folder_that_has_gone_further_is_not_begun_again(model, tmp_path):
+    train = lambda epochs: GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset).train(epochs, out=tmp_path, progress=False)
+    train(2)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="after 2 epochs, more than the 1 asked for"):
+        train(1)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(train(2).history) == 2 and len(train(3).history) == 3
+
+
 def test_every_method_takes_a_map_of_batches(model):
     adata = simulated(60, seed=3)
     stranger = adata.copy()
