@@ -1184,7 +1184,7 @@ def get_normalized_expression(
     n_draws: int = 10,  # draws of x to average over
     map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> pd.DataFrame:  # (N, genes), float32; index: the cells' names, or positions if they are the model's own; columns: genes
-    """Expected expression of each cell without the noise of counting: @eq-train-rho times `library_size`, or with "latent" the expected counts at the cell's own depth.
+    """Expected expression of each cell without the noise of counting: shares of the cell, times `library_size`; with "latent" the expected counts at its own depth.
 
     The encoder always sees the cell's own batch. The result is dense, 4 bytes times cells times genes: name the genes you need, or pass the cells in parts.
     ValueError for a batch or a gene that the model does not know. Lopez et al. 2018.
