@@ -198,6 +198,7 @@ def gmvae_report(
 
 # %% ../nbs/commands.ipynb #765afc4c
 EMBED = """examples:
+  gmvae_embed run new.h5ad                                        writes new_gmvae.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad --map_batch donor7=donor1 donor8=donor1    unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --out embedded.h5ad --map_batch '*=donor1'                     every unseen batch
@@ -212,7 +213,7 @@ exit codes: 0 done, 2 file or options cannot be used, 4 a file cannot be read or
 def gmvae_embed(
     run: Param("folder of a run of gmvae_train, or of a model written by GMVAE.save", str),
     data: Param("an .h5ad file with raw counts; it is only read", str),
-    out: Param("the annotated copy to write, an .h5ad file", str, required=True) = None,
+    out: Param("the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad beside the file", str) = None,
     map_batch: Param("new=known: treat batch `new` as `known`; *=known for every unseen one", str, nargs="+") = None,
     batch_key: Param("column of obs with the batch; by default the model's", str) = None,
     layer: Param("layer with the raw counts; without it they are looked for", str) = None,
@@ -233,6 +234,8 @@ def gmvae_embed(
     model = GMVAE.load(run)
     say(f"embedding {data}")
     mapping = dict(pair.rsplit("=", 1) for pair in map_batch or [])
+    given = Path(data.removesuffix(".gz"))
+    out = out or str(given.with_name(f"{given.stem}_gmvae.h5ad"))
     report = embed_file(model, data, out, map_batch=mapping, batch_key=batch_key, layer=layer, gene_key=gene_key, min_matched=min_matched)
     missing = report["missing_genes"]
     named = f": {', '.join(missing[:5])}{', …' * (len(missing) > 5)}" if missing else ""

@@ -205,6 +205,8 @@ def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):
     with pytest.raises(ValueError, match="fewer than 90%"):
         call(gene_key="symbol")
     assert call(gene_key="symbol", min_matched=0.5)["matched"] == a.n_vars // 2
+    by_default = gmvae_embed(finished["out"], str(tmp_path / "half.h5ad"), quiet=True, gene_key="symbol", min_matched=0.5)
+    assert by_default["out"] == str(tmp_path / "half_gmvae.h5ad") and Path(by_default["out"]).exists()
     with pytest.raises(ValueError, match="gene_key='nonsense' is not a column of var"):
         call(gene_key="nonsense")
     with pytest.raises(ValueError, match="batch_key='nobody'"):
