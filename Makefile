@@ -50,8 +50,8 @@ test: env ## everything: exported code in sync, notebooks clean, notebook tests,
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest tests
 
-soak: env ## the promises in large: hundreds of kills, thousands of damaged files; ten minutes
-	$(BIN)/python -m pytest -s --durations=0 tests/soak/soak_*.py
+soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
+	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
 
 site: env ## render the site without quarto into _docs and check every link, reference and figure
 	$(BIN)/python tools/site.py

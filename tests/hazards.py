@@ -2,7 +2,6 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,9 @@ from scipy.sparse import csr_matrix
 
 from gmvae_nb.data import get_counts, load_data, write_atomically
 from gmvae_nb.train import GMVAE, PRESETS, Preset
+
+try: import resource
+except ImportError: resource = None  # Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Preset(n_x=3, n_w=2, encoder_hidden=(8,), decoder_hidden=(8,), prior_hidden=8, M=1, M_w=1, batch_size=16, dtype="float32")

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from hazards import (HOSTILE, ROOT, SMALL, TINY, cells, die_at_step, fork, hostile, kill_after, memory_of, model, outcome, read_all,
-                     small_disk, try_damaged, write_for_ever)
+                     resource, small_disk, try_damaged, write_for_ever)
 
 from gmvae_nb import data, h5check, train
 from gmvae_nb.data import load_data, write_atomically
