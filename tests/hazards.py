@@ -187,7 +187,7 @@ def shape_bomb(f, secret):
     f.create_dataset("X", (300_000, 300_000), "f4", chunks=(100, 100), compression="gzip")
     f["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
-def filled_bomb(f, secret): f["obsm"].create_dataset("X_pca", (100, 10**9), "f8", chunks=(1, 1000), fillvalue=1.0)
+def filled_bomb(f, secret): f["obsm"].create_dataset("X_pca", (100, 2_500_000), "f8", chunks=(1, 1000), fillvalue=1.0)  # 2 GB, which there are
 
 def wide_sparse(f, secret): f["X"].attrs["shape"] = np.array([100, 2**40])
 

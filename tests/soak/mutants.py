@@ -44,8 +44,7 @@ MUTANTS = [
     ("size declared not compared", CHECK, "if declared > 2**20 + 1100 * stored:", "if False:", PROMISES, "hostile_h5ad and (shape_bomb or filled_bomb)"),
     ("texts not counted", CHECK, "if texts > f.id.get_filesize():", "if False:", PROMISES, "hostile_h5ad and same_text"),
     ("indices not checked", DATA, "        if sparse.issparse(counts): _check_indices(counts, name)\n", "", BAD, "indices or indptr"),
-    ("indices on disk not checked", DATA, "        if isinstance(counts, CountsOnDisk): _check_indices(y, name)\n", "", BAD, "indices_outside or (indices and disk)"),
-    ("rows made dense", DATA, "    parts = (torch.from_numpy(t)", "    y = sparse.csr_matrix(y.toarray())\n    parts = (torch.from_numpy(t)", PROMISES, "ever_dense"),
+    ("indices on disk not checked", DATA, "        if isinstance(counts, CountsOnDisk): _check_indices(y, name)\n", "", BAD, "outside"),
     ("all cells made dense", TRAIN, "    mean, std = mean_and_std(counts, self.train_idx)", "    mean, std = mean_and_std(csr_matrix(counts.toarray()) if hasattr(counts, 'toarray') else counts, self.train_idx)", PROMISES, "ever_dense"),
     ("backed file read whole", DATA, 'backed="r" if backed else None', "backed=None", PROMISES, "counts_on_disk"),
     ("a call home", TRAIN, "import hashlib\n", "import hashlib\nimport urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:9/', timeout=1)\nexcept OSError: pass\n", PROMISES, "no_network"),
@@ -53,9 +52,9 @@ MUTANTS = [
     ("a download starts again", DATA, "part.stat().st_size if part.exists() else 0", "0", PROMISES, "verified_before_use"),
     ("finished runs trained again", RUNS, '== max_epochs\n    except', "== -1\n    except", PROMISES, "sweep_retries"),
     ("a half-written result stops the sweep", RUNS, "    except (ValueError, KeyError):  # damaged: to be made again\n        return False\n", "    except ZeroDivisionError:\n        return False\n", PROMISES, "sweep_retries"),
-    ("masks taken for positions", TRAIN, '        if test_idx.size and test_idx.dtype.kind not in "iu":', "        if False:", BAD, "mask_for or fractions"),
+    ("masks taken for positions", TRAIN, '        if test_idx.size and test_idx.dtype.kind not in "iu":', "        if False:", BAD, "mask or fractions"),
     ("kinds of batches mixed", DATA, "    if distinct != len(set(values)):", "    if False:", BAD, "batch"),
-    ("counts not looked at", DATA, "        bad = np.flatnonzero(~_is_count(y.data))", "        bad = np.flatnonzero(~_is_count(y.data[:20]))", BAD, "in csr or any_shape"),
+    ("counts not looked at", DATA, "        bad = np.flatnonzero(~_is_count(y.data))", "        bad = np.flatnonzero(~_is_count(y.data[:20]))", BAD, "csr or any_shape"),
     ("settings not looked at", TRAIN, "            if not right:\n                raise ValueError(f\"{name} is", "            if False:\n                raise ValueError(f\"{name} is", BAD, "n_x or lr or merge"),
 ]
 
