@@ -313,7 +313,7 @@ def _fetch(url: str, sha256: str | None, target: Path) -> None:
             have *= answer.status_code == 206          # any other server sends all of it again
             size = int(answer.headers.get("Content-Length", 0)) + have
             with open(part, "ab" if have else "wb") as out, tqdm(total=size or None, initial=have, unit="B", unit_scale=True, desc=target.name) as bar:
-                for block in answer.iter_content(2**20): bar.update(out.write(block))
+                for block in answer.iter_content(2**16): bar.update(out.write(block))
     found = pooch.file_hash(part)
     if sha256 not in (None, found):
         part.unlink()

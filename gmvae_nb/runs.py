@@ -260,7 +260,10 @@ def finished_run(
     epochs = read_json(out / "config.json")["epochs"] if (out / "config.json").exists() else 0
     if epochs > max_epochs:
         raise ValueError(f"{out} has been trained for {epochs} epochs, more than the {max_epochs} asked for: ask for {epochs} or more, or choose another folder")
-    return (out / "metrics.json").exists() and read_json(out / "metrics.json")["epochs"] == max_epochs
+    try:
+        return (out / "metrics.json").exists() and read_json(out / "metrics.json")["epochs"] == max_epochs
+    except (ValueError, KeyError):  # damaged: to be made again
+        return False
 
 # %% ../nbs/runs.ipynb #f0a2c3b1
 def train_run(

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from anndata import AnnData
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save as to_bytes
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -1316,7 +1316,7 @@ def _write(
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in self._rows]
     # one metadata entry: safetensors does not keep the order of several
     header = {"gmvae_nb": json.dumps({"config": config, "history": rows, "sha256": model_digest(config, rows, state)})}
-    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(state, header)))
+    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(to_bytes(state, header)))
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
     config["seconds"] = [row["seconds"] for row in self._rows]
     config["sha256"] = {name: sha256_of(folder / name) for name in ("model.safetensors", "history.csv")}

@@ -2,7 +2,6 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,9 @@ from scipy.sparse import csr_matrix
 
 from gmvae_nb.data import get_counts, load_data, write_atomically
 from gmvae_nb.train import GMVAE, PRESETS, Preset
+
+try: import resource
+except ImportError: resource = None  # Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Preset(n_x=3, n_w=2, encoder_hidden=(8,), decoder_hidden=(8,), prior_hidden=8, M=1, M_w=1, batch_size=16, dtype="float32")
@@ -185,7 +187,7 @@ def shape_bomb(f, secret):
     f.create_dataset("X", (300_000, 300_000), "f4", chunks=(100, 100), compression="gzip")
     f["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
-def filled_bomb(f, secret): f["obsm"].create_dataset("X_pca", (100, 10**9), "f8", chunks=(1, 1000), fillvalue=1.0)
+def filled_bomb(f, secret): f["obsm"].create_dataset("X_pca", (100, 2_500_000), "f8", chunks=(1, 1000), fillvalue=1.0)  # 2 GB, which there are
 
 def wide_sparse(f, secret): f["X"].attrs["shape"] = np.array([100, 2**40])
 

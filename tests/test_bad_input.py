@@ -259,7 +259,7 @@ def anndatas(draw):
     return ad.AnnData(draw(st.sampled_from(list(FORMS.values())))(y), obs=pd.DataFrame({"batch": pd.Series(batch, dtype=object).to_numpy()}, index=[f"c{i}" for i in range(n)])), y
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(anndatas(), st.sampled_from([1, 3, None]), st.sampled_from([1, 8]))
 def test_any_shape_trains_or_is_refused_in_a_sentence(made, K, batch_size):
     a, y = made
