@@ -12,7 +12,7 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env results sweep table test site bench peers-env peers readme notebooks data clean
+.PHONY: help env results sweep table test soak site bench peers-env peers readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,8 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 
 results: env ## train, score and draw one model: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
 	mkdir -p _runs
-	$(BIN)/papermill nbs/06_results.ipynb _runs/K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 --log-output --no-progress-bar -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
+	$(BIN)/papermill nbs/06_results.ipynb _runs/.K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 --log-output --no-progress-bar -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
+	sync _runs/.K$(K)-seed$(SEED).ipynb && mv _runs/.K$(K)-seed$(SEED).ipynb _runs/K$(K)-seed$(SEED).ipynb
 	@$(BIN)/gmvae_table _runs/K$(K)-seed$(SEED)
 	@echo "notebook  _runs/K$(K)-seed$(SEED).ipynb"
 	@echo "metrics   _runs/K$(K)-seed$(SEED)/metrics.json"
@@ -48,6 +49,9 @@ test: env ## everything: exported code in sync, notebooks clean, notebook tests,
 	tests/in_sync.sh
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest tests
+
+soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
+	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
 
 site: env ## render the site without quarto into _docs and check every link, reference and figure
 	$(BIN)/python tools/site.py
@@ -78,6 +82,7 @@ readme: env ## write README.md from nbs/index.ipynb
 notebooks: env ## run every notebook in place, so that the outputs in it are those of this machine
 	for nb in nbs/0*.ipynb nbs/index.ipynb; do $(BIN)/jupyter execute --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/stubs.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['BMMC_FILES', 'kang_pbmc', 'CountsOnDisk', 'get_counts', 'get_categories', 'write_atomically', 'bmmc_multiome',
-           'bmmc_cite', 'load_data', 'mean_and_std', 'count_statistics', 'plot_counts_heatmap', 'split_cells',
-           'split_by', 'shuffle_blocks', 'to_torch', 'minibatches']
+           'bmmc_cite', 'read_h5ad', 'load_data', 'mean_and_std', 'count_statistics', 'plot_counts_heatmap',
+           'split_cells', 'split_by', 'shuffle_blocks', 'to_torch', 'minibatches']
 
 # %% ../nbs/00_data.ipynb #190d4cec
+import contextlib
 import gzip
 import importlib.resources
+import json
 import os
+import subprocess
+import sys
 import uuid
 import warnings
 import zlib
@@ -23,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pooch
+import psutil
 import torch
 from anndata import AnnData
 from anndata.abc import CSRDataset
@@ -51,6 +56,8 @@ def _read_matrix(adata: AnnData, layer: str | None):
     m = adata.X if layer is None else adata.layers[layer]
     if isinstance(m, CSRDataset): return CountsOnDisk(m)
     if hasattr(m, "to_memory"): m = m.to_memory()     # CSC on disk: its rows cannot be read one by one
+    if isinstance(m, np.ma.MaskedArray):
+        raise ValueError(f"{_matrix_name(layer)} is a masked array: say what the masked counts are, with .filled(0).")
     return m if sparse.issparse(m) else np.asarray(m)
 
 def _is_count(values: np.ndarray) -> np.ndarray:
@@ -74,6 +81,9 @@ class CountsOnDisk:
         self.matrix, self.genes = matrix, genes
         self.shape = matrix.shape if genes is None else (matrix.shape[0], len(genes))
         self._starts = matrix.group["indptr"][:]                        # (n_cells + 1,)
+        whole = self._starts.dtype.kind in "iu" and len(self._starts) == self.shape[0] + 1 and self._starts[0] == 0
+        if not whole or (self._starts[1:] < self._starts[:-1]).any():
+            raise ValueError(f"{matrix.group.name} is damaged (indptr does not rise): get the file again.")
 
     def __getitem__(
         self,
@@ -99,6 +109,14 @@ class CountsOnDisk:
         return y if self.genes is None else y[:, self.genes]
 
 # %% ../nbs/00_data.ipynb #8035f71b
+def _check_indices(m: sparse.spmatrix, name: str) -> None:
+    "ValueError if indices point outside of the matrix, which scipy would follow."
+    try:
+        if (np.diff(m.indptr) < 0).any(): raise ValueError("indptr does not rise")
+        m.check_format()
+    except ValueError as e:
+        raise ValueError(f"{name} is damaged ({' '.join(str(e).split())}): get the file again.") from e
+
 def _tidy(y: sparse.csr_matrix) -> sparse.csr_matrix:
     "`y` in canonical form, without stored zeros; copied only if need be."
     if y.has_canonical_format and (y.data != 0).all(): return y
@@ -130,6 +148,9 @@ def get_counts(
     """The counts, every value checked; they stay on disk if they are CSR in an AnnData opened with backed="r".
 
     ValueError if they are not counts, or if a cell or gene is empty."""
+    if not isinstance(adata, AnnData):
+        raise ValueError(f"expected an AnnData with cells x genes, found {type(adata).__name__}: make one with anndata.AnnData(counts), or "
+                         "read a file with gmvae_nb.data.read_h5ad.")
     name = _matrix_name(layer)
     if layer is not None and layer not in adata.layers:
         raise ValueError(f"adata.layers has no {layer!r}: it has {sorted(adata.layers)}; name one of them, "
@@ -139,9 +160,13 @@ def get_counts(
     if 0 in adata.shape:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes: one of each is the least.")
     counts, n_bad = _read_matrix(adata, layer), 0
-    if not isinstance(counts, CountsOnDisk): counts = _tidy(sparse.csr_matrix(counts))
+    if not isinstance(counts, CountsOnDisk):
+        if counts.dtype.kind not in "biuf": raise ValueError(f"{name} has dtype {counts.dtype}: counts must be numbers.")
+        if sparse.issparse(counts): _check_indices(counts, name)
+        counts = _tidy(sparse.csr_matrix(counts))
     in_cell, in_gene = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
     for start, y in _parts(counts):
+        if isinstance(counts, CountsOnDisk): _check_indices(y, name)
         if y.dtype.kind not in "biuf":
             raise ValueError(f"{name} has dtype {y.dtype}: counts must be numbers.")
         bad = np.flatnonzero(~_is_count(y.data))
@@ -176,7 +201,7 @@ def get_categories(
     role: str,        # what the column is for, named in errors: "batch_key" or "labels_key"
 ) -> pd.Categorical:  # `.codes` (n_cells,) integers, `.categories` sorted strings
     "The column `key` as categories. Raises ValueError if it is missing or has missing values."
-    if key not in adata.obs:
+    if not isinstance(key, str) or key not in adata.obs:
         raise ValueError(f"{role}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
     column = adata.obs[key]
     missing = np.flatnonzero(column.isna())
@@ -185,6 +210,11 @@ def get_categories(
                          f"first is {adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
                          f"adata[adata.obs[{key!r}].notna()].copy().")
     values = column.astype(str).to_numpy(dtype=object)
+    try: distinct = column.nunique()
+    except TypeError: distinct = None                   # lists, say
+    if distinct != len(set(values)):
+        raise ValueError(f"{role}={key!r} mixes kinds of values, as 1 and '1', or 1 and True, that are not told apart: make them alike with "
+                         f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).")
     return pd.Categorical(values, categories=sorted(set(values)))
 
 # %% ../nbs/00_data.ipynb #22cfed5e
@@ -196,22 +226,47 @@ BMMC_FILES = {  # address and sha256 of the compressed file; None: no checksum i
 }
 
 # %% ../nbs/00_data.ipynb #d82ac8ad
+def _sync_folder(folder: Path) -> None:
+    "Flush the folder's list of names to the disk."
+    if os.name == "nt": return                          # a folder cannot be opened there
+    handle = os.open(folder, os.O_RDONLY)
+    try: os.fsync(handle)
+    finally: os.close(handle)
+
 def write_atomically(
     path: str | Path,                # the file to write; its folder is made if need be
     write: Callable[[Path], None],   # writes the file it is given
 ) -> None:
-    "Writes under a temporary name in the same folder, then renames: `path` is always a whole file."
+    """Writes under a temporary name in the same folder, then renames: `path` is always a whole file.
+
+    OSError, naming `path`, if it cannot be written; what was there before is left as it was."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")   # writers may choose the format by the suffix
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(tmp)
         with open(tmp, "rb+") as f: os.fsync(f.fileno())
         os.replace(tmp, path)
+        _sync_folder(path.parent)
+    except OSError as e:
+        ours = {str(p) for p in (tmp, path, *path.parents)} | {None}
+        if e.errno is None or e.filename not in ours: raise   # of the writer itself, which knows better
+        raise OSError(f"{path} could not be written ({os.strerror(e.errno)}); what was there before is as it was: "
+                      "make room or get the right to write there, or name another folder.") from e
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError): tmp.unlink()   # there is none, or nothing can be changed here
 
 # %% ../nbs/00_data.ipynb #14580dd0
+def _look_through(path: Path) -> dict:  # as from gmvae_nb.h5check.main
+    "What another process finds in a file."
+    code = "import json, sys; path, *sys.path = json.loads(sys.argv[1]); from gmvae_nb.h5check import main; main(path)"
+    words = [sys.executable, "-c", code, json.dumps([str(path), *sys.path])]
+    try: done = subprocess.run(words, capture_output=True, timeout=60 + path.stat().st_size / 1e7)
+    except subprocess.TimeoutExpired: return {"damaged": "HDF5 finds no end in it"}
+    if done.returncode: return {"damaged": f"HDF5 stopped with code {done.returncode}"}
+    return json.loads(done.stdout)
+
+# %% ../nbs/00_data.ipynb #6da59050
 def _decompress(source: Path, target: Path) -> None:
     "gzip `source` to `target`, whole or not at all."
     def write(path):
@@ -224,38 +279,62 @@ def _decompress(source: Path, target: Path) -> None:
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f"{str(source)!r} is not a whole gzip file ({e}): get it again.") from e
 
-def _checked_h5ad(path: str | Path) -> Path:
-    "The path of an h5ad file; of an .h5ad.gz, which is decompressed next to itself first."
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{str(path)!r} is no h5ad file, or not a whole one ({' '.join(why.split())[:200]}): get it again, or save it "
+                      "again with adata.write_h5ad.")
+
+def _checked_h5ad(path: str | Path) -> tuple[Path, int]:
+    "Path and size in memory of an h5ad file; of an .h5ad.gz, which is decompressed next to itself first."
     path = Path(path).expanduser()
     if not path.is_file(): raise ValueError(f"there is no file {str(path)!r}: check the path.")
     if path.suffix == ".gz":
         if not path.with_suffix("").exists(): _decompress(path, path.with_suffix(""))
         path = path.with_suffix("")
-    try:
-        with h5py.File(path) as f: missing = {"obs", "var"} - set(f)
-    except OSError as e:
-        raise ValueError(f"{str(path)!r} is no h5ad file (not HDF5, or not whole): save it with "
-                         "adata.write_h5ad, or get it again.") from e
-    if missing:
-        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(sorted(missing))}): "
+    found = _look_through(path)
+    if "unsafe" in found:
+        raise ValueError(f"{str(path)!r} is not read, for safety: {found['unsafe']}; anndata writes no such file, get it from "
+                         "another source.")
+    if "damaged" in found: raise _damaged(path, found["damaged"])
+    if found["missing"]:
+        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(found['missing'])}): "
                          "save it with adata.write_h5ad.")
-    return path
+    return path, found["size"]
 
 # %% ../nbs/00_data.ipynb #e8ff5ad3
+def _fetch(url: str, sha256: str | None, target: Path) -> None:
+    "Downloads `url`, going on where an earlier call was cut off. ValueError for a wrong checksum."
+    import requests
+    part = target.with_name(f"{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    have = part.stat().st_size if part.exists() else 0
+    with requests.get(url, headers={"Range": f"bytes={have}-", "Accept-Encoding": "identity"}, stream=True, timeout=60) as answer:
+        if answer.status_code != 416:                  # which would mean that nothing is missing
+            answer.raise_for_status()
+            have *= answer.status_code == 206          # any other server sends all of it again
+            size = int(answer.headers.get("Content-Length", 0)) + have
+            with open(part, "ab" if have else "wb") as out, tqdm(total=size or None, initial=have, unit="B", unit_scale=True, desc=target.name) as bar:
+                for block in answer.iter_content(2**16): bar.update(out.write(block))
+    found = pooch.file_hash(part)
+    if sha256 not in (None, found):
+        part.unlink()
+        raise ValueError(f"{url} does not match the known hash: sha256 {found}, expected {sha256}; download it again, or get it elsewhere.")
+    os.replace(part, target)
+    print(f"{target.name}: sha256 {found}, " + ("as expected." if sha256 else
+          "NOT checked: no checksum is known for this file. Note it down, to compare later."))
+
+# %% ../nbs/00_data.ipynb #43ec2969
 def _download(url: str, sha256: str | None) -> Path:
     "The decompressed file in the user's cache, downloaded once, and checked if its sha256 is known."
     folder = Path(pooch.os_cache("gmvae_nb"))
     file = folder / url.rsplit("/", 1)[1].removesuffix(".gz")
+    gz = file.with_name(f"{file.name}.gz")
     if not file.exists():
-        try: gz = Path(pooch.retrieve(url, sha256, fname=f"{file.name}.gz", path=folder, progressbar=True))
+        try: _fetch(url, sha256, gz)
         except OSError as e:
-            raise OSError(f"could not download {url} ({type(e).__name__}): check the network, or get the "
-                          "file by other means and pass its path.") from e
-        found = pooch.file_hash(gz)
-        print(f"{gz.name}: sha256 {found}, " + ("as expected." if sha256 else
-              "NOT checked: no checksum is known for this file. Note it down, to compare later."))
-        _decompress(gz, file)
-        gz.unlink()
+            raise OSError(f"could not download {url} ({type(e).__name__}): check the network and call again, which goes on where it "
+                          "stopped, or get the file by other means and pass its path.") from e
+        try: _decompress(gz, file)
+        finally: gz.unlink()
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
@@ -289,13 +368,31 @@ def bmmc_multiome(
     path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download 2.7 GB from GEO, once
 ) -> AnnData:                        # 69,249 cells x 13,431 genes; obs: `batch` (13), `cell_type` (22), …
     "Gene expression of the competition's Multiome bone-marrow cells (GSE194122)."
-    return _read_gex(_checked_h5ad(path) if path is not None else _download(*BMMC_FILES["multiome"]))
+    return _read_gex(_checked_h5ad(path or _download(*BMMC_FILES["multiome"]))[0])
 
 def bmmc_cite(
     path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download from GEO, once
 ) -> AnnData:                        # 90,261 cells x 13,953 genes; obs: `batch` (12), `cell_type` (45), …
     "Gene expression of the competition's CITE bone-marrow cells (GSE194122)."
-    return _read_gex(_checked_h5ad(path) if path is not None else _download(*BMMC_FILES["cite"]))
+    return _read_gex(_checked_h5ad(path or _download(*BMMC_FILES["cite"]))[0])
+
+# %% ../nbs/00_data.ipynb #2b17a01f
+def read_h5ad(
+    path: str | Path,      # an .h5ad or .h5ad.gz file
+    backed: bool = False,  # leave the matrices on disk
+) -> AnnData:
+    "An h5ad file from anywhere. ValueError, in one sentence, if it is damaged, unsafe, or larger than the machine's memory."
+    path, size = _checked_h5ad(path)
+    memory = psutil.virtual_memory().total
+    if size > memory and not backed:
+        raise ValueError(f"{str(path)!r} takes {size / 1e9:,.1f} GB in memory, and this machine has {memory / 1e9:,.1f} GB: open it "
+                         "with gmvae_nb.data.read_h5ad(path, backed=True), and give GMVAE what that returns.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ad.OldFormatWarning)
+            return ad.read_h5ad(path, backed="r" if backed else None)
+    except Exception as e:   # a damaged file can fail in any of the libraries below
+        raise _damaged(path, f"{type(e).__name__}: {e}") from e
 
 # %% ../nbs/00_data.ipynb #7e6a84f1
 def load_data(
@@ -307,10 +404,7 @@ def load_data(
     if not Path(data).expanduser().is_file():
         raise ValueError(f"data={str(data)!r} is neither one of {', '.join(named)} nor a file that exists: "
                          "check the path of your .h5ad.")
-    path = _checked_h5ad(data)
-    try: return ad.read_h5ad(path)
-    except Exception as e:   # a damaged file can fail in any of the libraries below
-        raise ValueError(f"{str(path)!r} cannot be read as h5ad ({type(e).__name__}: {e}).") from e
+    return read_h5ad(data)
 
 # %% ../nbs/00_data.ipynb #c952a80e
 def mean_and_std(

@@ -1,0 +1,652 @@
+"""What holds when things go wrong: each promise of nbs/promises.ipynb, in small. In large: make soak."""
+import ast
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hazards import (HOSTILE, ROOT, SMALL, TINY, cells, die_at_step, fork, hostile, kill_after, memory_of, model, outcome, read_all,
+                     resource, small_disk, try_damaged, write_for_ever)
+
+from gmvae_nb import data, h5check, train
+from gmvae_nb.data import load_data, write_atomically
+from gmvae_nb.train import FORMAT, GMVAE, read_model
+from gmvae_nb.verify import verify
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+
+
+def sentence(error) -> str:
+    "The message, which must be one sentence."
+    said = str(error.value)
+    assert said and "\n" not in said and len(said) < 900, said
+    return said
+
+
+# --- one way to write a file ---------------------------------------------------------------------------------------
+
+@needs_fork
+def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
+    models, tables, rng = [model(1), model(1, seed=1)], [cells(), cells(seed=1)], random.Random(0)
+    good = [m.network.state_dict() for m in models]
+    models[0].save(tmp_path)
+    write_atomically(tmp_path / "cells.h5ad", tables[0].write_h5ad)
+    for _ in range(10):
+        assert kill_after(lambda: write_for_ever(tmp_path, models, tables), rng.uniform(0, 0.08)) == -signal.SIGKILL
+        found = GMVAE.load(tmp_path).network.state_dict()
+        assert any(all(found[n].equal(t) for n, t in state.items()) for state in good)
+        assert any((ad.read_h5ad(tmp_path / "cells.h5ad").X != a.X).nnz == 0 for a in tables)
+        assert "model.safetensors" in verify(tmp_path)["files"]
+
+
+def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
+    done = []
+    def sync(handle, original=os.fsync):
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
+        return original(handle)
+    def rename(a, b, original=os.replace):
+        assert Path(a).parent == Path(b).parent  # a rename, never a copy
+        done.append("rename")
+        return original(a, b)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")  # it is not made use of
+    model(1).save(tmp_path)
+    if sys.platform == "linux":
+        assert done == ["file", "rename", "folder"] * 3
+
+
+@needs_linux
+def test_a_full_disk_is_a_sentence_and_the_old_model_loads(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        if disk is None:
+            pytest.skip("mounting is not permitted here")
+        old = model(1)
+        old.save(disk)
+        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+        for write in (lambda: model(2).save(disk), lambda: write_atomically(disk / "cells.h5ad", cells(3000).write_h5ad),
+                      lambda: model(1).train(2, out=disk, progress=False)):
+            with pytest.raises(OSError) as error:
+                write()
+            assert "could not be written (No space left on device)" in sentence(error)
+        assert {p.name for p in disk.iterdir()} == {"model.safetensors", "config.json", "history.csv", "filler"}
+        found = GMVAE.load(disk).network.state_dict()
+        assert all(found[n].equal(t) for n, t in old.network.state_dict().items())
+        verify(disk)
+
+
+@needs_linux
+def test_a_file_that_may_not_grow_is_a_sentence(tmp_path):
+    "Like a full disk, where none can be mounted."
+    model(1).save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try: model(2).save(tmp_path)
+        except OSError as error: assert "could not be written (File too large)" in str(error) and "\n" not in str(error)
+        else: raise AssertionError("written")
+    assert outcome(fork(work)) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+
+
+@needs_linux
+def test_a_read_only_folder_is_a_sentence(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        folder = disk or tmp_path / "disk"
+        model(1).save(folder)
+        if disk: subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        else: folder.chmod(0o500)
+        if os.access(folder, os.W_OK) and not disk:
+            pytest.skip("root writes everywhere")
+        with pytest.raises(OSError) as error: model(2).save(folder)
+        assert "could not be written" in sentence(error)
+        assert len(GMVAE.load(folder).history) == 1
+        if not disk: folder.chmod(0o700)
+
+
+WRITERS = {"write_text", "write_bytes", "to_csv", "to_parquet", "to_pickle", "write_h5ad", "savefig", "save_file", "savez", "savetxt", "dump"}
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "gmvae_nb").glob("*.py")) + [ROOT / "nbs/06_results.ipynb"], ids=lambda p: p.name)
+def test_everything_is_written_in_one_way(source):
+    "Each call that writes stands inside an argument of write_atomically, or in a function named write that is given to it."
+    text = source.read_text()
+    if source.suffix == ".ipynb":
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code" and "test" not in "".join(c["source"])]
+        text = "\n".join("".join(c["source"]) for c in cells if not "".join(c["source"]).lstrip().startswith(("%", "!")))
+        text = text.replace("with tempfile", "if True: #")  # examples in a temporary folder
+    tree = ast.parse(text)
+    allowed = set()
+    for node in ast.walk(tree):
+        called = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) == "write_atomically"
+        if called or isinstance(node, ast.FunctionDef) and node.name == "write":
+            allowed |= set(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and id(node) not in allowed:
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            opens = name == "open" and any(isinstance(a, ast.Constant) and a.value in ("w", "wb", "a", "x", "r+", "rb+") for a in [*node.args[1:], *(k.value for k in node.keywords)])
+            in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
+            to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
+            own = name == "open" and source.name == "data.py"  # write_atomically itself, and the .part of a download
+            assert not (name in WRITERS or opens) or in_memory or to_temporary or own, f"{source.name}: {ast.unparse(node)}"
+
+
+# --- gmvae_verify --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "config.json"])
+def test_verify_names_the_file_that_changed(tmp_path, name):
+    model(1).save(tmp_path)
+    assert verify(tmp_path) == {"files": ["history.csv", "model.safetensors"], "notes": []}
+    raw = bytearray((tmp_path / name).read_bytes())
+    raw[len(raw) * 2 // 3] ^= 1
+    (tmp_path / name).write_bytes(raw)
+    if name == "config.json":  # what is in it besides checksums is a copy
+        (tmp_path / name).write_bytes(b"{" + raw)
+    with pytest.raises(ValueError, match=name) as error: verify(tmp_path)
+    sentence(error)
+
+
+def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
+    model(1).save(tmp_path)
+    old = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    model(2).save(tmp_path)
+    (tmp_path / "config.json").write_bytes(old["config.json"])
+    (tmp_path / f".{'0' * 32}.safetensors").write_bytes(b"half")
+    notes = verify(tmp_path)["notes"]
+    assert "after 2 epochs, is newer than config.json" in notes[0] and "killed has left" in notes[1]
+    (tmp_path / "history.csv").unlink()
+    (tmp_path / "config.json").unlink()
+    assert verify(tmp_path)["files"] == ["model.safetensors"]
+
+
+def test_verify_looks_at_no_file_outside(tmp_path):
+    model(1).save(tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["sha256"]["../secret"] = "0" * 64
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'../secret', which is no file of this folder"): verify(tmp_path / "run")
+
+
+# --- resume, and the same bytes ------------------------------------------------------------------------------------
+
+@needs_fork
+@pytest.mark.parametrize("step", random.Random(5).sample(range(36), 3))
+def test_killed_at_any_step_and_resumed_equals_undisturbed_byte_for_byte(tmp_path, step):
+    torch.set_num_threads(1)
+    GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(6, out=tmp_path / "whole", progress=False)
+    assert outcome(fork(lambda: die_at_step(tmp_path / "killed", step, 6))) == -signal.SIGKILL
+    again = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(6, out=tmp_path / "killed", progress=False)
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "killed/model.safetensors").read_bytes()
+    history = [pd.read_csv(tmp_path / name / "history.csv", dtype=str).drop(columns="seconds") for name in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*history)
+    assert (again.history["seconds"] > 0).all()  # those of the killed process too
+
+
+SAME = """
+import sys; sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch; torch.set_num_threads(1)
+from hazards import cells, SMALL
+from gmvae_nb.results import collect_runs
+from gmvae_nb.runs import read_input, train_run
+out = Path(sys.argv[1]); out.mkdir()
+a = cells()
+a.obs["batch"] = [f"batch{i % 6}" for i in range(100)]
+a.write_h5ad(out / "cells.h5ad")
+m = train_run(read_input(out / "cells.h5ad", batch_key="batch"), out / "run", K=4, batch_key="batch", preset=SMALL, max_epochs=3, progress=False)
+(out / "embedding").write_bytes(m.get_latent_representation().tobytes() + m.predict_proba().tobytes())
+collect_runs([out / "run"]).drop(columns="train_seconds").to_csv(out / "table.csv")
+"""
+
+
+def test_the_same_seed_gives_the_same_bytes_in_two_processes_and_no_network_is_used(tmp_path, monkeypatch):
+    "The other process has other hashes of texts, a hook that hears of every connection, and, where this is permitted, no network."
+    words = ["-c", str(tmp_path / "1"), str(ROOT / "tests")]
+    alone = ["unshare", "-n"] if shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0 else []
+    subprocess.run([*alone, sys.executable, "-c", QUIET + SAME + ASK, *words[1:]], env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "2"), str(ROOT / "tests")])
+    exec(SAME, {})  # here the hashes of texts are others
+    assert hash("gene") != int(subprocess.run([sys.executable, "-c", "print(hash('gene'))"], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True).stdout)
+    for name in ("run/model.safetensors", "embedding", "table.csv"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+# --- numbers that are not finite -----------------------------------------------------------------------------------
+
+def poison(m, step, after):
+    "Put a NaN into a weight before or after this step of the optimizer, counted from 0."
+    seen, original = [], m.optimizer.step
+
+    def hit(*args, **kw):
+        weight = m.network.heads.logits.weight
+        if len(seen) == step and not after: weight.grad[7, 0] = float("nan")
+        seen.append(1)
+        result = original(*args, **kw)
+        return result
+    m.optimizer.step = hit
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("step", [0, 1, 37, 47])  # 8 epochs of 6 steps
+def test_a_nan_stops_training_and_the_last_good_model_stays(tmp_path, step, on_disk):
+    m = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
+    poison(m, step, after=False)
+    with pytest.raises(FloatingPointError) as error: m.train(8, out=tmp_path if on_disk else None, progress=False)
+    said, epoch = sentence(error), step // 6
+    last = step % 6 == 5  # of its epoch: found at once; else by the loss of the next step
+    assert f"at epoch {epoch + 1}, step {step % 6 + 2}: the weight" in said if not last else f"after epoch {epoch + 1}, step 6: the weight" in said, said
+    assert "of gene 'gene7' is not finite" in said and f"as it was after {epoch} epochs" in said
+    good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
+    if epoch:
+        good.optimizer.step  # the same run, stopped after its last good epoch
+        def stop(e, *args, original=good._train_epoch):
+            if e == epoch: raise KeyboardInterrupt
+            return original(e, *args)
+        good._train_epoch = stop
+        with pytest.raises(KeyboardInterrupt): good.train(8, progress=False)
+    assert len(m.history) == epoch and all(m.network.state_dict()[n].equal(t) for n, t in good.network.state_dict().items() if "y_" not in n and epoch)
+    if on_disk and epoch:
+        loaded = GMVAE.load(tmp_path)
+        assert len(loaded.history) == epoch and all(p.isfinite().all() for p in loaded.network.parameters())
+    elif on_disk:
+        assert not (tmp_path / "model.safetensors").exists()  # before the first checkpoint: nothing that could pass for a model
+
+
+def test_a_count_that_turned_bad_is_named_with_its_cell_and_gene():
+    m = GMVAE(cells(), K=3, batch_key="batch", preset=TINY)
+    m._hold_out(np.arange(3))
+    m.counts.data[m.counts.indptr[12]] = np.nan
+    gene = m.genes[m.counts.indices[m.counts.indptr[12]]]
+    with pytest.raises(FloatingPointError, match=f"epoch 1, step .: the count of cell number 12, gene '{gene}', is nan"): m.train(2, progress=False)
+
+
+def test_a_model_that_is_not_finite_is_never_written(tmp_path):
+    m = model(1)
+    m.save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    next(m.network.parameters()).data.view(-1)[0] = math.inf
+    with pytest.raises(FloatingPointError, match="is not finite: this model is not written"): m.save(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_the_command_exits_with_code_3(tmp_path, monkeypatch, capsys):
+    from gmvae_nb import commands
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    calls = []
+    def step(self, *args, original=torch.optim.Adam.step, **kw):
+        calls.append(1)
+        if len(calls) == 38: self.param_groups[0]["params"][0].grad[0] = math.nan
+        return original(self, *args, **kw)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    monkeypatch.setattr(sys, "argv", ["gmvae_train", str(tmp_path / "cells.h5ad"), "--out", str(tmp_path / "run"), "--max_epochs", "9", "--quiet"])
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped: commands.gmvae_train()
+    signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert stopped.value.code == 3 and said.startswith("gmvae_train: the loss is nan at epoch 7, step 3: the weight encoder.0.weight of gene 'gene0'"), said
+    assert len(GMVAE.load(tmp_path / "run").history) == 6 and not (tmp_path / "run/metrics.json").exists()
+    verify(tmp_path / "run")
+
+
+# --- models from somebody else -------------------------------------------------------------------------------------
+
+LOAD = """
+import sys, os, pickle
+from pathlib import Path
+from gmvae_nb.train import GMVAE
+from gmvae_nb.verify import verify
+folder = Path(sys.argv[1])
+GMVAE.load(folder / "good"), verify(folder / "good")  # what is imported late is imported now
+FORBIDDEN = ("pickle.", "exec", "compile", "subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "socket.", "marshal.loads", "ctypes.dlopen", "import")
+events = []
+armed = False
+def hook(event, args):
+    if armed and event.startswith(FORBIDDEN): events.append((event, str(args)[:200]))
+    if armed and event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"): events.append((event, str(args)[:200]))
+sys.addaudithook(hook)
+for case in sorted(folder.iterdir()):
+    if not case.is_dir(): continue
+    armed, said = True, None
+    try: GMVAE.load(case), verify(case)
+    except ValueError as error: said = str(error)
+    armed = False
+    print(case.name, "|", repr(said))
+assert not events, events
+armed = True
+pickle.loads(pickle.dumps(Path("x"))), exec("1")
+assert {"pickle.find_class", "exec"} <= {name for name, _ in events}  # the trap is set
+"""
+
+
+class Canary:
+    "Unpickled, it makes a file."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.system, (f"touch {self.path}",)
+
+
+def rewritten(folder: Path, change) -> None:
+    "The model file with its content changed, and a checksum that fits."
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    path = folder / "model.safetensors"
+    with safe_open(path, framework="pt") as f:
+        header, state = json.loads(f.metadata()["gmvae_nb"]), {n: f.get_tensor(n) for n in f.keys()}
+    header, state = change(header, state) or (header, state)
+    try: header["sha256"] = train.model_digest(header["config"], header["history"], state)
+    except Exception: pass
+    save_file(state, path, {"gmvae_nb": header if isinstance(header, str) else json.dumps(header)})
+
+
+def setting(key, value, preset=False):
+    def change(header, state): (header["config"]["preset"] if preset else header["config"])[key] = value
+    return change
+
+
+def tensor(name, value):
+    def change(header, state): state[name] = value(state.get(name))
+    return change
+
+
+CHANGED = {
+    "K_huge": setting("K", 10**12), "K_text": setting("K", "3"), "K_zero": setting("K", 0), "K_true": setting("K", True), "K_gone": lambda h, s: h["config"].pop("K") and None,
+    "seed_negative": setting("seed", -1), "genes_none": setting("genes", None), "genes_fewer": setting("genes", ["a"]), "genes_numbers": setting("genes", list(range(20))),
+    "genes_many": setting("genes", [f"g{i}" for i in range(100_000)]), "batches_path": setting("batches", ["../../etc/passwd"]), "batches_empty": setting("batches", []),
+    "config_list": lambda h, s: ({**h, "config": []}, s), "history_text": lambda h, s: ({**h, "history": "x"}, s), "history_deep": lambda h, s: ("[" * 100_000, s),
+    "header_text": lambda h, s: ("x", s), "header_number": lambda h, s: ('{"config": {"K": ' + "9" * 6000 + "}}", s), "format_text": setting("format", "__import__('os')"), "format_3": setting("format", FORMAT + 1),
+    "format_0": setting("format", 0), "preset_list": setting("preset", []), "preset_unknown": setting("evil", 1, True), "n_x_huge": setting("n_x", 10**15, True), "n_x_text": setting("n_x", "80", True),
+    "hidden_many": setting("encoder_hidden", [1] * 10**6, True), "hidden_huge": setting("encoder_hidden", [2**62], True), "hidden_text": setting("encoder_hidden", "ab", True),
+    "lr_inf": setting("lr", math.inf, True), "dropout_nan": setting("dropout", math.nan, True), "prior_else": setting("prior", "os.system", True), "M_zero": setting("M", 0, True),
+    "test_idx_text": setting("test_idx", ["a"]), "tensor_nan": tensor("network.heads.logits.bias", lambda t: t.fill_(math.nan)), "tensor_inf": tensor("network.heads.logits.bias", lambda t: t.fill_(math.inf)),
+    "tensor_shape": tensor("network.heads.logits.bias", lambda t: t[:-1].clone()), "tensor_kind": tensor("network.heads.logits.bias", lambda t: t.double()), "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
+    "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)), "tensor_gone": lambda h, s: (h, {n: t for n, t in s.items() if n != "network.heads.logits.bias"}),
+    "moments_more": tensor("optimizer.999.exp_avg", lambda t: torch.ones(1)), "moments_odd": tensor("optimizer.x.y.z", lambda t: torch.ones(1)), "moments_shape": tensor("optimizer.0.exp_avg", lambda t: torch.ones(1)),
+    "cluster_far": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, 2**40])), "cluster_negative": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, -1])),
+}
+
+
+def hostile_models(folder: Path) -> int:
+    "One folder for each; the number of them."
+    import pickle
+    good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(1, progress=False)
+    good.save(folder / "good")
+    bomb = pickle.dumps(Canary(folder / "canary"))
+    raw = (folder / "good/model.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    def copy(name):
+        shutil.copytree(folder / "good", folder / name)
+        return folder / name
+    for name, change in CHANGED.items(): rewritten(copy(name), change)
+    for name in ("model.safetensors", "config.json"): (copy(f"pickle_{name}") / name).write_bytes(bomb)
+    torch.save(Canary(folder / "canary"), copy("torch_save") / "model.safetensors")
+    whole = {"empty": b"", "cut_8": raw[:8], "cut_header": raw[:size // 2], "cut_data": raw[:-9], "longer": raw + b"x", "header_4gb": (2**32).to_bytes(8, "little") + raw[8:],
+             "header_2_63": (2**63).to_bytes(8, "little") + raw[8:], "header_past_end": (len(raw) * 2).to_bytes(8, "little") + raw[8:], "header_0": bytes(8) + raw[8:], "zip": b"PK\x03\x04" + raw,
+             "bit_in_header": raw[:size // 2] + bytes([raw[size // 2] ^ 1]) + raw[size // 2 + 1:], "bit_in_weights": raw[:-99] + bytes([raw[-99] ^ 4]) + raw[-98:],
+             "offsets_overlap": raw.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)}
+    for name, content in whole.items(): (copy(name) / "model.safetensors").write_bytes(content)
+    (copy("folder") / "model.safetensors").unlink(), (folder / "folder/model.safetensors").mkdir()
+    return len(list(folder.iterdir())) - 1
+
+
+def test_nothing_runs_when_a_model_is_loaded(tmp_path):
+    n = hostile_models(tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = dict(line.split(" | ") for line in done.stdout.strip().split("\n"))
+    assert said.pop("good") == "None" and len(said) == n
+    not_refused = [name for name, text in said.items() if text == "None" or "\\n" in text or len(text) > 900]
+    assert not not_refused, not_refused
+    assert not list(tmp_path.glob("*canary*"))
+    print(f"{n} hostile models refused")
+
+
+def test_the_canary_sings(tmp_path):
+    import pickle
+    pickle.loads(pickle.dumps(Canary(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+def test_a_newer_format_names_the_fix(tmp_path):
+    model(1).save(tmp_path)
+    rewritten(tmp_path, setting("format", FORMAT + 1))
+    with pytest.raises(ValueError, match=f"format {FORMAT + 1}, .* reads formats 1 to {FORMAT}: install a newer gmvae_nb, with pip"): GMVAE.load(tmp_path)
+
+
+# --- files of cells from somebody else -----------------------------------------------------------------------------
+
+@needs_fork
+@pytest.mark.parametrize("build", HOSTILE, ids=lambda f: f.__name__)
+def test_hostile_h5ad_is_refused_in_a_sentence_and_costs_little(tmp_path, build):
+    path = hostile(build, tmp_path)
+    code, seconds, megabytes = memory_of(lambda: read_all(path))
+    assert code == 2 and megabytes < 300 and seconds < 2, (code, seconds, megabytes)
+    assert memory_of(lambda: h5check.main(str(path)))[2] < 300  # what the other process needs
+    with pytest.raises(ValueError) as error: read_all(path)
+    said = sentence(error)
+    assert "root:x" not in said and len(said) < 600, said
+
+
+@needs_fork
+@pytest.mark.parametrize("how, n", [("cut", 4), ("flip", 8)])
+def test_damaged_h5ad_never_brings_the_process_down(tmp_path, how, n):
+    assert set(try_damaged(tmp_path, n, how, seed=0)) <= {0, 2}
+
+
+# --- models load for good ------------------------------------------------------------------------------------------
+
+GOLDEN = ROOT / "tests/golden"
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("format*")), ids=lambda p: p.name)
+def test_golden_models_embed_as_they_did(folder):
+    sys.path.insert(0, str(GOLDEN))
+    from make import cells as golden_cells
+    expected = pd.read_csv(folder / "embedding.csv", index_col=0).to_numpy()
+    found = GMVAE.load(folder, golden_cells(), device="cpu")
+    np.testing.assert_allclose(found.get_latent_representation(), expected, atol=1e-6)
+    assert len(found.history) == 8 and (found.history["seconds"] > 0).all()
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 20_000
+
+
+def test_every_format_has_its_golden_model():
+    assert {p.name for p in GOLDEN.glob("format*")} == {f"format{n}" for n in range(1, FORMAT + 1)}
+
+
+def test_a_model_file_knows_no_device(tmp_path):
+    m = model(1)
+    assert all(t.device.type == "cpu" for t in m._state().values())
+    m.save(tmp_path)
+    assert "device" not in read_model(tmp_path)[0]
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
+    from scipy import sparse
+    made = []
+    for kind in (sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix):
+        for name in ("toarray", "todense"):
+            def spy(self, *args, original=getattr(kind, name), **kw):
+                made.append(self.shape[0])
+                return original(self, *args, **kw)
+            monkeypatch.setattr(kind, name, spy)
+    def to_dense(self, *args, original=torch.Tensor.to_dense, **kw):
+        made.append(self.shape[0])
+        return original(self, *args, **kw)
+    monkeypatch.setattr(torch.Tensor, "to_dense", to_dense)
+    for preset in (TINY, SMALL):
+        m = model(3, preset, n=400)
+        m.predict_proba(), m.get_elbo(), m.get_iwae(n_draws=2), m.cluster_report(), m.get_latent_representation(cells(50, seed=1))
+    assert max(made, default=0) <= 16, made
+    made.clear()
+    cells().X.toarray()
+    assert made == [100]  # the spy sees
+
+
+def wide_file(path, n, G=1000, per_cell=200) -> None:
+    "n cells with 200 counts each, written without compression."
+    y = np.sort((np.arange(per_cell) * (G // per_cell))[None] + np.arange(n)[:, None] % (G // per_cell), axis=1)
+    y = ad.AnnData(sparse_rows(y, n, G), obs=pd.DataFrame(index=[f"c{i}" for i in range(n)]))
+    y.write_h5ad(path)
+
+
+def sparse_rows(columns, n, G):
+    from scipy.sparse import csr_matrix
+    values = (columns % 3 + 1).astype(np.float32)
+    return csr_matrix((values.ravel(), columns.ravel().astype(np.int32), np.arange(0, columns.size + 1, columns.shape[1])), shape=(n, G))
+
+
+def megabytes_for(path: Path, n: int, backed: bool) -> float:
+    "What reading, one epoch and the embedding of n cells need."
+    def work():
+        m = GMVAE(data.read_h5ad(path, backed=backed), K=2, preset=replace(TINY, batch_size=64)).train(1, progress=False)
+        m.get_latent_representation()
+    wide_file(path, n)
+    code, _, megabytes = memory_of(work)
+    assert code == 0
+    return megabytes
+
+
+@needs_linux
+def test_memory_does_not_grow_with_the_counts_on_disk(tmp_path):
+    "18,000 cells more take 29 MB as a CSR matrix, of which training in memory keeps copies; a tenth of it is their names and results."
+    few, many = (megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in (10_000, 28_000))  # more than are read at a time
+    assert many - few < 20, (few, many)
+
+
+# --- no network, and downloads -------------------------------------------------------------------------------------
+
+QUIET = """
+import sys
+used = []
+NETWORK = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind", "socket.getaddrinfo", "socket.gethostby", "urllib.", "http.client", "ftplib.", "smtplib.")
+sys.addaudithook(lambda event, args: used.append((event, str(args)[:99])) if event.startswith(NETWORK) else None)
+"""
+ASK = """
+assert not used, used
+import socket
+try: socket.create_connection(("127.0.0.1", 9), 1)
+except OSError: pass
+assert used  # the trap is set
+"""
+
+
+class Cut:
+    "A server that knows ranges, and breaks off the first answer."
+    def __init__(self, content: bytes, stop_at: int):
+        import http.server
+        import threading
+        self.asked = asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.headers.get("Range"))
+                start = int(asked[-1].removeprefix("bytes=").removesuffix("-")) if asked[-1] else 0
+                self.send_response(206 if start < len(content) else 416)
+                self.send_header("Content-Length", str(max(0, len(content) - start)))
+                self.end_headers()
+                self.wfile.write(content[start:stop_at if len(asked) == 1 else None])
+                self.close_connection = True
+
+            def log_message(self, *args): pass
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/cells.h5ad.gz"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(tmp_path, monkeypatch, capsys, right):
+    import gzip
+    import hashlib
+    cells(3000, 100).write_h5ad(tmp_path / "a.h5ad")
+    whole = gzip.compress((tmp_path / "a.h5ad").read_bytes(), 1)
+    monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache")
+    server = Cut(whole, len(whole) // 3)
+    sha256 = hashlib.sha256(whole).hexdigest() if right else "0" * 64
+    try:
+        with pytest.raises(OSError, match="call again, which goes on where it stopped") as error: data._download(server.url, sha256)
+        sentence(error)
+        assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad.gz.part"]
+        if right:
+            assert (load_data(data._download(server.url, sha256)).X != cells(3000, 100).X).nnz == 0
+            assert int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16 and "as expected" in capsys.readouterr().out
+            assert data._download(server.url, sha256) and len(server.asked) == 2  # once
+        else:
+            with pytest.raises(ValueError, match="does not match the known hash") as error: data._download(server.url, sha256)
+            sentence(error)
+        assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad"] * right
+    finally:
+        server.server.shutdown()
+        server.server.server_close()
+
+
+# --- the sweep -----------------------------------------------------------------------------------------------------
+
+def sweep(folder: Path, **kw) -> pd.DataFrame:
+    from gmvae_nb.commands import gmvae_sweep
+    if not (folder / "cells.h5ad").exists():
+        folder.mkdir(exist_ok=True)
+        cells().write_h5ad(folder / "cells.h5ad")
+    gmvae_sweep(str(folder / "cells.h5ad"), **({"out": str(folder / "sweep"), "K": [2, 3], "repeats": 2, "batch_key": "batch", "max_epochs": 2, "quiet": True} | kw))
+    return pd.read_csv(folder / "sweep/results.csv").drop(columns="train_seconds")
+
+
+def count_steps(monkeypatch, at=None, do=None) -> list:
+    "Counts the steps of all optimizers; at one of them something is done first."
+    steps = []
+
+    def step(self, *args, original=torch.optim.Adam.step, **kw):
+        steps.append(1)
+        if len(steps) - 1 == at: do(self)
+        return original(self, *args, **kw)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return steps
+
+
+@needs_fork
+@pytest.mark.parametrize("at", [15, 33])  # of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
+def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch, at):
+    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    torch.set_num_threads(1)
+    whole = sweep(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        count_steps(patch, at, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        assert outcome(fork(lambda: sweep(tmp_path / "killed"))) == -signal.SIGKILL
+    done = len(list((tmp_path / "killed/sweep").glob("*/metrics.json")))
+    assert done == at // 12
+    steps = count_steps(monkeypatch)
+    pd.testing.assert_frame_equal(sweep(tmp_path / "killed"), whole)
+    assert len(steps) == 12 * (4 - done) - at % 12 // 6 * 6  # finished runs and finished epochs were not trained again
+    for run in (tmp_path / "killed/sweep").glob("K*"):
+        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/sweep" / run.name / "model.safetensors").read_bytes()
+        verify(run)
+
+
+def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    with monkeypatch.context() as patch:
+        count_steps(patch, 14, lambda self: self.param_groups[0]["params"][0].grad.fill_(math.nan))
+        with pytest.raises(FloatingPointError, match=r"1 of 4 runs failed: K2-seed1 \(the loss is nan at epoch 1, step 4"): sweep(tmp_path)
+    assert len(pd.read_csv(tmp_path / "sweep/results.csv")) == 3 and not (tmp_path / "sweep/K2-seed1/metrics.json").exists()
+    half = tmp_path / "sweep/K3-seed0/metrics.json"
+    half.write_bytes(half.read_bytes()[:200])
+    steps, whole = count_steps(monkeypatch), {p: p.stat().st_mtime_ns for p in half.parents[1].glob("*/metrics.json") if p != half}
+    table = sweep(tmp_path)
+    assert len(whole) == 2 and all(p.stat().st_mtime_ns == t for p, t in whole.items())
+    assert len(table) == 4 and len(steps) == 12  # the failed one; the half-written one was trained, and is scored again
+    json.loads(half.read_text())
