@@ -82,6 +82,7 @@ readme: env ## write README.md from nbs/index.ipynb
 notebooks: env ## run every notebook in place, so that the outputs in it are those of this machine
 	for nb in nbs/0*.ipynb nbs/index.ipynb; do $(BIN)/jupyter execute --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/stubs.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 

@@ -198,6 +198,7 @@ def gmvae_report(
 
 # %% ../nbs/commands.ipynb #765afc4c
 EMBED = """examples:
+  gmvae_embed run new.h5ad                                        writes new_gmvae.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad --map_batch donor7=donor1 donor8=donor1    unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --out embedded.h5ad --map_batch '*=donor1'                     every unseen batch
@@ -212,7 +213,7 @@ exit codes: 0 done, 2 file or options cannot be used, 4 a file cannot be read or
 def gmvae_embed(
     run: Param("folder of a run of gmvae_train, or of a model written by GMVAE.save", str),
     data: Param("an .h5ad file with raw counts; it is only read", str),
-    out: Param("the annotated copy to write, an .h5ad file", str, required=True) = None,
+    out: Param("the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad beside the file", str) = None,
     map_batch: Param("new=known: treat batch `new` as `known`; *=known for every unseen one", str, nargs="+") = None,
     batch_key: Param("column of obs with the batch; by default the model's", str) = None,
     layer: Param("layer with the raw counts; without it they are looked for", str) = None,
@@ -233,9 +234,13 @@ def gmvae_embed(
     model = GMVAE.load(run)
     say(f"embedding {data}")
     mapping = dict(pair.rsplit("=", 1) for pair in map_batch or [])
+    given = Path(data.removesuffix(".gz"))
+    out = out or str(given.with_name(f"{given.stem}_gmvae.h5ad"))
     report = embed_file(model, data, out, map_batch=mapping, batch_key=batch_key, layer=layer, gene_key=gene_key, min_matched=min_matched)
+    missing = report["missing_genes"]
+    named = f": {', '.join(missing[:5])}{', …' * (len(missing) > 5)}" if missing else ""
     lines = [f"cells    {report['cells']:,}; counts from {report['counts']}: {report['why']}",
-             f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero), {report['extra']:,} others ignored"]
+             f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero){named}, {report['extra']:,} others ignored"]
     lines += [f"batch    {new} treated as {old}" for new, old in report["batches"].items() if new != old]
     return show(dict(out=str(out), **report), "\n".join([*lines, f"written  {out}"]), json)
 
@@ -270,14 +275,14 @@ def gmvae_sweep(
         raise ValueError(f"repeats is {repeats}; expected 1 or more")
     say = speaker(quiet)
     say("importing")
-    from gmvae_nb.data import write_atomically
+    from gmvae_nb.data import split_cells, write_atomically
     from gmvae_nb.results import collect_runs, results_table
-    from gmvae_nb.runs import claim_folder, epochs_wanted, finished_run, read_input, run_settings, train_run
-    from gmvae_nb.train import get_preset
+    from gmvae_nb.runs import claim_folder, finished_run, read_input, run_settings, train_run
+    from gmvae_nb.train import epochs_wanted, get_preset
 
     settled, out = get_preset(preset), Path(out)
     given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
-    epochs = epochs_wanted(settled, given.cells.n_obs) if max_epochs is None else max_epochs
+    epochs = epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0])) if max_epochs is None else max_epochs
     grid = [(k, seed, out / f"K{k}-seed{seed}") for k in dict.fromkeys(K) for seed in range(repeats)]
     for k, seed, folder in grid:
         claim_folder(folder, run_settings(given, k, batch_key, settled, seed), resume=True)  # all refusals before the first run

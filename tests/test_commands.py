@@ -1,4 +1,5 @@
 """Commands and runs on files of a user's own: what is found, refused, written, and gone on with."""
+import inspect
 import json
 import os
 import signal
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -16,8 +18,8 @@ from scipy.sparse import csr_matrix
 from gmvae_nb import commands, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
 from gmvae_nb.data import kang_pbmc
-from gmvae_nb.runs import claim_folder, find_counts, map_batches, match_genes, read_input, write_annotated
-from gmvae_nb.train import GMVAE
+from gmvae_nb.runs import claim_folder, find_counts, read_input, write_annotated
+from gmvae_nb.train import MIN_MATCHED, GMVAE, map_batches, match_genes
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ["gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
@@ -42,13 +44,32 @@ def mine(tmp_path_factory):
     return path
 
 
+PEAK = "import sys; from gmvae_nb.commands import gmvae_train; gmvae_train(); from gmvae_nb.runs import peak_memory; print(peak_memory(), file=sys.stderr)"
+
+
+def with_peak(*words):
+    "gmvae_train in a process of its own: what it printed, and the most memory it held in bytes."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words), "--json", "--quiet"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout), int(done.stderr.strip().split("\n")[-1])
+
+
+WORDS = ["--batch_key", "donor", "--labels_key", "type", "--K", "3", "--max_epochs", "1", "--preset", "blog"]
+
+
 @pytest.fixture(scope="module")
-def finished(mine):
-    "One run of gmvae_train."
+def trained(mine):
+    "One run of gmvae_train, and the memory it took."
     before = mine.read_bytes()
-    result = gmvae_train(str(mine), out=str(mine.parent / "run"), batch_key="donor", labels_key="type", K=3, max_epochs=1, preset="blog", quiet=True, json=True)
+    result = with_peak(mine, "--out", mine.parent / "run", *WORDS)
     assert mine.read_bytes() == before
     return result
+
+
+@pytest.fixture(scope="module")
+def finished(trained):
+    return trained[0]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -129,7 +150,7 @@ def test_map_batches_and_match_genes_name_what_is_wrong():
     assert list(map_batches(["a", "n", "b"], ["a", "b"], {"*": "b"})) == ["a", "b", "b"]
     with pytest.raises(ValueError, match="the model has no batch 'z'"):
         map_batches(["n"], ["a"], {"n": "z"})
-    with pytest.raises(ValueError, match="the file has no batch 'm'"):
+    with pytest.raises(ValueError, match="the data have no batch 'm'"):
         map_batches(["n"], ["a"], {"m": "a"})
     found = match_genes(["A", "B", "C"], ["C", "x", "A"], min_matched=0.6)
     assert (list(found.position), found.matched, found.missing, found.extra) == ([2, -1, 0], 2, ["B"], 1)
@@ -173,6 +194,71 @@ def test_genes_are_dropped_made_unique_and_chosen_and_all_is_said(mine, tmp_path
     assert read_input(tmp_path / "a.h5ad", batch_key="donor", n_top_genes=120).cells.n_vars == 120
 
 
+def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):
+    a = ad.read_h5ad(mine)
+    a.var["symbol"] = a.var_names
+    a.var_names = [f"ENSG{i}" for i in range(a.n_vars)]
+    a[:, : a.n_vars // 2].copy().write_h5ad(tmp_path / "half.h5ad")
+    call = lambda **kw: gmvae_embed(finished["out"], str(tmp_path / "half.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True, **kw)
+    with pytest.raises(ValueError, match="gene_key='symbol'"):
+        call()
+    with pytest.raises(ValueError, match="fewer than 90%"):
+        call(gene_key="symbol")
+    assert call(gene_key="symbol", min_matched=0.5)["matched"] == a.n_vars // 2
+    by_default = gmvae_embed(finished["out"], str(tmp_path / "half.h5ad"), quiet=True, gene_key="symbol", min_matched=0.5)
+    assert by_default["out"] == str(tmp_path / "half_gmvae.h5ad") and Path(by_default["out"]).exists()
+    with pytest.raises(ValueError, match="gene_key='nonsense' is not a column of var"):
+        call(gene_key="nonsense")
+    with pytest.raises(ValueError, match="batch_key='nobody'"):
+        call(gene_key="symbol", min_matched=0.5, batch_key="nobody")
+    assert inspect.signature(gmvae_embed).parameters["min_matched"].default == MIN_MATCHED
+
+
+def test_a_cell_is_unsure_below_one_half():
+    prob = np.array([[0.45, 0.35, 0.2], [0.5, 0.5, 0], [0.2, 0.7, 0.1], [1.0000001, 0, 0]])
+    model = SimpleNamespace(predict_proba=lambda cells: prob, get_latent_representation=lambda cells: np.zeros((4, 2)))
+    obs, obsm = runs.annotate(model)
+    assert list(obs["gmvae_unsure"]) == [True, False, False, False] and list(obs["gmvae_cluster"]) == ["0", "0", "1", "0"]
+    np.testing.assert_allclose(obs["gmvae_confidence"], [0.45, 0.5, 0.7, 1])
+    assert obs["gmvae_confidence"].max() <= 1 and list(obs["gmvae_cluster"].categories) == ["0", "1"]
+
+
+def test_the_seed_is_the_models(mine, tmp_path):
+    given = read_input(mine, batch_key="donor")
+    model = runs.train_run(given, tmp_path / "run", K=2, batch_key="donor", preset="blog", seed=3, max_epochs=1, progress=False)
+    assert model.seed == json.loads((tmp_path / "run/config.json").read_text())["seed"] == 3
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["seed"] == 3
+    assert (model.train_idx != GMVAE(given.cells, K=2, batch_key="donor", layer=given.layer, preset="blog").train(0, progress=False).train_idx).any()
+
+
+def test_a_batch_key_that_is_not_there_is_told_on_reading(mine):
+    for key in ("batch_key", "labels_key"):
+        with pytest.raises(ValueError, match=f"{key}='nobody' is not a column"):
+            read_input(mine, **{key: "nobody"})
+
+
+def test_variable_genes_are_ranked_in_each_batch(mine):
+    "The order of genes by scanpy's rule is that of the batches taken one by one."
+    given = read_input(mine, batch_key="donor")
+    y, batch = given.cells.layers["counts"], given.cells.obs["donor"]
+    few = [set(np.flatnonzero(runs.variable_genes(y[(batch == name).to_numpy()], None, 30))) for name in batch.unique()]
+    chosen = [set(np.flatnonzero(runs.variable_genes(y, b, 30))) for b in (batch, None)]
+    in_both = few[0] & few[1]  # a gene that is variable in every batch comes first
+    assert len(in_both) > 5 and in_both <= chosen[0] and not in_both <= chosen[1], (len(in_both), len(in_both - chosen[1]))
+
+
+def test_a_folder_that_cannot_be_written_is_code_4(mine, tmp_path):
+    (tmp_path / "file").touch()
+    done = shell("gmvae_train", mine, "--out", tmp_path / "file/run", "--K", "2", "--max_epochs", "1", "--quiet")
+    assert done.returncode == 4 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_fingerprint_is_of_counts_and_names():
+    y, cells, genes = csr_matrix(np.arange(6.0).reshape(2, 3)), ["c", "d"], ["x", "y", "z"]
+    found = {runs.fingerprint(*v) for v in ((y, cells, genes), (y * 2, cells, genes), (y, ["d", "c"], genes), (y, cells, ["x", "y", "w"]))}
+    assert len(found) == 4 and runs.fingerprint(y.astype(np.float32), cells, genes) in found
+
+
 def test_the_sweep_skips_what_is_finished_and_makes_the_table(mine, tmp_path, monkeypatch):
     words = dict(out=str(tmp_path / "s"), K=[1, 2], batch_key="donor", max_epochs=1, quiet=True)
     gmvae_sweep(str(mine), **words)
@@ -182,6 +268,8 @@ def test_the_sweep_skips_what_is_finished_and_makes_the_table(mine, tmp_path, mo
     gmvae_sweep(str(mine), **words)
     with pytest.raises(ValueError, match="more than the"):
         gmvae_sweep(str(mine), **{**words, "max_epochs": 0})
+    with pytest.raises(ValueError, match="repeats is 0"):
+        gmvae_sweep(str(mine), **words, repeats=0)
 
 
 def test_bad_input_is_a_sentence_and_code_2(mine, tmp_path):
@@ -191,7 +279,8 @@ def test_bad_input_is_a_sentence_and_code_2(mine, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path):
+def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))  # half a minute of compiling
     code = "from gmvae_nb.commands import gmvae_train; gmvae_train()"
     words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "500"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -208,17 +297,7 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path):
     assert model["out"] == str(tmp_path / "run")
 
 
-def test_dry_run_keeps_its_memory(tmp_path):
-    "The peak of the whole command stays within 1.2 x of what was stated, on the shipped data."
-    kang_pbmc().write_h5ad(tmp_path / "kang.h5ad")
-    code = ("from gmvae_nb.commands import gmvae_train; import sys; from gmvae_nb.runs import peak_memory; "
-            "gmvae_train(sys.argv[1], batch_key='batch', labels_key='cell_type', K=5, max_epochs=1, quiet=True, json=True, %s); "
-            "print(peak_memory(), file=sys.stderr)")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    def run(options, *words):
-        done = subprocess.run([sys.executable, "-c", code % options, str(tmp_path / "kang.h5ad"), *words], capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout), int(done.stderr.strip().split("\n")[-1])
-    stated = run("dry_run=True")[0]["memory_gb"] * 1e9
-    taken = run("out=sys.argv[2]", str(tmp_path / "run"))[1]
+def test_dry_run_keeps_its_memory(mine, trained):
+    "The peak of the whole command stays within 1.2 x of what was stated."
+    stated, taken = with_peak(mine, "--dry_run", *WORDS)[0]["memory_gb"] * 1e9, trained[1]
     assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
