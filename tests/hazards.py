@@ -160,8 +160,12 @@ def try_damaged(folder: Path, n: int, how: str, seed: int) -> dict[int, int]:
 # --- files that are made to do harm --------------------------------------------------------------------------------
 
 def external_link(f, secret):
+    "Another HDF5 file, with a text for each cell: followed, they would come out as batches."
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["filler"] = np.zeros(10**5)
+        f.copy("obs/batch", other, "text")
     del f["obs/batch"]
-    f["obs/batch"] = h5py.ExternalLink(str(secret), "/")
+    f["obs/batch"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/text")
 
 def external_storage(f, secret):
     f["obsm"].create_dataset("X_pca", (100, 1), "u1", external=[(str(secret), 0, 100)])

@@ -526,7 +526,7 @@ def megabytes_for(path: Path, n: int, backed: bool) -> float:
 def test_memory_does_not_grow_with_the_counts_on_disk(tmp_path):
     "18,000 cells more take 29 MB as a CSR matrix, of which training in memory keeps copies; a tenth of it is their names and results."
     few, many = (megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in (10_000, 28_000))  # more than are read at a time
-    assert many - few < 20, (few, many)
+    assert many - few < 40, (few, many)  # in memory it is about 77: nbs/promises.csv has 307 for 72,000
 
 
 # --- no network, and downloads -------------------------------------------------------------------------------------

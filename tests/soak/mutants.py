@@ -38,7 +38,7 @@ MUTANTS = [
     ("Adam's moments not kept", TRAIN, "    self._write(folder, self._state())", "    self._write(folder, {n: t for n, t in self._state().items() if n.startswith('network.')})", PROMISES, "byte_for_byte or survives_a_kill"),
     ("wall time in the model file", TRAIN, 'if name != "seconds"}', "}", PROMISES, "byte_for_byte or same_seed"),
     ("batches in the order of a set", TRAIN, "    return batch.codes.astype(np.int64), list(batch.categories)", "    names = list(set(batch.categories))\n    return np.array([names.index(v) for v in batch]), names", PROMISES, "same_seed"),
-    ("external links followed", CHECK, "            if not isinstance(link, h5py.HardLink):", "            if False:", PROMISES, "hostile_h5ad and (external_link or soft_link)"),
+    ("external links followed", CHECK, "            if not isinstance(link, h5py.HardLink):", "            if False:", PROMISES, "hostile_h5ad and external_link"),
     ("names told apart by name alone", CHECK, "            if address in seen:", "            if False:", PROMISES, "hostile_h5ad and (circle or many_names)"),
     ("values from other files", CHECK, "if item.external or item.is_virtual:", "if False:", PROMISES, "hostile_h5ad and (external_storage or virtual)"),
     ("size declared not compared", CHECK, "if declared > 2**20 + 1100 * stored:", "if False:", PROMISES, "hostile_h5ad and (shape_bomb or filled_bomb)"),
