@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'Prese
            'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork',
            'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE',
            'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage',
-           'merge_components', 'epoch_means', 'draw_nb', 'model_digest', 'not_finite', 'sha256_of', 'seal',
+           'merge_components', 'epoch_means', 'not_finite', 'draw_nb', 'model_digest', 'sha256_of', 'seal',
            'tensors_of', 'read_preset', 'check_model', 'read_model']
 
 # %% ../nbs/04_train.ipynb #75150130
@@ -882,6 +882,13 @@ def train(
             bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_neg_elbo", "test_neg_elbo", "effective_K") if k in row})
     return self
 
+# %% ../nbs/04_train.ipynb #dcaf5d0d
+def not_finite(
+    state: dict[str, Tensor],
+) -> str | None:  # its name
+    "The first tensor with a value that is not finite."
+    return next((name for name, t in state.items() if not t.isfinite().all()), None)
+
 # %% ../nbs/04_train.ipynb #5570ce22
 @patch
 def _train_epoch(
@@ -1264,13 +1271,6 @@ def model_digest(
         digest.update(f"{name} {t.dtype} {list(t.shape)}".encode())
         digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-# %% ../nbs/04_train.ipynb #dcaf5d0d
-def not_finite(
-    state: dict[str, Tensor],
-) -> str | None:  # its name
-    "The first tensor with a value that is not finite."
-    return next((name for name, t in state.items() if not t.isfinite().all()), None)
 
 # %% ../nbs/04_train.ipynb #16fed99d
 def sha256_of(

@@ -15,7 +15,7 @@ from .data import CountsOnDisk
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-__all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'Preset', 'get_preset', 'EncoderInput', 'encoder_input', 'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE', 'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage', 'merge_components', 'epoch_means', 'draw_nb', 'model_digest', 'not_finite', 'sha256_of', 'seal', 'tensors_of', 'read_preset', 'check_model', 'read_model']
+__all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'Preset', 'get_preset', 'EncoderInput', 'encoder_input', 'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE', 'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage', 'merge_components', 'epoch_means', 'not_finite', 'draw_nb', 'model_digest', 'sha256_of', 'seal', 'tensors_of', 'read_preset', 'check_model', 'read_model']
 
 @dataclass(frozen=True)
 class Preset:
@@ -329,14 +329,14 @@ TERMS: tuple[str, ...]
 def epoch_means(parts: list[dict[str, Tensor]], prefix: str) -> dict[str, float]:
     ...
 
+def not_finite(state: dict[str, Tensor]) -> str | None:
+    ...
+
 def draw_nb(log_r: np.ndarray, logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ...
 FORMAT: int
 
 def model_digest(config: dict[str, Any], rows: list[dict[str, Any]], state: dict[str, Tensor]) -> str:
-    ...
-
-def not_finite(state: dict[str, Tensor]) -> str | None:
     ...
 
 def sha256_of(path: Path) -> str:
