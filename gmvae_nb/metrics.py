@@ -891,11 +891,10 @@ def gmvae_metrics(
     json: Param("print JSON; NaN is null", store_true) = False,
 ):
     "Score an embedding: do cells lie with their type, and are the batches mixed? Higher is better."
-    import anndata
+    from gmvae_nb.data import read_h5ad
     try:
         if not os.path.isfile(file): raise ValueError(f"{file} is not a file; give the path of an .h5ad file")
-        try: adata = anndata.read_h5ad(file, backed="r")      # the counts stay on disk
-        except Exception as error: raise ValueError(f"{file} cannot be read as .h5ad: {error}") from None
+        adata = read_h5ad(file, backed=True)                  # the counts stay on disk
         found = evaluate(adata, embed, batch_key or None, labels_key, clusters, seed,
                          progress=sys.stderr.isatty(), baseline=baseline, n_clusters=n_clusters)
     except ValueError as error:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
-from .data import get_categories, get_counts, write_atomically
+from .data import get_categories, get_counts, read_h5ad, write_atomically
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import find_counts, read_json
 
@@ -422,7 +422,7 @@ def write_report(
     run, metrics = read_json(out / "run.json"), read_json(out / "metrics.json")
     if not (out / "annotated.h5ad").is_file():
         raise ValueError(f"{out} has no annotated.h5ad: the run is not finished; run gmvae_train again with --resume")
-    adata, history = ad.read_h5ad(out / "annotated.h5ad"), pd.read_csv(out / "history.csv")
+    adata, history = read_h5ad(out / "annotated.h5ad"), pd.read_csv(out / "history.csv")
     found, obs, prob = find_counts(adata, run["layer"]), adata.obs, adata.obsm["gmvae_prob"]
     genes = make_index_unique(found.adata.var_names.astype(str))
     markers = marker_genes(get_counts(found.adata, found.layer, allow_empty_genes=True), genes, obs["gmvae_cluster"].values)

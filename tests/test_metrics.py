@@ -692,7 +692,7 @@ def test_command_scores_a_file(tmp_path, command):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["nowhere.h5ad"], "nowhere.h5ad is not a file"), (["text.h5ad"], "text.h5ad cannot be read as .h5ad"),
+    (["nowhere.h5ad"], "nowhere.h5ad is not a file"), (["text.h5ad"], "text.h5ad' is no h5ad file"),
     (["cells.h5ad", "--embed", "X_umap"], "obsm has no 'X_umap'; found ['X_gmvae']"),
     (["cells.h5ad", "--batch_key", "donor"], "obs has no column 'donor'"),
     (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0")])
