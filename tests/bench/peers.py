@@ -63,7 +63,7 @@ def contenders(args) -> list[Contender]:
     plain = asdict(Preset())
     for name in args.presets:
         differs = {k: v for k, v in asdict(get_preset(name)).items() if v != plain[k]}
-        epochs = {} if args.max_epochs is None else {"max_epochs": args.max_epochs}
+        epochs = {} if args.max_epochs is None else {"epochs": args.max_epochs}  # else as many as the preset wants
         K = None if get_preset(name).merge else args.K  # a preset that can choose K does
         found.append(Contender("gmvae", f"GMVAE {name}, K = {K or 'chosen'}", {"preset": name, "K": K, **differs, **epochs}))
     return [c for c in found if c.family in args.methods]
@@ -79,10 +79,10 @@ def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
     return {"latent": shown.obsm["X_pca"]}, cost.found
 
 
-def fit_gmvae(adata, preset: str, K: int | None, seed: int, batch_key: str, max_epochs: int | None = None, **_) -> tuple[dict, dict]:
+def fit_gmvae(adata, preset: str, K: int | None, seed: int, batch_key: str, epochs: int | None = None, **_) -> tuple[dict, dict]:
     model = GMVAE(adata, K=K, batch_key=batch_key, preset=preset, seed=seed)
     with Cost() as cost:
-        model.train(max_epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
+        model.train(epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
     return {"latent": model.get_latent_representation(), "clusters": np.asarray(model.predict(), dtype=str)}, cost.found
 
 
