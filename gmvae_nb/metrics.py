@@ -6,22 +6,18 @@
 __all__ = ['RESOLUTIONS', 'silhouettes', 'silhouette_width', 'batch_silhouette_width', 'bras', 'isolated_labels', 'knn',
            'fuzzy_graph', 'leiden', 'nmi', 'ari', 'nmi_leiden', 'kmeans', 'ari_kmeans', 'kbet_pvalues',
            'diffusion_neighbours', 'kbet', 'lisi_weights', 'lisi', 'ilisi', 'clisi', 'graph_connectivity',
-           'batch_variance', 'pcr', 'bootstrap', 'bootstrap_clusters', 'Evaluation', 'evaluate', 'gmvae_metrics',
-           'baselines', 'over_seeds']
+           'batch_variance', 'pcr', 'bootstrap', 'bootstrap_clusters', 'Evaluation', 'evaluate', 'baselines',
+           'over_seeds']
 
 # %% ../nbs/05_metrics.ipynb #ecfd32e0
-import os
 import random
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from json import dumps
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from fastcore.script import Param, call_parse, store_true
 from tqdm import tqdm
 
 # %% ../nbs/05_metrics.ipynb #70d13bc7
@@ -876,32 +872,6 @@ def _notes(scores, n_batches, kbet_table) -> dict[str, str]:
     n_set = int(kbet_table["note"].str.startswith("set").sum())
     if n_set: note["kbet"] = f"{n_set} of {len(kbet_table)} labels set to 0: see kbet_table"
     return note
-
-# %% ../nbs/05_metrics.ipynb #8e3c392b
-@call_parse
-def gmvae_metrics(
-    file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
-    embed: Param("key of the embedding in obsm", str) = "X_gmvae",
-    batch_key: Param("column of obs with the batch; '' if there are no batches", str) = "batch",
-    labels_key: Param("column of obs with the cell type", str) = "cell_type",
-    clusters: Param("column of obs with clusters to score, for example the model's own", str) = None,
-    baseline: Param("key of the unintegrated PCA in obsm, for PCR", str) = None,
-    n_clusters: Param("k of the label-free k-means; by default the number of given clusters", int) = None,
-    seed: Param("of Leiden, k-means and the intervals", int) = 0,
-    json: Param("print JSON; NaN is null", store_true) = False,
-):
-    "Score an embedding: do cells lie with their type, and are the batches mixed? Higher is better."
-    from gmvae_nb.data import read_h5ad
-    try:
-        if not os.path.isfile(file): raise ValueError(f"{file} is not a file; give the path of an .h5ad file")
-        adata = read_h5ad(file, backed=True)                  # the counts stay on disk
-        found = evaluate(adata, embed, batch_key or None, labels_key, clusters, seed,
-                         progress=sys.stderr.isatty(), baseline=baseline, n_clusters=n_clusters)
-    except ValueError as error:
-        raise SystemExit(f"gmvae_metrics: {' '.join(str(error).split())}") from None
-    if not json: return print(found)
-    table = found.table[["score", "low", "high", "note"]].replace({np.nan: None})
-    print(dumps(dict(file=str(file), embed=embed, scores=table.to_dict("index")), indent=1))
 
 # %% ../nbs/05_metrics.ipynb #ded8a0cc
 def baselines(

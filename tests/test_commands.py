@@ -22,7 +22,7 @@ from gmvae_nb.runs import claim_folder, find_counts, read_input, write_annotated
 from gmvae_nb.train import MIN_MATCHED, GMVAE, map_batches, match_genes
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
+COMMANDS = ["gmvae_metrics", "gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
 
 
 def shell(name, *words, **kw):

@@ -673,7 +673,7 @@ def test_lengths_must_match():
 @pytest.fixture
 def command(tmp_path):
     script = tmp_path / "gmvae_metrics"                               # as pip writes it
-    script.write_text("from gmvae_nb.metrics import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n")
+    script.write_text("from gmvae_nb.commands import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n")
     return lambda *words: subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True)
 
 
@@ -692,7 +692,7 @@ def test_command_scores_a_file(tmp_path, command):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["nowhere.h5ad"], "nowhere.h5ad is not a file"), (["text.h5ad"], "text.h5ad' is no h5ad file"),
+    (["nowhere.h5ad"], "there is no file"), (["text.h5ad"], "text.h5ad' is no h5ad file"),
     (["cells.h5ad", "--embed", "X_umap"], "obsm has no 'X_umap'; found ['X_gmvae']"),
     (["cells.h5ad", "--batch_key", "donor"], "obs has no column 'donor'"),
     (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0")])
@@ -700,7 +700,7 @@ def test_command_refuses_bad_input_in_one_sentence(tmp_path, command, words, mes
     as_adata(*blobs(0)).write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "text.h5ad").write_text("no h5ad")
     out = command(tmp_path / words[0], *words[1:])
-    assert out.returncode == 1 and out.stdout == ""
+    assert out.returncode == 2 and out.stdout == ""
     assert message in out.stderr and out.stderr.startswith("gmvae_metrics: ") and out.stderr.count("\n") == 1
 
 
