@@ -327,6 +327,13 @@ class GMVAENetwork(nn.Module):
         one_hot = F.one_hot(b, self.n_batches).to(x.dtype).expand(len(x), -1, -1)
         return self.decoder(torch.cat([x, one_hot], dim=-1))
 
+    def size_factor(
+        self,
+        y: Tensor,  # counts, (N, G), sparse CSR
+    ) -> Tensor | None:  # (N, 1), or None if the preset has none
+        "Each cell's total count relative to an average training cell's."
+        return cell_totals(y).to(self.y_mean.dtype).unsqueeze(-1) / (self.y_mean * y.shape[-1]) if self.preset.library_size else None
+
     def log_likelihood(
         self,
         y: Tensor,  # counts, (N, G), sparse CSR
@@ -334,13 +341,11 @@ class GMVAENetwork(nn.Module):
         x: Tensor,  # draws, (M, N, n_x)
         reduction: str = "none",  # "mean": over draws and cells, each tile of genes from M_heads of the draws
     ) -> Tensor:  # log p(y|x,b) in nats, (M, N), or ()
-        "Size factors are totals relative to an average training cell's."
-        p, h, size = self.preset, self.decode(x, b), None
-        if p.library_size:
-            size = cell_totals(y).to(h.dtype).unsqueeze(-1) / (self.y_mean * y.shape[-1])
+        "The decoder's log-likelihood of the counts at draws of x."
+        p, h = self.preset, self.decode(x, b)
         how = dict(M_heads=min(p.M_heads, len(x)), reduction="mean") if reduction == "mean" else {}
         dtype = fast_dtype(p.dtype, h.device) if self.training else torch.float32
-        return self.heads.log_prob(h, y, size, impl="fused", dtype=dtype, **how)
+        return self.heads.log_prob(h, y, self.size_factor(y), impl="fused", dtype=dtype, **how)
 
     def draw(
         self,
@@ -1173,10 +1178,7 @@ def likelihood_params(
     x: Tensor,  # draws, (M, N, n_x)
 ) -> tuple[Tensor, Tensor]:  # log r and logits, each (M, N, G)
     "The decoder's negative binomials at draws of x; their means are exp(log r + logits)."
-    h, size = self.decode(x, b), None
-    if self.preset.library_size:
-        size = cell_totals(y).to(h.dtype).unsqueeze(-1) / (self.y_mean * y.shape[-1])
-    return self.heads.log_params(h, size)
+    return self.heads.log_params(self.decode(x, b), self.size_factor(y))
 
 # %% ../nbs/04_train.ipynb #26314185
 @patch

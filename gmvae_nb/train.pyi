@@ -117,6 +117,9 @@ class GMVAENetwork(nn.Module):
     def decode(self, x: Tensor, b: Tensor) -> Tensor:
         ...
 
+    def size_factor(self, y: Tensor) -> Tensor | None:
+        ...
+
     def log_likelihood(self, y: Tensor, b: Tensor, x: Tensor, reduction: str='none') -> Tensor:
         ...
 

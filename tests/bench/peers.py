@@ -162,14 +162,20 @@ def table(rows: pd.DataFrame, shown=SHOWN) -> pd.DataFrame:
     return found.loc[list(zip(order["data"], order["method"]))]
 
 
-def main():
-    if sys.argv[1:2] == ["--fit"]: return fit_here(json.loads(sys.argv[2]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str) -> argparse.ArgumentParser:
+    "The table, the data and their keys."
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path)
     parser.add_argument("--data", nargs="+", default=["kang_pbmc"], help="names that load_data knows, or h5ad files")
     parser.add_argument("--layer", help="layer with the counts; without it X")
     parser.add_argument("--batch_key", default="batch")
     parser.add_argument("--labels_key", default="cell_type")
+    return parser
+
+
+def main():
+    if sys.argv[1:2] == ["--fit"]: return fit_here(json.loads(sys.argv[2]))
+    parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--n_pcs", type=int, nargs="+", default=[30, 50])

@@ -5,7 +5,6 @@
 Trains on 85 % of the cells, scores all cells by gmvae_nb.metrics.evaluate with the summaries of peers.py, and -IWAE on the other 15 %.
 One row per data set, change and seed in the csv; finished rows are kept. `--changes` runs some of the changes only.
 """
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from cost import Cost
-from peers import add, finished, prepare, read, score, table
+from peers import add, arguments, finished, prepare, read, score, table
 from peers import Contender as Change
 from gmvae_nb.data import write_atomically
 from gmvae_nb.train import GMVAE, get_preset
@@ -53,12 +52,7 @@ def fit(adata, batch_key: str, seed: int, preset: str = "recommended", K: int | 
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("--data", nargs="+", default=["kang_pbmc"], help="names that load_data knows, or h5ad files")
-    parser.add_argument("--layer", help="layer with the counts; without it X")
-    parser.add_argument("--batch_key", default="batch")
-    parser.add_argument("--labels_key", default="cell_type")
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES), metavar="CHANGE")
     args = parser.parse_args()
