@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser, store_true
@@ -280,6 +280,7 @@ SWEEP = """examples:
 
 Runs are in sweep/K10-seed0 and so on; finished ones are skipped, so that a sweep that was stopped goes on when it is called
 again, with more K or more repeats if you like. sweep/results.csv has a row for each run.
+With --ray_address auto (or host:port, or local) the runs are tasks of a Ray cluster, to whose nodes the folder must be shared.
 To annotate the cells and make the page of one of them:
   gmvae_train mine.h5ad --batch_key donor --labels_key cell_type --K 10 --seed 0 --out sweep/K10-seed0 --resume
 exit codes: 0 done, 2 file or options cannot be used, 3 some runs failed (the others are in the table), 4 a file cannot be read or written, 130 stopped"""
@@ -297,6 +298,7 @@ def gmvae_sweep(
     preset: Param("settings of the model, by name: recommended, blog, original", str) = "recommended",
     max_epochs: Param("epochs of training; by default the preset's", int) = None,
     n_top_genes: Param("keep this many highly variable genes; by default all genes with counts", int) = None,
+    ray_address: Param("train on a Ray cluster: auto, host:port, or local for one of this machine's cores", str) = None,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -307,27 +309,20 @@ def gmvae_sweep(
     say("importing")
     from gmvae_nb.data import split_cells, write_atomically
     from gmvae_nb.results import collect_runs, results_table
-    from gmvae_nb.runs import claim_folder, finished_run, read_input, run_settings, train_run
+    from gmvae_nb.runs import claim_folder, find_cluster, in_turn, on_ray, read_input, run_settings, train_grid
     from gmvae_nb.train import epochs_wanted, get_preset
 
     settled, out = get_preset(preset), Path(out)
+    if ray_address is not None:
+        find_cluster(ray_address)  # before anything takes time
     given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
     epochs = epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0])) if max_epochs is None else max_epochs
     grid = [(k, seed, out / f"K{k}-seed{seed}") for k in dict.fromkeys(K) for seed in range(repeats)]
     for k, seed, folder in grid:
         claim_folder(folder, run_settings(given, k, batch_key, settled, seed), resume=True)  # all refusals before the first run
-    failed = []
-    for i, (k, seed, folder) in enumerate(grid, 1):
-        if finished_run(folder, epochs):
-            say(f"{i} of {len(grid)}: {folder.name} is finished")
-            continue
-        say(f"{i} of {len(grid)}: {folder.name}")
-        try:
-            train_run(given, folder, K=k, batch_key=batch_key, labels_key=labels_key, preset=preset, seed=seed, max_epochs=epochs, resume=True,
-                      progress=not quiet, command="gmvae_sweep " + shlex.join(sys.argv[1:]))
-        except FloatingPointError as error:
-            failed.append(f"{folder.name} ({error})")
-            say(f"{folder.name} failed: {error}")
+    common = dict(batch_key=batch_key, labels_key=labels_key, preset=preset, max_epochs=epochs, progress=not quiet, command="gmvae_sweep " + shlex.join(sys.argv[1:]))
+    each = partial(in_turn, given=given) if ray_address is None else partial(on_ray, given=given, address=ray_address, grid=out)
+    failed = train_grid([dict(out=folder, K=k, seed=seed, **common) for k, seed, folder in grid], each, say)
     done = [folder for *_, folder in grid if (folder / "metrics.json").exists()]
     if done:
         runs = collect_runs(done)

@@ -19,6 +19,7 @@ def verify(
     folder: str | Path,  # of a run, or of a model
 ) -> dict:  # files: the names of those that are as they were written; notes: what else there is to say, one sentence each
     "Compare a folder with its checksums. ValueError, naming the file, for one that is damaged, missing or not what was written."
+    from gmvae_nb.runs import LOCK
     from gmvae_nb.train import read_model, sha256_of
 
     folder = Path(folder)
@@ -42,8 +43,8 @@ def verify(
         raise ValueError(f"{folder / name} is {found}: make it again from the model, or get it again")
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if re.fullmatch(r"\.[0-9a-f]{32}(\..*)?", file.name):
-            notes.append(f"{file.name} is what a write that was killed has left, and can be deleted")
-        elif file.name not in sums and file != path and file.name not in files:
+            notes.append(f"{file.name} is being written, or is what a write that was killed has left: the next write from the same machine deletes it then")
+        elif file.name not in (*sums, *files, path.name, LOCK):
             notes.append(f"{file.name} has no checksum: it was not written by the last run of a command")
     return dict(files=sorted(whole | {"model.safetensors"}), notes=notes)
 

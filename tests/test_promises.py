@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -593,6 +595,30 @@ def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(tmp_
     finally:
         server.server.shutdown()
         server.server.server_close()
+
+
+# --- one process in a folder ---------------------------------------------------------------------------------------
+
+@needs_linux
+def test_two_processes_never_train_in_one_folder(tmp_path):
+    from gmvae_nb.runs import hold, read_input, train_run
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    given, run = read_input(tmp_path / "cells.h5ad", batch_key="batch"), tmp_path / "run"
+    options = dict(K=2, batch_key="batch", preset=TINY, max_epochs=2, progress=False)
+    read, write = os.pipe()
+    def other():
+        with hold(run): os.write(write, b"."), time.sleep(600)
+    pid = fork(other)
+    try:
+        assert os.read(read, 1) == b"."
+        with pytest.raises(BlockingIOError, match=f"process {pid} on .* trains in .*: wait until it is done, or stop it") as error: train_run(given, run, **options)
+        sentence(error)
+        waiting = threading.Thread(target=train_run, args=(given, run), kwargs=options | {"wait": True})
+        waiting.start(), waiting.join(1)
+        assert waiting.is_alive() and [p.name for p in run.iterdir()] == [".lock"]
+    finally: os.kill(pid, signal.SIGKILL), outcome(pid), os.close(read), os.close(write)
+    waiting.join(60)
+    assert not waiting.is_alive() and "run.json" in verify(run)["files"] and verify(run)["notes"] == []
 
 
 # --- the sweep -----------------------------------------------------------------------------------------------------
