@@ -10,9 +10,11 @@ __all__ = ['BMMC_FILES', 'kang_pbmc', 'CountsOnDisk', 'get_counts', 'get_categor
 # %% ../nbs/00_data.ipynb #190d4cec
 import contextlib
 import gzip
+import hashlib
 import importlib.resources
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -233,6 +235,27 @@ def _sync_folder(folder: Path) -> None:
     try: os.fsync(handle)
     finally: os.close(handle)
 
+def _process_space() -> str | None:
+    "16 hex digits that stand for the processes this one can ask after; None where there is no telling."
+    try: names = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid"), os.uname().nodename
+    except (OSError, AttributeError): return None        # not Linux
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+def _is_gone(pid: int) -> bool:
+    "Whether there is certainly no such process."
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return True
+    except (OSError, OverflowError): pass                # somebody else's; no number of a process
+    return False
+
+def _remove_left_over(folder: Path) -> None:
+    "Delete what writers that are gone have left."
+    space = _process_space()
+    if space is None: return
+    for file in folder.glob(f".{space}*"):
+        written_by = re.fullmatch(r"\.[0-9a-f]{16}([0-9a-f]{8})[0-9a-f]{8}(\..*)?", file.name)
+        if written_by and _is_gone(int(written_by[1], 16)): file.unlink(missing_ok=True)
+
 def write_atomically(
     path: str | Path,                # the file to write; its folder is made if need be
     write: Callable[[Path], None],   # writes the file it is given
@@ -241,9 +264,11 @@ def write_atomically(
 
     OSError, naming `path`, if it cannot be written; what was there before is left as it was."""
     path = Path(path)
-    tmp = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")   # writers may choose the format by the suffix
+    chance = uuid.uuid4().hex
+    tmp = path.with_name(f".{_process_space() or chance[:16]}{os.getpid():08x}{chance[-8:]}{path.suffix}")   # writers may choose the format by the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError): _remove_left_over(path.parent)
         write(tmp)
         with open(tmp, "rb+") as f: os.fsync(f.fileno())
         os.replace(tmp, path)

@@ -53,6 +53,49 @@ def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
         assert any(all(found[n].equal(t) for n, t in state.items()) for state in good)
         assert any((ad.read_h5ad(tmp_path / "cells.h5ad").X != a.X).nnz == 0 for a in tables)
         assert "model.safetensors" in verify(tmp_path)["files"]
+        assert len(list(tmp_path.glob(".*"))) <= 1  # what the kills before have left is gone
+
+
+def left_by(work) -> int:
+    "A writer that is killed with its file half written, and is no zombie any more; its number."
+    def write():
+        work(lambda path: (path.write_bytes(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+    pid = fork(write)
+    assert outcome(pid) == -signal.SIGKILL
+    return pid
+
+
+@needs_linux
+def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
+    "Not those of a writer that is alive, of another machine, of an older version, or whose number somebody else has now."
+    left_by(lambda write: write_atomically(tmp_path / "cells.h5ad", write))
+    dead, = tmp_path.iterdir()
+    space, pid, chance = dead.name[1:17], int(dead.name[17:25], 16), dead.name[25:]
+    others = [tmp_path / f".{space}{os.getppid():08x}{chance}", tmp_path / f".{'0' * 16}{pid:08x}{chance}", tmp_path / f".{space}1{chance}", tmp_path / ".hidden"]
+    for other in others: other.write_bytes(b"not ours")
+    write_atomically(tmp_path / "a.txt", lambda path: path.write_text("a"))
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.txt"])
+
+
+@needs_linux
+def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
+    "Another process writes, and so does another thread of it, while this one writes a hundred times."
+    read, write = os.pipe()
+    def slow(path):
+        path.write_bytes(b"first half")
+        os.write(write, b".")
+        while not (tmp_path / "stop").exists(): time.sleep(0.01)
+        path.write_bytes(b"whole")
+    def both():
+        thread = threading.Thread(target=write_atomically, args=(tmp_path / "1.bin", slow))
+        thread.start(), write_atomically(tmp_path / "2.bin", slow), thread.join()
+    pid = fork(both)
+    assert os.read(read, 1) + os.read(read, 1) == b".."
+    for i in range(100): write_atomically(tmp_path / "a.txt", lambda path: path.write_text(str(i)))
+    (tmp_path / "stop").touch()
+    assert outcome(pid) == 0
+    os.close(read), os.close(write)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"1.bin": b"whole", "2.bin": b"whole", "a.txt": b"99", "stop": b""}
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
