@@ -87,6 +87,7 @@ what is written to the folder --out:
   markers.csv      genes that mark each cluster
   model.safetensors, config.json, history.csv      the model, for gmvae_embed and for GMVAE.load in Python
   run.json, metrics.json                           what was asked for, and what came out, in numbers
+  .lock                                            keeps two processes from training in one folder
 
 exit codes: 0 done, 2 file or options cannot be used, 3 loss no longer finite, 4 a file cannot be read or written, 130 stopped"""
 

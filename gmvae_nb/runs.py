@@ -429,7 +429,10 @@ def connected(address: str) -> Iterator:
     where, handler = find_cluster(address), signal.getsignal(signal.SIGTERM)
     import ray
     try:
-        ray.init(where, log_to_driver=False, logging_level="error", **({"include_dashboard": False} if where == "local" else {}))
+        try: ray.init(where, log_to_driver=False, logging_level="error", **({"include_dashboard": False} if where == "local" else {}))
+        except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise OSError(f"the Ray cluster at {address!r} cannot be joined ({said}): call this on one of its machines, with the same version of Ray and its RAY_AUTH_TOKEN") from None
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, handler)  # which Ray has made its own
         yield ray
     finally:
@@ -488,7 +491,7 @@ def on_ray(
         while going:
             ended = ray.wait(list(going))[0][0]
             try: reason = ray.get(ended)
-            except ray.exceptions.RayTaskError as error: raise error.cause from None
+            except ray.exceptions.RayTaskError as error: raise (error.cause or error) from None
             except ray.exceptions.RayError as error: reason = f"its worker or node died {RETRIES + 1} times, at last by {type(error).__name__}"
             yield going.pop(ended), reason
 

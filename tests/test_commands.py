@@ -87,7 +87,7 @@ def test_every_command_is_installed():
 
 def test_train_leaves_everything_it_promises(finished, mine):
     out = mine.parent / "run"
-    assert {p.name for p in out.iterdir()} == {"annotated.h5ad", "report.html", "markers.csv", "model.safetensors", "config.json", "history.csv", "run.json", "metrics.json"}
+    assert {p.name for p in out.iterdir()} == {"annotated.h5ad", "report.html", "markers.csv", "model.safetensors", "config.json", "history.csv", "run.json", "metrics.json", ".lock"}
     kept, original = ad.read_h5ad(out / "annotated.h5ad"), ad.read_h5ad(mine)
     pd.testing.assert_frame_equal(kept.obs[original.obs.columns], original.obs)
     assert (kept.X != original.X).nnz == 0
@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file(finished, mine, monkeypatch):
     before = target.read_bytes()
     with pytest.raises(Exception):
         write_annotated(mine, target, {"gmvae_cluster": [1, 2]}, {}, {})  # too few values
-    assert target.read_bytes() == before and not list(target.parent.glob(".*"))
+    assert target.read_bytes() == before and [p.name for p in target.parent.glob(".*")] == [".lock"]
 
 
 def test_embedding_gives_the_training_cells_back_in_any_order(finished, mine, tmp_path, capsys):

@@ -128,7 +128,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def meanwhile(do) -> threading.Thread:
-    thread = threading.Thread(target=do)
+    thread = threading.Thread(target=do, daemon=True)
     thread.start()
     return thread
 
@@ -181,26 +181,36 @@ def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, given, se
     same(tmp_path, serial)
 
 
-def test_a_worker_is_killed_and_a_node_is_lost_and_the_numbers_are_those_in_turn(nodes, given, serial, tmp_path):
-    "And a loss that is not finite is noted, while the others go on."
+def harmed(nodes, given, folder: Path, runs: list[dict]) -> tuple[list[str], list]:
+    "The runs on two nodes; a worker of the first is killed, then the second node. What failed; runs that were hit, their process, their history then."
     address, raylet, hit = nodes.two(), nodes.raylet(), []
 
     def harm():
         for do, chosen in ((kill, lambda pid: psutil.Process(pid).ppid() != raylet), (nodes.remove, lambda pid: psutil.Process(pid).ppid() == raylet)):
-            run = in_the_middle(tmp_path, chosen)
+            run = in_the_middle(folder, chosen)
             pid = writer(run)
             do(pid)
             wait_for_end(pid)
             hit.append((run, pid, pd.read_csv(run / "history.csv", dtype=str)))
-    thread, bad = meanwhile(harm), dict(grid(tmp_path)[0], out=tmp_path / "bad", preset=replace(SMALL, lr=1e30))
-    with one_thread(): failed = train_grid([*grid(tmp_path), bad], partial(on_ray, given=given, address=address, grid=tmp_path), lambda _: None)
+    thread = meanwhile(harm)
+    with one_thread(): failed = train_grid(runs, partial(on_ray, given=given, address=address, grid=folder), lambda _: None)
     thread.join()
+    return failed, hit
+
+
+def went_on(run: Path, pid: int, before: pd.DataFrame) -> bool:
+    "Whether another process has ended the run, and did not train again the epochs that there were."
+    after = pd.read_csv(run / "history.csv", dtype=str).head(len(before))
+    return writer(run) != pid and 3 <= len(before) < EPOCHS and list(after["seconds"]) == list(before["seconds"])
+
+
+def test_a_worker_is_killed_and_a_node_is_lost_and_the_numbers_are_those_in_turn(nodes, given, serial, tmp_path):
+    "And a loss that is not finite is noted, while the others go on."
+    bad = dict(grid(tmp_path)[0], out=tmp_path / "bad", preset=replace(SMALL, lr=1e30))
+    failed, hit = harmed(nodes, given, tmp_path, [*grid(tmp_path), bad])
     assert len(failed) == 1 and failed[0].startswith("bad (the loss is "), failed
     same(tmp_path, serial)
-    assert len(hit) == 2
-    for run, pid, before in hit:  # another process went on: those epochs were not trained again
-        after = pd.read_csv(run / "history.csv", dtype=str).head(len(before))
-        assert writer(run) != pid and 3 <= len(before) < EPOCHS and list(after["seconds"]) == list(before["seconds"])
+    assert len(hit) == 2 and all(went_on(*h) for h in hit)
 
 
 def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(nodes, given, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA, TRAIN, CHECK, VERIFY, RUNS = "gmvae_nb/data.py", "gmvae_nb/train.py", "gmvae_nb/h5check.py", "gmvae_nb/verify.py", "gmvae_nb/runs.py"
-BAD, PROMISES = "tests/test_bad_input.py", "tests/test_promises.py"
+BAD, PROMISES, RAY = "tests/test_bad_input.py", "tests/test_promises.py", "tests/test_ray.py"
 
 # what is removed, in which file, the text, what takes its place, and the test that must fail
 MUTANTS = [
@@ -52,6 +52,13 @@ MUTANTS = [
     ("a download starts again", DATA, "part.stat().st_size if part.exists() else 0", "0", PROMISES, "verified_before_use"),
     ("finished runs trained again", RUNS, '== max_epochs\n    except', "== -1\n    except", PROMISES, "sweep_retries"),
     ("a half-written result stops the sweep", RUNS, "    except (ValueError, KeyError):  # damaged: to be made again\n        return False\n", "    except ZeroDivisionError:\n        return False\n", PROMISES, "sweep_retries"),
+    ("left-over files stay", DATA, "        with contextlib.suppress(OSError): _remove_left_over(path.parent)\n", "", PROMISES, "left_over or random_moments"),
+    ("files of a live writer deleted", DATA, " and _is_gone(int(written_by[1], 16))", "", PROMISES, "live_writer"),
+    ("files of another machine deleted", DATA, 'folder.glob(f".{space}*")', 'folder.glob(".*")', PROMISES, "no_others"),
+    ("two processes in one folder", RUNS, "    try: fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))\n", "    try: pass\n", PROMISES, "two_processes"),
+    ("lost runs of a cluster not tried again", RUNS, "max_retries=RETRIES", "max_retries=0", RAY, "worker_is_killed"),
+    ("lost runs of a cluster begun again", RUNS, "    return attempt(given._replace(", "    shutil.rmtree(run['out'], ignore_errors=True)\n    return attempt(given._replace(", RAY, "worker_is_killed"),
+    ("folders of nodes not looked at", RUNS, "        if wrong: raise ValueError(f\"{name} {wrong}\")\n", "", RAY, "does_not_see"),
     ("masks taken for positions", TRAIN, '        if test_idx.size and test_idx.dtype.kind not in "iu":', "        if False:", BAD, "mask or fractions"),
     ("kinds of batches mixed", DATA, "    if distinct != len(set(values)):", "    if False:", BAD, "batch"),
     ("counts not looked at", DATA, "        bad = np.flatnonzero(~_is_count(y.data))", "        bad = np.flatnonzero(~_is_count(y.data[:20]))", BAD, "csr or any_shape"),

@@ -17,6 +17,10 @@ import mutants
 from hazards import ROOT, SMALL, cells, die_at_step, fork, kill_after, model, outcome, try_damaged, write_for_ever
 from test_promises import megabytes_for
 
+try: import test_ray
+except pytest.skip.Exception: test_ray = None  # without ray, or not on Linux
+else: from test_ray import given, nodes, serial  # noqa: F401
+
 from gmvae_nb.data import write_atomically
 from gmvae_nb.train import GMVAE
 from gmvae_nb.verify import verify
@@ -52,14 +56,17 @@ def test_200_kills_leave_the_last_good_state(tmp_path, note):
     good = [m.network.state_dict() for m in models]
     models[0].save(tmp_path)
     write_atomically(tmp_path / "cells.h5ad", tables[0].write_h5ad)
-    between = 0
+    between = left = 0
     for _ in range(200):
         assert kill_after(lambda: write_for_ever(tmp_path, models, tables), rng.uniform(0, 0.15)) == -signal.SIGKILL
         found = GMVAE.load(tmp_path).network.state_dict()
         assert any(all(found[n].equal(t) for n, t in state.items()) for state in good)
         assert any((ad.read_h5ad(tmp_path / "cells.h5ad").X != a.X).nnz == 0 for a in tables)
         between += any("newer than config.json" in said for said in verify(tmp_path)["notes"])
-    note("SIGKILL while files are written", 200, 200, f"{len(list(tmp_path.glob('.*')))} while one was written, {between} between two")
+        left += len(list(tmp_path.glob(".*")))
+        models[0].save(tmp_path)  # of two models in one folder, each stopped between two files, verify could not say which wrote history.csv
+    assert not list(tmp_path.glob(".*"))
+    note("SIGKILL while files are written", 200, 200, f"{left} while one was written, {between} between two; nothing is left over")
 
 
 def test_runs_killed_at_random_steps_equal_the_undisturbed_one(tmp_path, note):
@@ -83,6 +90,19 @@ def test_damaged_h5ad_never_brings_the_process_down(tmp_path, note, how, n):
     kept = found.get(0, 0) + found.get(2, 0)
     note({"cut": "h5ad cut off at a random byte", "flip": "h5ad with random bits flipped"}[how], n, kept, f"{found.get(2, 0)} refused in a sentence, {found.get(0, 0)} read")
     assert kept == n, found
+
+
+@pytest.mark.skipif(test_ray is None, reason="needs ray, and Linux")
+def test_sweeps_on_two_nodes_equal_the_serial_one(nodes, given, serial, tmp_path, note):
+    "In each a worker is killed, then the second node: both in the middle of a run."
+    rounds, again = 6, 0
+    for i in range(rounds):
+        failed, hit = test_ray.harmed(nodes, given, tmp_path / str(i), test_ray.grid(tmp_path / str(i)))
+        assert failed == [] and len(hit) == 2
+        again += sum(not test_ray.went_on(*h) for h in hit)
+        test_ray.same(tmp_path / str(i), serial)
+    note("sweeps on two nodes, a worker and a node killed in each", rounds, rounds, f"{4 * rounds} runs, all as in turn, to the byte; {2 * rounds} of them killed, {again} begun again")
+    assert not again
 
 
 def test_bits_flipped_in_a_model_are_noticed(tmp_path, note):
