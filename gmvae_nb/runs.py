@@ -367,7 +367,7 @@ def train_run(
 
 # %% ../nbs/runs.ipynb #aaec2b68
 def train_grid(
-    runs: Iterable[dict],  # arguments of `train_run` besides the input, with out, K, seed, max_epochs
+    runs: Iterable[dict],  # arguments of train_run besides the input, with out, K, seed, max_epochs
     each: Callable[[Iterable[dict]], Iterable[tuple[dict, str]]],  # trains them; run and reason of failure, "" for none, as they end
     say: Callable[[str], None],
 ) -> list[str]:  # those that failed, with the reason

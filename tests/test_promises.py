@@ -83,10 +83,10 @@ def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
     "Another process writes, and so does another thread of it, while this one writes a hundred times."
     read, write = os.pipe()
     def slow(path):
-        path.write_bytes(b"first half")
-        os.write(write, b".")
-        while not (tmp_path / "stop").exists(): time.sleep(0.01)
-        path.write_bytes(b"whole")
+        with open(path, "wb") as f:
+            f.write(b"first half, "), f.flush(), os.write(write, b".")
+            while not (tmp_path / "stop").exists(): time.sleep(0.01)
+            f.write(b"second half")
     def both():
         thread = threading.Thread(target=write_atomically, args=(tmp_path / "1.bin", slow))
         thread.start(), write_atomically(tmp_path / "2.bin", slow), thread.join()
@@ -96,7 +96,7 @@ def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
     (tmp_path / "stop").touch()
     assert outcome(pid) == 0
     os.close(read), os.close(write)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"1.bin": b"whole", "2.bin": b"whole", "a.txt": b"99", "stop": b""}
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"1.bin": b"first half, second half", "2.bin": b"first half, second half", "a.txt": b"99", "stop": b""}
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
