@@ -34,6 +34,7 @@ CHANGES = {  # from `recommended` with K = None
     "n_x = 20": dict(n_x=20),
     "M = 10": dict(M=10),
     "3,000 steps": dict(min_steps=3000),
+    "K = 15": dict(K=15),
     "K = 20": dict(K=20),
     "K = 50": dict(K=50),
     "K = 30, not merged": dict(K=30, merge=False),
