@@ -30,8 +30,8 @@ def one_run(data: str, preset: str, K: int, seed: int, settings: dict) -> dict:
     test = adata[held_out].copy()
     test.obsm["X_gmvae"], test.obs["gmvae_cluster"] = model.get_latent_representation(test), model.predict(test)
     scores = evaluate(test, clusters="gmvae_cluster", seed=seed, progress=False).scores
-    found = run_summary(model, test, data=data, preset=preset, scores={"latent": scores})
-    return {"data": data, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
+    found = run_summary(model, test, data=Path(data).stem, preset=preset, scores={"latent": scores})
+    return {"data": Path(data).stem, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
             "n_clusters": model.n_clusters, "train_seconds": found["train_seconds"]}
 
 
@@ -71,7 +71,7 @@ def literal(word: str):
 
 
 def finished(done: pd.DataFrame, data: str, preset: str, K: int, seed: int, settings: dict) -> bool:
-    key = {"data": data, "preset": preset, "K": K, "seed": seed, **settings}
+    key = {"data": Path(data).stem, "preset": preset, "K": K, "seed": seed, **settings}
     return not done.empty and set(key) <= set(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any()
 
 
