@@ -17,9 +17,9 @@ def prose(text: str) -> str:
 
 
 def code(cell) -> str:
-    "A code cell with its text output."
+    "A code cell with its text output; of one that says `#| echo: false`, the output alone."
     source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#|"))
-    parts = [f"```python\n{source}\n```"]
+    parts = [] if "#| echo: false" in cell.source else [f"```python\n{source}\n```"]
     for output in cell.outputs:
         text = output.get("text") or output.get("data", {}).get("text/plain", "")
         if text.strip() and output.get("name") != "stderr":
