@@ -1319,6 +1319,16 @@ def _write(
     # one metadata entry: safetensors does not keep the order of several
     header = {"gmvae_nb": json.dumps({"config": config, "history": rows, "sha256": model_digest(config, rows, state)})}
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(to_bytes(state, header)))
+    self._describe(folder)
+
+
+@patch
+def _describe(
+    self: GMVAE,
+    folder: Path,  # with the weights in it
+) -> None:
+    "Write what stands beside the weights, for people and for `gmvae_verify`: history.csv, and then config.json."
+    config = self._config()
     write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
     config["seconds"] = [row["seconds"] for row in self._rows]
     config["sha256"] = {name: sha256_of(folder / name) for name in ("model.safetensors", "history.csv")}
@@ -1362,6 +1372,14 @@ def _resume(
     if same and (len(rows) == max_epochs or complete and len(rows) < max_epochs):
         self._restore(state)
         self._rows = rows
+        if _described(Path(folder) / "config.json") != len(rows):  # a write was stopped after the weights, and there may be no epoch left to train
+            self._describe(Path(folder))
+
+
+def _described(path: Path) -> int | None:
+    "How many epochs config.json speaks of; None if it cannot be read."
+    try: return json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError): return None
 
 # %% ../nbs/04_train.ipynb #fe33da57
 def tensors_of(

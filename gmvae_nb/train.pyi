@@ -278,6 +278,9 @@ class GMVAE:
     def _write(self, folder: str | Path, state: dict[str, Tensor]) -> None:
         ...
 
+    def _describe(self, folder: Path) -> None:
+        ...
+
     def save(self, folder: str | Path) -> Path:
         ...
 
@@ -346,6 +349,9 @@ def sha256_of(path: Path) -> str:
     ...
 
 def seal(folder: str | Path, *names: str) -> None:
+    ...
+
+def _described(path: Path) -> int | None:
     ...
 
 def tensors_of(config: dict[str, Any], preset: Preset) -> dict[str, Tensor]:

@@ -219,6 +219,19 @@ def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
     assert verify(tmp_path)["files"] == ["model.safetensors"]
 
 
+def test_a_write_that_was_stopped_after_the_last_epoch_is_ended_by_the_next_call(tmp_path):
+    "The weights are those of the last epoch, so that there is nothing left to train; the files beside them are one epoch behind."
+    GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(1, out=tmp_path, progress=False)
+    old = {name: (tmp_path / name).read_bytes() for name in ("history.csv", "config.json")}
+    GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for left in (old, {"config.json": old["config.json"]}, {"config.json": b"{"}):
+        for name, content in left.items(): (tmp_path / name).write_bytes(content)
+        GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
+        assert verify(tmp_path)["notes"] == [] and len(pd.read_csv(tmp_path / "history.csv")) == 2
+        assert (tmp_path / "model.safetensors").read_bytes() == whole
+
+
 def test_verify_looks_at_no_file_outside(tmp_path):
     model(1).save(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
