@@ -158,30 +158,6 @@ def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, given, se
     same(tmp_path, serial)
 
 
-DRIVER = """
-import sys; from functools import partial; from pathlib import Path
-import torch; torch.set_num_threads(1)
-from test_ray import grid, on_ray, read_input, train_grid
-data, folder, address = sys.argv[1:]
-train_grid(grid(Path(folder)), partial(on_ray, given=read_input(data, batch_key="batch"), address=address, grid=Path(folder)), print)
-"""
-
-
-def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, given, serial, tmp_path):
-    address = nodes.two()
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(given.path), str(tmp_path), address], stdout=subprocess.PIPE, text=True)
-    try:
-        assert any(line.endswith("is done\n") for line in driver.stdout)
-        in_the_middle(tmp_path)
-    finally:
-        driver.kill(), driver.wait(), driver.stdout.close()
-    finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.json")}
-    assert 1 <= len(finished) < 4
-    with one_thread(): assert train_grid(grid(tmp_path), partial(on_ray, given=given, address=address, grid=tmp_path), lambda _: None) == []
-    assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
-    same(tmp_path, serial)
-
-
 def harmed(nodes, given, folder: Path, runs: list[dict]) -> tuple[list[str], list]:
     "The runs on two nodes; a worker of the first is killed, then the second node. What failed; runs that were hit, their process, their history then."
     address, raylet, hit = nodes.two(), nodes.raylet(), []
