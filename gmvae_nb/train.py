@@ -1372,14 +1372,8 @@ def _resume(
     if same and (len(rows) == max_epochs or complete and len(rows) < max_epochs):
         self._restore(state)
         self._rows = rows
-        if _described(Path(folder) / "config.json") != len(rows):  # a write was stopped after the weights, and there may be no epoch left to train
+        if _beside(Path(folder)).get("epochs") != len(rows):  # a write was stopped after the weights, and there may be no epoch left to train
             self._describe(Path(folder))
-
-
-def _described(path: Path) -> int | None:
-    "How many epochs config.json speaks of; None if it cannot be read."
-    try: return json.loads(path.read_text(encoding="utf-8"))["epochs"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError): return None
 
 # %% ../nbs/04_train.ipynb #fe33da57
 def tensors_of(
@@ -1453,16 +1447,21 @@ def read_model(
         raise ValueError(f"{path} has format {str(version)[:20]}, this version of gmvae_nb ({__version__}) reads formats 1 to {FORMAT}: "
                          "install a newer gmvae_nb, with pip install --upgrade gmvae_nb")
     if version > 1:
-        rows = [{**row, "seconds": seconds} for row, seconds in zip(rows, _seconds(path.with_name("config.json"), len(rows)))]
+        rows = [{**row, "seconds": seconds} for row, seconds in zip(rows, _seconds(path.parent, len(rows)))]
     return {**config, "format": FORMAT}, rows, state
 
 
-def _seconds(path: Path, n: int) -> list[float]:
+def _beside(folder: Path) -> dict:
+    "config.json of a model, which people may have changed; empty where it is no JSON object."
+    try: found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError): return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _seconds(folder: Path, n: int) -> list[float]:
     "How long each of n epochs took, from config.json; NaN where it does not say."
-    try:
-        found = [float(s) for s in json.loads(path.read_text(encoding="utf-8"))["seconds"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        found = []
+    try: found = [float(s) for s in _beside(folder)["seconds"]]
+    except (ValueError, KeyError, TypeError, OverflowError): found = []
     return (found + [math.nan] * n)[:n]
 
 # %% ../nbs/04_train.ipynb #d1e66036

@@ -351,9 +351,6 @@ def sha256_of(path: Path) -> str:
 def seal(folder: str | Path, *names: str) -> None:
     ...
 
-def _described(path: Path) -> int | None:
-    ...
-
 def tensors_of(config: dict[str, Any], preset: Preset) -> dict[str, Tensor]:
     ...
 
@@ -366,5 +363,8 @@ def check_model(config: dict[str, Any], rows: list[dict[str, Any]], state: dict[
 def read_model(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Tensor]]:
     ...
 
-def _seconds(path: Path, n: int) -> list[float]:
+def _beside(folder: Path) -> dict[str, Any]:
+    ...
+
+def _seconds(folder: Path, n: int) -> list[float]:
     ...

@@ -30,8 +30,9 @@ def one_run(data: str, preset: str, K: int, seed: int, settings: dict) -> dict:
     test = adata[held_out].copy()
     test.obsm["X_gmvae"], test.obs["gmvae_cluster"] = model.get_latent_representation(test), model.predict(test)
     scores = evaluate(test, clusters="gmvae_cluster", seed=seed, progress=False).scores
-    found = run_summary(model, test, data=Path(data).stem, preset=preset, scores={"latent": scores})
-    return {"data": Path(data).stem, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
+    name = Path(data).stem
+    found = run_summary(model, test, data=name, preset=preset, scores={"latent": scores})
+    return {"data": name, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
             "n_clusters": model.n_clusters, "train_seconds": found["train_seconds"]}
 
 
