@@ -7,6 +7,7 @@ __all__ = ['SMALL_COUNT', 'TILE_ENTRIES', 'TILE_GENES', 'nb_mean', 'nb_variance'
            'nb_log_lik', 'TiledCounts', 'tile_counts', 'nonzero_terms', 'fused_pass', 'FusedNB', 'NBHeads', 'partition']
 
 # %% ../nbs/03_nb_likelihood.ipynb #413d45d3
+import math
 from typing import NamedTuple
 
 import torch
@@ -255,19 +256,38 @@ class FusedNB(torch.autograd.Function):
         if ctx.mean: gradients = [d.mul_(grad / ctx.P) for d in gradients]
         return *gradients, *[None] * 6
 
-# %% ../nbs/03_nb_likelihood.ipynb #5792d2a8
+# %% ../nbs/03_nb_likelihood.ipynb #a39d4fa5
 class NBHeads(nn.Module):
-    "Two linear heads: from a decoder's last hidden layer to the negative binomial's (r, logits) per gene."
+    "Two linear heads: from a decoder's last hidden layer to the negative binomial's log r and logits, or log r and log mean, per gene."
     def __init__(
         self,
         n_hidden: int, # width H of the decoder's last hidden layer
         n_genes: int,  # number of genes G
+        of_mean: bool = False,  # the second head gives log m in place of the logits
     ):
         super().__init__()
         if n_hidden < 1 or n_genes < 1:
             raise ValueError(f"NBHeads: n_hidden and n_genes must be at least 1, "
                              f"found {n_hidden} and {n_genes}.")
-        self.log_r, self.logits = nn.Linear(n_hidden, n_genes), nn.Linear(n_hidden, n_genes)
+        self.log_r, self.of_mean = nn.Linear(n_hidden, n_genes), of_mean
+        if of_mean: self.log_mean = nn.Linear(n_hidden, n_genes)
+        else: self.logits = nn.Linear(n_hidden, n_genes)
+
+    @property
+    def second(self) -> nn.Linear:
+        "The head beside log r."
+        return self.log_mean if self.of_mean else self.logits
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]: # (G, H), (G,), (G, H), (G,)
+        "Weight and bias of log r, and of the logits, whichever the second head gives."
+        r, other = self.log_r, self.second
+        if not self.of_mean: return r.weight, r.bias, other.weight, other.bias
+        return r.weight, r.bias, other.weight - r.weight, other.bias - r.bias
+
+    @torch.no_grad()
+    def decay(self, share: float) -> None:
+        "Weights shrink by a factor exp(-share); biases, which hold the genes' levels, do not."
+        for head in (self.log_r, self.second): head.weight.mul_(math.exp(-share))
 
     def log_size(self, size_factor: Tensor, n_cells: int) -> Tensor:
         "log of the size factors s (N, 1), once they are found sound."
@@ -281,7 +301,8 @@ class NBHeads(nn.Module):
 
     def log_params(self, h: Tensor, size_factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
         "(log r, logits), each (..., N, G), of h (..., N, H); a size factor s (N, 1) scales the mean, not r."
-        log_r, logits = self.log_r(h).clamp(-15, 15), self.logits(h)
+        w_r, b_r, w_l, b_l = self.weights()
+        log_r, logits = F.linear(h, w_r, b_r).clamp(-15, 15), F.linear(h, w_l, b_l)
         if size_factor is None: return log_r, logits
         return log_r, logits + self.log_size(size_factor, h.shape[-2]).to(logits.dtype)
 
@@ -312,7 +333,7 @@ def log_prob(
     M_heads: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
 ) -> Tensor:                             # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
-    shape = (h.shape[-2], self.logits.out_features)
+    shape = (h.shape[-2], self.log_r.out_features)
     if y.shape != shape:
         raise ValueError(f"y: found counts of shape {tuple(y.shape)}, expected (cells, genes) = {shape}, "
                          "as many cells as h has.")
@@ -337,7 +358,7 @@ def log_prob(
         log_r, logits = self.log_params(h, size_factor)
         value = nb_log_lik(log_r, logits, y) if impl == "sparse" else log_nb(y, log_r.exp(), logits).sum(-1)
         return value.mean() if mean else value
-    weights = self.log_r.weight, self.log_r.bias, self.logits.weight, self.logits.bias
+    weights = self.weights()
     draws, log_s = h.reshape(-1, *h.shape[-2:]).to(weights[0].dtype), None
     if size_factor is not None:
         if size_factor.requires_grad:

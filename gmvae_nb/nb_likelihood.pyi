@@ -60,7 +60,17 @@ class FusedNB(torch.autograd.Function):
 
 class NBHeads(nn.Module):
 
-    def __init__(self, n_hidden: int, n_genes: int) -> None:
+    def __init__(self, n_hidden: int, n_genes: int, of_mean: bool=False) -> None:
+        ...
+
+    @property
+    def second(self) -> nn.Linear:
+        ...
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ...
+
+    def decay(self, share: float) -> None:
         ...
 
     def log_size(self, size_factor: Tensor, n_cells: int) -> Tensor:

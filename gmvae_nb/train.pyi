@@ -15,7 +15,7 @@ from .data import CountsOnDisk
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-__all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'Preset', 'get_preset', 'EncoderInput', 'encoder_input', 'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE', 'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage', 'merge_components', 'epoch_means', 'not_finite', 'draw_nb', 'model_digest', 'sha256_of', 'seal', 'tensors_of', 'read_preset', 'check_model', 'read_model']
+__all__ = ['PRESETS', 'MANY', 'SAMPLE', 'MIN_MATCHED', 'TERMS', 'FORMAT', 'LATER', 'Preset', 'get_preset', 'EncoderInput', 'encoder_input', 'cell_totals', 'CountsProduct', 'CountsLinear', 'Posterior', 'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate', 'epochs_wanted', 'seeded', 'batch_codes', 'GMVAE', 'GeneMatch', 'match_genes', 'take_genes', 'MatchedCounts', 'map_batches', 'Cells', 'cluster_usage', 'merge_components', 'epoch_means', 'not_finite', 'draw_nb', 'model_digest', 'sha256_of', 'seal', 'tensors_of', 'read_preset', 'check_model', 'read_model']
 
 @dataclass(frozen=True)
 class Preset:
@@ -32,6 +32,9 @@ class Preset:
     prior: str = 'network'
     learn_weights: bool = False
     dispersion: str = 'cell'
+    mean_head: bool = False
+    weight_decay: float = 0.0
+    refit: float = 0.0
     input_dropout: float = 0.0
     init: str = 'random'
     align: float = 0.0
@@ -112,6 +115,9 @@ class GMVAENetwork(nn.Module):
         ...
 
     def encode(self, y: Tensor, b: Tensor) -> Posterior:
+        ...
+
+    def rest_encoder(self, rest: bool) -> None:
         ...
 
     def decode(self, x: Tensor, b: Tensor) -> Tensor:
@@ -353,6 +359,7 @@ def seal(folder: str | Path, *names: str) -> None:
 
 def tensors_of(config: dict[str, Any], preset: Preset) -> dict[str, Tensor]:
     ...
+LATER: set
 
 def read_preset(settings: dict[str, Any]) -> Preset:
     ...

@@ -252,22 +252,45 @@ def test_sparse_refuses_a_second_derivative():
 
 # --- the heads ---------------------------------------------------------------------------------------------
 
-def heads_and_batch(M=3, N=4, H=6, G=5):
+def heads_and_batch(M=3, N=4, H=6, G=5, of_mean=False):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         y = torch.poisson(torch.rand(N, G) * 3)
-        return NBHeads(H, G).double(), torch.randn(M, N, H).double(), y.double()
+        return NBHeads(H, G, of_mean).double(), torch.randn(M, N, H).double(), y.double()
 
 
-def test_heads_agree_with_log_nb_and_with_its_gradients():
-    heads, h, y = heads_and_batch()
+@pytest.mark.parametrize("of_mean", [False, True])
+def test_heads_agree_with_log_nb_and_with_its_gradients(of_mean):
+    heads, h, y = heads_and_batch(of_mean=of_mean)
     s = f64([[0.2], [1.0], [3.0], [10.0]])
     h.requires_grad_()
     gradients = []
-    for value in (heads.log_prob(h, y, s), log_nb(y, *heads(h, s)).sum(-1)):
+    for value in (heads.log_prob(h, y, s), heads.log_prob(h, y, s, impl="fused"), log_nb(y, *heads(h, s)).sum(-1)):
         assert value.shape == (3, 4)
         gradients.append([value.detach(), *torch.autograd.grad(value.mean(), [h, *heads.parameters()])])
-    for a, b in zip(*gradients): assert_close(a, b, rtol=1e-10, atol=1e-10)
+    for a, *others in zip(*gradients):
+        for b in others: assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_head_of_the_mean_gives_the_mean_whatever_r_is():
+    heads, h, y = heads_and_batch(of_mean=True)
+    s, mean = f64([[0.2], [1.0], [3.0], [10.0]]), (h @ heads.log_mean.weight.T + heads.log_mean.bias).exp()
+    assert_close(nb_mean(*heads(h)), mean)
+    assert_close(nb_mean(*heads(h, s)), s * mean)
+    with torch.no_grad(): heads.log_r.bias += 1
+    assert_close(nb_mean(*heads(h)), mean)
+    assert not hasattr(heads, "logits") and heads.second is heads.log_mean
+
+
+@pytest.mark.parametrize("of_mean", [False, True])
+def test_decay_shrinks_weights_and_never_turns_them_round(of_mean):
+    heads, _, _ = heads_and_batch(of_mean=of_mean)
+    before = {name: p.detach().clone() for name, p in heads.named_parameters()}
+    heads.decay(0.5)
+    for name, p in heads.named_parameters():
+        assert_close(p, before[name] * (math.exp(-.5) if name.endswith("weight") else 1))
+    heads.decay(1e6)
+    assert all((p == 0).all() for name, p in heads.named_parameters() if name.endswith("weight"))
 
 
 def test_each_head_is_the_layer_of_its_name():

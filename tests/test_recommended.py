@@ -10,7 +10,7 @@ from test_train import simulated
 from gmvae_nb.metrics import ari
 from gmvae_nb.train import GMVAE, PRESETS, BatchAlignment, merge_components
 
-SMALL = replace(PRESETS["recommended"], n_x=4, encoder_hidden=(32, 16), decoder_hidden=(16, 32), batch_size=32, lr=5e-3, min_steps=300)
+SMALL = replace(PRESETS["recommended"], n_x=4, encoder_hidden=(32, 16), decoder_hidden=(16, 32), batch_size=32, lr=5e-3, weight_decay=1e3, min_steps=300)  # an eighth of the hidden units, and less decay with them
 
 
 def fitted(K=None, epochs=None, preset=SMALL, batch_key="batch", n=240, **kw):
@@ -103,6 +103,49 @@ def test_a_killed_training_goes_on_to_the_same_clusters(tmp_path, monkeypatch):
     assert all(t.equal(again._state()[name]) for name, t in whole._state().items())
     loaded = GMVAE.load(tmp_path, simulated(240))
     assert (loaded.predict() == whole.predict()).all() and loaded.n_clusters == whole.n_clusters
+
+
+@pytest.mark.parametrize("stop", [4, 7, 8])  # of 10 epochs; in the last three the encoder rests
+def test_training_goes_on_from_any_epoch_to_the_same_bits(tmp_path, stop):
+    whole = fitted(6, epochs=10)
+    model = GMVAE(simulated(240), K=6, batch_key="batch", preset=SMALL)
+    rows, train_epoch = [], type(model)._train_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        def one_less(self, epoch, max_epochs):
+            if epoch == stop: raise KeyboardInterrupt
+            return train_epoch(self, epoch, max_epochs)
+        patch.setattr(GMVAE, "_train_epoch", one_less)
+        with pytest.raises(KeyboardInterrupt): model.train(10, progress=False, out=tmp_path)
+    assert len(model.history) == stop
+    again = fitted(6, epochs=10, out=tmp_path)
+    assert all(t.equal(again._state()[name]) for name, t in whole._state().items())
+
+
+def test_while_the_encoder_rests_the_embedding_stays_and_r_becomes_the_cells():
+    adata = simulated(240)
+    model = GMVAE(adata, K=6, batch_key="batch", preset=SMALL)
+    seen = []
+    train_epoch = GMVAE._train_epoch
+    def watched(self, epoch, max_epochs):
+        row = train_epoch(self, epoch, max_epochs)
+        y, b = torch.from_numpy(adata.X[:20].toarray()).to_sparse_csr(), torch.zeros(20, dtype=torch.long)
+        with torch.no_grad():
+            log_r, _ = self.network.eval().likelihood_params(y, b, self.network.encode(y, b).x_mean[None])
+        seen.append((self.get_latent_representation(), log_r.std(1).max().item()))
+        return row
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GMVAE, "_train_epoch", watched)
+        model.train(10, progress=False)
+    moved = [not np.array_equal(a, b) for (a, _), (b, _) in zip(seen, seen[1:])]
+    assert moved == [True] * 6 + [False] * 3
+    assert [r > 1e-4 for _, r in seen] == [False] * 7 + [True] * 3
+
+
+def test_weights_decay_the_more_the_fewer_cells_there_are():
+    def norm(cells, n): return fitted(3, 8, replace(SMALL, weight_decay=cells), n=n).network.heads.log_mean.weight.norm().item()
+    assert norm(1e3, 240) < norm(0.0, 240)
+    assert norm(1e3, 120) / norm(0.0, 120) < norm(1e3, 480) / norm(0.0, 480)
+    assert np.isfinite(norm(1e9, 240))  # however much
 
 
 def test_cells_of_a_batch_that_was_left_out_are_embedded(model):
