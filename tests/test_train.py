@@ -173,6 +173,15 @@ def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+def test_neighbours_of_scanpy_leave_the_number_of_threads_that_was_asked_for():
+    "numba starts as many as there are cores, in the OpenMP that torch uses too; as many threads, the same bits."
+    code = ("import gmvae_nb, torch, numpy, anndata, scanpy; "
+            "scanpy.pp.neighbors(anndata.AnnData(numpy.random.default_rng(0).random((300, 4), dtype='float32')), use_rep='X'); "
+            "print(torch.get_num_threads())")
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env).stdout.split()[-1] == "1"
+
+
 def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
     model = fitted()
     model.save(tmp_path)
