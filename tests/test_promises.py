@@ -291,7 +291,7 @@ def poison(m, step, after):
     seen, original = [], m.optimizer.step
 
     def hit(*args, **kw):
-        weight = m.network.heads.logits.weight
+        weight = m.network.heads.second.weight
         if len(seen) == step and not after: weight.grad[7, 0] = float("nan")
         seen.append(1)
         result = original(*args, **kw)
@@ -430,9 +430,9 @@ CHANGED = {
     "format_0": setting("format", 0), "preset_list": setting("preset", []), "preset_unknown": setting("evil", 1, True), "n_x_huge": setting("n_x", 10**15, True), "n_x_text": setting("n_x", "80", True),
     "hidden_many": setting("encoder_hidden", [1] * 10**6, True), "hidden_huge": setting("encoder_hidden", [2**62], True), "hidden_text": setting("encoder_hidden", "ab", True),
     "lr_inf": setting("lr", math.inf, True), "dropout_nan": setting("dropout", math.nan, True), "prior_else": setting("prior", "os.system", True), "M_zero": setting("M", 0, True),
-    "test_idx_text": setting("test_idx", ["a"]), "tensor_nan": tensor("network.heads.logits.bias", lambda t: t.fill_(math.nan)), "tensor_inf": tensor("network.heads.logits.bias", lambda t: t.fill_(math.inf)),
-    "tensor_shape": tensor("network.heads.logits.bias", lambda t: t[:-1].clone()), "tensor_kind": tensor("network.heads.logits.bias", lambda t: t.double()), "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
-    "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)), "tensor_gone": lambda h, s: (h, {n: t for n, t in s.items() if n != "network.heads.logits.bias"}),
+    "test_idx_text": setting("test_idx", ["a"]), "tensor_nan": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.nan)), "tensor_inf": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.inf)),
+    "tensor_shape": tensor("network.heads.log_r.bias", lambda t: t[:-1].clone()), "tensor_kind": tensor("network.heads.log_r.bias", lambda t: t.double()), "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
+    "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)), "tensor_gone": lambda h, s: (h, {n: t for n, t in s.items() if n != "network.heads.log_r.bias"}),
     "moments_more": tensor("optimizer.999.exp_avg", lambda t: torch.ones(1)), "moments_odd": tensor("optimizer.x.y.z", lambda t: torch.ones(1)), "moments_shape": tensor("optimizer.0.exp_avg", lambda t: torch.ones(1)),
     "cluster_far": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, 2**40])), "cluster_negative": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, -1])),
 }
