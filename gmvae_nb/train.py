@@ -779,7 +779,7 @@ def merge_components(
             i, j = divmod(gain.argmax().item(), C)
         elif empty.any():
             i = empty.nonzero()[0].item()
-            j = (group.T @ shared @ group / (group.T @ w)).fill_diagonal_(-1)[i].argmax().item()
+            j = (group.T @ shared @ group / (group.T @ w).clamp_min(1e-300)).fill_diagonal_(-1)[i].argmax().item()
         else:
             break
         group[:, i] += group[:, j]
