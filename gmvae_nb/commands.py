@@ -29,28 +29,53 @@ def command(
     go_on: str = "run the same command again",  # said when it is stopped
 ) -> Callable:
     "Makes a console command of a function with `Param` annotations. Called with arguments, the function is itself."
+
     def decorate(func):
         @wraps(func)
         def run(*args, **kwargs):
             if args or kwargs:
                 return func(*args, **kwargs)
             parser = anno_parser(func, prog=func.__name__)
-            parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, examples
+            parser.formatter_class, parser.epilog = (
+                argparse.RawDescriptionHelpFormatter,
+                examples,
+            )
             options = vars(parser.parse_args())
             for hidden in ("pdb", "xtra"):  # of call_parse
                 options.pop(hidden)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what batch systems send
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # what batch systems send
             try:
                 func(**options)
             except KeyboardInterrupt as stop:
-                again = shlex.join([func.__name__, *sys.argv[1:], *["--resume"] * ("resume" in options and not options["resume"])])
-                print(f"\n{func.__name__}: {str(stop) or 'stopped'}; to go on, {go_on}: {again}", file=sys.stderr)
+                again = shlex.join(
+                    [
+                        func.__name__,
+                        *sys.argv[1:],
+                        *["--resume"]
+                        * ("resume" in options and not options["resume"]),
+                    ]
+                )
+                print(
+                    f"\n{func.__name__}: {str(stop) or 'stopped'}; to go on, {go_on}: {again}",
+                    file=sys.stderr,
+                )
                 sys.exit(130)
             except tuple(CODES) as error:
-                code = next(code for kind, code in CODES.items() if isinstance(error, kind))
-                print(f"{func.__name__}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+                code = next(
+                    code
+                    for kind, code in CODES.items()
+                    if isinstance(error, kind)
+                )
+                print(
+                    f"{func.__name__}: {' '.join(str(error).split()) or type(error).__name__}",
+                    file=sys.stderr,
+                )
                 sys.exit(code)
+
         return run
+
     return decorate
 
 # %% ../nbs/commands.ipynb #de982306
@@ -62,7 +87,12 @@ def speaker(
 
     def say(text: str) -> None:
         if not quiet:
-            print(f"[{time.perf_counter() - start:5.1f} s] {text}", file=sys.stderr, flush=True)
+            print(
+                f"[{time.perf_counter() - start:5.1f} s] {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
     return say
 
 
@@ -96,45 +126,105 @@ exit codes: 0 done, 2 file or options cannot be used, 3 loss no longer finite, 4
 def gmvae_train(
     data: Param("an .h5ad file with raw counts; it is only read", str),
     out: Param("folder for the results; made if need be", str) = None,
-    batch_key: Param("column of obs with the batch (donor, sample, plate); without it all cells are one batch", str) = None,
-    K: Param("number of mixture components; by default the data choose the number of clusters", int) = None,
-    labels_key: Param("column of obs with known cell types, for scores and colours only", str) = None,
-    layer: Param("layer with the raw counts; without it they are looked for in layers, raw and X", str) = None,
-    preset: Param("settings of the model, by name: recommended, blog, original", str) = "recommended",
+    batch_key: Param(
+        "column of obs with the batch (donor, sample, plate); without it all cells are one batch",
+        str,
+    ) = None,
+    K: Param(
+        "number of mixture components; by default the data choose the number of clusters",
+        int,
+    ) = None,
+    labels_key: Param(
+        "column of obs with known cell types, for scores and colours only", str
+    ) = None,
+    layer: Param(
+        "layer with the raw counts; without it they are looked for in layers, raw and X",
+        str,
+    ) = None,
+    preset: Param(
+        "settings of the model, by name: recommended, blog, original", str
+    ) = "recommended",
     seed: Param("one seed, one result", int) = 0,
-    max_epochs: Param("epochs of training in all; by default the preset's", int) = None,
-    n_top_genes: Param("keep this many highly variable genes, ranked in each batch; by default all genes with counts", int) = None,
+    max_epochs: Param(
+        "epochs of training in all; by default the preset's", int
+    ) = None,
+    n_top_genes: Param(
+        "keep this many highly variable genes, ranked in each batch; by default all genes with counts",
+        int,
+    ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
-    dry_run: Param("only say what is in the file, and what time and memory training will take", store_true) = False,
+    dry_run: Param(
+        "only say what is in the file, and what time and memory training will take",
+        store_true,
+    ) = False,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
     "Embed and cluster the cells of an .h5ad file: from raw counts to annotated cells, a model, and a page about them."
     if out is None and not dry_run:
-        raise ValueError("say where the results shall go, for example --out run (or --dry_run to write nothing)")
+        raise ValueError(
+            "say where the results shall go, for example --out run (or --dry_run to write nothing)"
+        )
     say = speaker(quiet)
     say("importing")
-    from gmvae_nb.runs import annotate_run, claim_folder, expected, read_input, train_run
+    from gmvae_nb.runs import (
+        annotate_run,
+        claim_folder,
+        expected,
+        read_input,
+        train_run,
+    )
 
     if not dry_run:
         claim_folder(Path(out), {}, resume)  # before anything takes time
     say(f"reading {data}")
-    given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
+    given = read_input(
+        data,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        layer=layer,
+        n_top_genes=n_top_genes,
+    )
     cells, genes = given.cells.shape
-    say(f"{cells:,} cells x {genes:,} genes; counts from {given.where}: {given.why}")
+    say(
+        f"{cells:,} cells x {genes:,} genes; counts from {given.where}: {given.why}"
+    )
     for note in given.notes:
         say(note)
-    settings = dict(K=K, batch_key=batch_key, labels_key=labels_key, preset=preset, seed=seed, max_epochs=max_epochs)
+    settings = dict(
+        K=K,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        preset=preset,
+        seed=seed,
+        max_epochs=max_epochs,
+    )
     if dry_run:
         say("timing a few steps")
         cost = expected(given, **settings)
-        result = dict(cells=cells, genes=genes, counts=given.where, why=given.why, notes=given.notes, **cost)
-        lines = [f"cells    {cells:,}", f"genes    {genes:,}", f"counts   {given.where}: {given.why}", *(f"note     {note}" for note in given.notes),
-                 f"time     {minutes(cost['train_seconds'])} of training ({cost['seconds_per_epoch']:.1f} s per epoch), {minutes(cost['seconds'])} in all",
-                 f"memory   {cost['memory_gb']:.1f} GB"]
+        result = dict(
+            cells=cells,
+            genes=genes,
+            counts=given.where,
+            why=given.why,
+            notes=given.notes,
+            **cost,
+        )
+        lines = [
+            f"cells    {cells:,}",
+            f"genes    {genes:,}",
+            f"counts   {given.where}: {given.why}",
+            *(f"note     {note}" for note in given.notes),
+            f"time     {minutes(cost['train_seconds'])} of training ({cost['seconds_per_epoch']:.1f} s per epoch), {minutes(cost['seconds'])} in all",
+            f"memory   {cost['memory_gb']:.1f} GB",
+        ]
         return show(result, "\n".join(lines), json)
     out, command = Path(out), "gmvae_train " + shlex.join(sys.argv[1:])
-    return finish(*run_and_annotate(given, out, settings, resume, not quiet, command, say), out, json)
+    return finish(
+        *run_and_annotate(given, out, settings, resume, not quiet, command, say),
+        out,
+        json,
+    )
 
 # %% ../nbs/commands.ipynb #2fc2efee
 def minutes(
@@ -143,20 +233,33 @@ def minutes(
     "A duration for people."
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    )
 
 
-def run_and_annotate(given, out: Path, settings: dict, resume: bool, progress: bool, command: str, say: Callable) -> tuple:
+def run_and_annotate(
+    given,
+    out: Path,
+    settings: dict,
+    resume: bool,
+    progress: bool,
+    command: str,
+    say: Callable,
+) -> tuple:
     "Train, annotate and make the page: the model, the cells' clusters, and the page."
     from gmvae_nb.runs import annotate_run, train_run
     from gmvae_nb.train import seal
 
     say("training")
-    model = train_run(given, out, **settings, resume=resume, progress=progress, command=command)
+    model = train_run(
+        given, out, **settings, resume=resume, progress=progress, command=command
+    )
     say("annotating the cells: clusters, UMAP")
     obs = annotate_run(model, given, out)
     say("making the page")
     from gmvae_nb.report import write_report
+
     page = write_report(out)
     seal(out, "annotated.h5ad", "markers.csv", "report.html")
     return model, obs, page
@@ -166,15 +269,37 @@ def finish(model, obs, page: Path, out: Path, json: bool) -> dict:
     "What came out."
     metrics = json_.loads((out / "metrics.json").read_text(encoding="utf-8"))
     sizes = obs["gmvae_cluster"].value_counts()
-    result = dict(out=str(out), annotated=str(out / "annotated.h5ad"), report=str(page), clusters={str(k): int(n) for k, n in sizes.items()},
-                  effective_K=metrics["clusters"]["effective_K"], unsure=float(obs["gmvae_unsure"].mean()), test_neg_elbo=metrics["test"]["neg_elbo"],
-                  scores={row["name"]: row["score"] for row in metrics["table"]}, note=metrics["note"])
-    lines = [f"{len(sizes)} clusters, from {model.K} components; {result['unsure']:.1%} of the cells are unsure"]
+    result = dict(
+        out=str(out),
+        annotated=str(out / "annotated.h5ad"),
+        report=str(page),
+        clusters={str(k): int(n) for k, n in sizes.items()},
+        effective_K=metrics["clusters"]["effective_K"],
+        unsure=float(obs["gmvae_unsure"].mean()),
+        test_neg_elbo=metrics["test"]["neg_elbo"],
+        scores={row["name"]: row["score"] for row in metrics["table"]},
+        note=metrics["note"],
+    )
+    lines = [
+        f"{len(sizes)} clusters, from {model.K} components; {result['unsure']:.1%} of the cells are unsure"
+    ]
     if result["scores"]:
-        lines.append("held-out cells: " + ", ".join(f"{k} {v:.3f}" for k, v in result["scores"].items() if k in ("asw", "batch_asw", "ari_clusters", "nmi_leiden1") and v is not None))
+        lines.append(
+            "held-out cells: "
+            + ", ".join(
+                f"{k} {v:.3f}"
+                for k, v in result["scores"].items()
+                if k in ("asw", "batch_asw", "ari_clusters", "nmi_leiden1")
+                and v is not None
+            )
+        )
     if result["note"]:
         lines.append(result["note"])
-    lines += [f"cells    {result['annotated']}", f"page     {result['report']}", f"model    {out / 'model.safetensors'}"]
+    lines += [
+        f"cells    {result['annotated']}",
+        f"page     {result['report']}",
+        f"model    {out / 'model.safetensors'}",
+    ]
     return show(result, "\n".join(lines), json)
 
 # %% ../nbs/commands.ipynb #4448997d
@@ -196,7 +321,9 @@ def gmvae_report(
     page = write_report(run)
     seal(run, "markers.csv", "report.html")
     size = page.stat().st_size
-    return show(dict(report=str(page), bytes=size), f"{page} ({size / 1e6:.1f} MB)", json)
+    return show(
+        dict(report=str(page), bytes=size), f"{page} ({size / 1e6:.1f} MB)", json
+    )
 
 # %% ../nbs/commands.ipynb #ed353be4
 METRICS = """examples:
@@ -210,11 +337,18 @@ The counts stay on disk. Without labels_key in the file there is nothing to scor
 def gmvae_metrics(
     file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
     embed: Param("key of the embedding in obsm", str) = "X_gmvae",
-    batch_key: Param("column of obs with the batch; '' if there are no batches", str) = "batch",
+    batch_key: Param(
+        "column of obs with the batch; '' if there are no batches", str
+    ) = "batch",
     labels_key: Param("column of obs with the cell type", str) = "cell_type",
-    clusters: Param("column of obs with clusters to score, for example the model's own", str) = None,
+    clusters: Param(
+        "column of obs with clusters to score, for example the model's own", str
+    ) = None,
     baseline: Param("key of the unintegrated PCA in obsm, for PCR", str) = None,
-    n_clusters: Param("k of the label-free k-means; by default the number of given clusters", int) = None,
+    n_clusters: Param(
+        "k of the label-free k-means; by default the number of given clusters",
+        int,
+    ) = None,
     seed: Param("of Leiden, k-means and the intervals", int) = 0,
     json: Param("print JSON; NaN is null", store_true) = False,
 ):
@@ -222,10 +356,27 @@ def gmvae_metrics(
     from gmvae_nb.data import read_h5ad
     from gmvae_nb.metrics import evaluate
 
-    found = evaluate(read_h5ad(file, backed=True), embed, batch_key or None, labels_key, clusters, seed,
-                     progress=sys.stderr.isatty(), baseline=baseline, n_clusters=n_clusters)
+    found = evaluate(
+        read_h5ad(file, backed=True),
+        embed,
+        batch_key or None,
+        labels_key,
+        clusters,
+        seed,
+        progress=sys.stderr.isatty(),
+        baseline=baseline,
+        n_clusters=n_clusters,
+    )
     table = found.table[["score", "low", "high", "note"]].astype(object)
-    return show(dict(file=str(file), embed=embed, scores=table.where(table.notna(), None).to_dict("index")), repr(found), json)
+    return show(
+        dict(
+            file=str(file),
+            embed=embed,
+            scores=table.where(table.notna(), None).to_dict("index"),
+        ),
+        repr(found),
+        json,
+    )
 
 # %% ../nbs/commands.ipynb #765afc4c
 EMBED = """examples:
@@ -242,14 +393,31 @@ exit codes: 0 done, 2 file or options cannot be used, 4 a file cannot be read or
 # %% ../nbs/commands.ipynb #2fdef7c6
 @command(EMBED)
 def gmvae_embed(
-    run: Param("folder of a run of gmvae_train, or of a model written by GMVAE.save", str),
+    run: Param(
+        "folder of a run of gmvae_train, or of a model written by GMVAE.save", str
+    ),
     data: Param("an .h5ad file with raw counts; it is only read", str),
-    out: Param("the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad beside the file", str) = None,
-    map_batch: Param("new=known: treat batch `new` as `known`; *=known for every unseen one", str, nargs="+") = None,
-    batch_key: Param("column of obs with the batch; by default the model's", str) = None,
-    layer: Param("layer with the raw counts; without it they are looked for", str) = None,
-    gene_key: Param("column of var with the gene names; by default its index", str) = None,
-    min_matched: Param("least share of the model's genes that the file must have", float) = 0.9,
+    out: Param(
+        "the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad beside the file",
+        str,
+    ) = None,
+    map_batch: Param(
+        "new=known: treat batch `new` as `known`; *=known for every unseen one",
+        str,
+        nargs="+",
+    ) = None,
+    batch_key: Param(
+        "column of obs with the batch; by default the model's", str
+    ) = None,
+    layer: Param(
+        "layer with the raw counts; without it they are looked for", str
+    ) = None,
+    gene_key: Param(
+        "column of var with the gene names; by default its index", str
+    ) = None,
+    min_matched: Param(
+        "least share of the model's genes that the file must have", float
+    ) = 0.9,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -267,13 +435,34 @@ def gmvae_embed(
     mapping = dict(pair.rsplit("=", 1) for pair in map_batch or [])
     given = Path(data.removesuffix(".gz"))
     out = out or str(given.with_name(f"{given.stem}_gmvae.h5ad"))
-    report = embed_file(model, data, out, map_batch=mapping, batch_key=batch_key, layer=layer, gene_key=gene_key, min_matched=min_matched)
+    report = embed_file(
+        model,
+        data,
+        out,
+        map_batch=mapping,
+        batch_key=batch_key,
+        layer=layer,
+        gene_key=gene_key,
+        min_matched=min_matched,
+    )
     missing = report["missing_genes"]
-    named = f": {', '.join(missing[:5])}{', …' * (len(missing) > 5)}" if missing else ""
-    lines = [f"cells    {report['cells']:,}; counts from {report['counts']}: {report['why']}",
-             f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero){named}, {report['extra']:,} others ignored"]
-    lines += [f"batch    {new} treated as {old}" for new, old in report["batches"].items() if new != old]
-    return show(dict(out=str(out), **report), "\n".join([*lines, f"written  {out}"]), json)
+    named = (
+        f": {', '.join(missing[:5])}{', …' * (len(missing) > 5)}"
+        if missing
+        else ""
+    )
+    lines = [
+        f"cells    {report['cells']:,}; counts from {report['counts']}: {report['why']}",
+        f"genes    {report['matched']:,} of {report['genes']:,} matched, {report['missing']:,} missing (counted as zero){named}, {report['extra']:,} others ignored",
+    ]
+    lines += [
+        f"batch    {new} treated as {old}"
+        for new, old in report["batches"].items()
+        if new != old
+    ]
+    return show(
+        dict(out=str(out), **report), "\n".join([*lines, f"written  {out}"]), json
+    )
 
 # %% ../nbs/commands.ipynb #425f92b5
 SWEEP = """examples:
@@ -294,12 +483,24 @@ def gmvae_sweep(
     K: Param("numbers of clusters", int, nargs="+") = (1, 10, 20, 30, 40, 50),
     repeats: Param("runs for each K, with seeds 0, 1, …", int) = 1,
     batch_key: Param("column of obs with the batch", str) = None,
-    labels_key: Param("column of obs with known cell types, for scores", str) = None,
-    layer: Param("layer with the raw counts; without it they are looked for", str) = None,
-    preset: Param("settings of the model, by name: recommended, blog, original", str) = "recommended",
+    labels_key: Param(
+        "column of obs with known cell types, for scores", str
+    ) = None,
+    layer: Param(
+        "layer with the raw counts; without it they are looked for", str
+    ) = None,
+    preset: Param(
+        "settings of the model, by name: recommended, blog, original", str
+    ) = "recommended",
     max_epochs: Param("epochs of training; by default the preset's", int) = None,
-    n_top_genes: Param("keep this many highly variable genes; by default all genes with counts", int) = None,
-    ray_address: Param("train on a Ray cluster: auto, host:port, or local for one of this machine's cores", str) = None,
+    n_top_genes: Param(
+        "keep this many highly variable genes; by default all genes with counts",
+        int,
+    ) = None,
+    ray_address: Param(
+        "train on a Ray cluster: auto, host:port, or local for one of this machine's cores",
+        str,
+    ) = None,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -310,28 +511,78 @@ def gmvae_sweep(
     say("importing")
     from gmvae_nb.data import split_cells, write_atomically
     from gmvae_nb.results import collect_runs, results_table
-    from gmvae_nb.runs import claim_folder, find_cluster, in_turn, on_ray, read_input, run_settings, train_grid
+    from gmvae_nb.runs import (
+        claim_folder,
+        find_cluster,
+        in_turn,
+        on_ray,
+        read_input,
+        run_settings,
+        train_grid,
+    )
     from gmvae_nb.train import epochs_wanted, get_preset
 
     settled, out = get_preset(preset), Path(out)
     if ray_address is not None:
         find_cluster(ray_address)  # before anything takes time
-    given = read_input(data, batch_key=batch_key, labels_key=labels_key, layer=layer, n_top_genes=n_top_genes)
-    epochs = epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0])) if max_epochs is None else max_epochs
-    grid = [(k, seed, out / f"K{k}-seed{seed}") for k in dict.fromkeys(K) for seed in range(repeats)]
+    given = read_input(
+        data,
+        batch_key=batch_key,
+        labels_key=labels_key,
+        layer=layer,
+        n_top_genes=n_top_genes,
+    )
+    epochs = (
+        epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0]))
+        if max_epochs is None
+        else max_epochs
+    )
+    grid = [
+        (k, seed, out / f"K{k}-seed{seed}")
+        for k in dict.fromkeys(K)
+        for seed in range(repeats)
+    ]
     for k, seed, folder in grid:
-        claim_folder(folder, run_settings(given, k, batch_key, settled, seed), resume=True)  # all refusals before the first run
-    common = dict(batch_key=batch_key, labels_key=labels_key, preset=preset, max_epochs=epochs, progress=not quiet, command="gmvae_sweep " + shlex.join(sys.argv[1:]))
-    each = partial(in_turn, given=given) if ray_address is None else partial(on_ray, given=given, address=ray_address, grid=out)
-    failed = train_grid([dict(out=folder, K=k, seed=seed, **common) for k, seed, folder in grid], each, say)
+        claim_folder(
+            folder, run_settings(given, k, batch_key, settled, seed), resume=True
+        )  # all refusals before the first run
+    common = dict(
+        batch_key=batch_key,
+        labels_key=labels_key,
+        preset=preset,
+        max_epochs=epochs,
+        progress=not quiet,
+        command="gmvae_sweep " + shlex.join(sys.argv[1:]),
+    )
+    each = (
+        partial(in_turn, given=given)
+        if ray_address is None
+        else partial(on_ray, given=given, address=ray_address, grid=out)
+    )
+    failed = train_grid(
+        [dict(out=folder, K=k, seed=seed, **common) for k, seed, folder in grid],
+        each,
+        say,
+    )
     done = [folder for *_, folder in grid if (folder / "metrics.json").exists()]
     if done:
         runs = collect_runs(done)
-        write_atomically(out / "results.csv", lambda path: runs.to_csv(path, index=False))
-        show(dict(out=str(out), results=str(out / "results.csv"), runs=json_.loads(runs.to_json(orient="records"))),
-             f"{results_table(runs).to_string(index=False)}\nwritten  {out / 'results.csv'}", json)
+        write_atomically(
+            out / "results.csv", lambda path: runs.to_csv(path, index=False)
+        )
+        show(
+            dict(
+                out=str(out),
+                results=str(out / "results.csv"),
+                runs=json_.loads(runs.to_json(orient="records")),
+            ),
+            f"{results_table(runs).to_string(index=False)}\nwritten  {out / 'results.csv'}",
+            json,
+        )
     if failed:
-        raise FloatingPointError(f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}")
+        raise FloatingPointError(
+            f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
+        )
 
 # %% ../nbs/commands.ipynb #fdf939d2
 DEMO = """examples:
@@ -359,6 +610,21 @@ def gmvae_demo(
     say(f"writing the shipped data to {data}")
     write_atomically(data, kang_pbmc().write_h5ad)
     given = read_input(data, batch_key="batch", labels_key="cell_type")
-    settings = dict(K=None, batch_key="batch", labels_key="cell_type", preset="recommended", seed=0, max_epochs=12)
-    say(f"{given.cells.n_obs:,} cells x {given.cells.n_vars:,} genes; counts from {given.where}: {given.why}")
-    return finish(*run_and_annotate(given, out / "run", settings, False, not quiet, "gmvae_demo", say), out / "run", json)
+    settings = dict(
+        K=None,
+        batch_key="batch",
+        labels_key="cell_type",
+        preset="recommended",
+        seed=0,
+        max_epochs=12,
+    )
+    say(
+        f"{given.cells.n_obs:,} cells x {given.cells.n_vars:,} genes; counts from {given.where}: {given.why}"
+    )
+    return finish(
+        *run_and_annotate(
+            given, out / "run", settings, False, not quiet, "gmvae_demo", say
+        ),
+        out / "run",
+        json,
+    )

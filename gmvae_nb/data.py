@@ -39,37 +39,52 @@ from scipy import sparse
 from tqdm import tqdm
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
-def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes: `X` and `layers["counts"]` are counts (CSR, float32)
+def kang_pbmc() -> (
+    AnnData
+):  # 4,000 cells x 2,000 genes: `X` and `layers["counts"]` are counts (CSR, float32)
     """Blood cells of lupus patients, control and interferon-beta stimulated (Kang et al. 2018), shipped.
 
     `obs["batch"]` is `ctrl` or `stim`; `obs["cell_type"]` is derived from marker genes; `obs["n_counts"]` is
     over all 14,053 genes. `uns`: the source, the markers, how many cells each labelling rule dropped."""
     file = importlib.resources.files("gmvae_nb") / "datasets" / "kang_pbmc.h5ad"
-    with importlib.resources.as_file(file) as path: adata = ad.read_h5ad(path)
+    with importlib.resources.as_file(file) as path:
+        adata = ad.read_h5ad(path)
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
     adata.layers["counts"] = adata.X.copy()
     return adata
 
 # %% ../nbs/00_data.ipynb #f32acc55
-def _matrix_name(layer: str | None) -> str: return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+def _matrix_name(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
 
 def _read_matrix(adata: AnnData, layer: str | None):
     "The matrix as it is: dense, CSR or CSC in memory, or CSR on disk."
     m = adata.X if layer is None else adata.layers[layer]
-    if isinstance(m, CSRDataset): return CountsOnDisk(m)
-    if hasattr(m, "to_memory"): m = m.to_memory()     # CSC on disk: its rows cannot be read one by one
+    if isinstance(m, CSRDataset):
+        return CountsOnDisk(m)
+    if hasattr(m, "to_memory"):
+        m = m.to_memory()  # CSC on disk: its rows cannot be read one by one
     if isinstance(m, np.ma.MaskedArray):
-        raise ValueError(f"{_matrix_name(layer)} is a masked array: say what the masked counts are, with .filled(0).")
+        raise ValueError(
+            f"{_matrix_name(layer)} is a masked array: say what the masked counts are, with .filled(0)."
+        )
     return m if sparse.issparse(m) else np.asarray(m)
+
 
 def _is_count(values: np.ndarray) -> np.ndarray:
     "True where a value is a finite, non-negative whole number."
     return np.isfinite(values) & (values >= 0) & (values == np.floor(values))
 
+
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
-    if layer is None and adata.X is None: return False
+    if layer is None and adata.X is None:
+        return False
     m = _read_matrix(adata, layer)
-    return all(_is_count(part.data if sparse.issparse(part) else part).all() for _, part in _parts(m))
+    return all(
+        _is_count(part.data if sparse.issparse(part) else part).all()
+        for _, part in _parts(m)
+    )
 
 # %% ../nbs/00_data.ipynb #d77c574c
 class CountsOnDisk:
@@ -77,277 +92,458 @@ class CountsOnDisk:
 
     def __init__(
         self,
-        matrix: CSRDataset,               # `X` or a layer of an AnnData that was opened with backed="r"
-        genes: np.ndarray | None = None,  # (G,) the columns to take, in this order; None: all
+        matrix: CSRDataset,  # `X` or a layer of an AnnData that was opened with backed="r"
+        genes: np.ndarray
+        | None = None,  # (G,) the columns to take, in this order; None: all
     ):
         self.matrix, self.genes = matrix, genes
-        self.shape = matrix.shape if genes is None else (matrix.shape[0], len(genes))
-        self._starts = matrix.group["indptr"][:]                        # (n_cells + 1,)
-        whole = self._starts.dtype.kind in "iu" and len(self._starts) == self.shape[0] + 1 and self._starts[0] == 0
+        self.shape = (
+            matrix.shape if genes is None else (matrix.shape[0], len(genes))
+        )
+        self._starts = matrix.group["indptr"][:]  # (n_cells + 1,)
+        whole = (
+            self._starts.dtype.kind in "iu"
+            and len(self._starts) == self.shape[0] + 1
+            and self._starts[0] == 0
+        )
         if not whole or (self._starts[1:] < self._starts[:-1]).any():
-            raise ValueError(f"{matrix.group.name} is damaged (indptr does not rise): get the file again.")
+            raise ValueError(
+                f"{matrix.group.name} is damaged (indptr does not rise): get the file again."
+            )
 
     def __getitem__(
         self,
-        rows: np.ndarray,    # row numbers, in any order
+        rows: np.ndarray,  # row numbers, in any order
     ) -> sparse.csr_matrix:  # (len(rows), G) float32
         rows = np.asarray(rows, dtype=np.int64)
         wanted, back = np.unique(rows, return_inverse=True)
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 32) + 1)   # skipping less costs more than reading it
-        y = sparse.vstack([self.read(run[0], run[-1] + 1)[run - run[0]] for run in runs], format="csr")
+        runs = np.split(
+            wanted, np.flatnonzero(np.diff(wanted) > 32) + 1
+        )  # skipping less costs more than reading it
+        y = sparse.vstack(
+            [self.read(run[0], run[-1] + 1)[run - run[0]] for run in runs],
+            format="csr",
+        )
         y = y if (back == np.arange(len(rows))).all() else y[back]
         return y.astype(np.float32, copy=False)
 
     def read(
         self,
-        start: int,          # first row
-        stop: int,           # the row after the last
+        start: int,  # first row
+        stop: int,  # the row after the last
     ) -> sparse.csr_matrix:  # (stop - start, G), values as they are stored
         "Neighbouring rows."
         a, b = self._starts[start], self._starts[stop]
         stored = self.matrix.group
-        parts = stored["data"][a:b], stored["indices"][a:b], self._starts[start:stop + 1] - a
-        y = _tidy(sparse.csr_matrix(parts, shape=(stop - start, self.matrix.shape[1])))
+        parts = (
+            stored["data"][a:b],
+            stored["indices"][a:b],
+            self._starts[start : stop + 1] - a,
+        )
+        y = _tidy(
+            sparse.csr_matrix(parts, shape=(stop - start, self.matrix.shape[1]))
+        )
         return y if self.genes is None else y[:, self.genes]
 
 # %% ../nbs/00_data.ipynb #8035f71b
 def _check_indices(m: sparse.spmatrix, name: str) -> None:
     "ValueError if indices point outside of the matrix, which scipy would follow."
     try:
-        if (np.diff(m.indptr) < 0).any(): raise ValueError("indptr does not rise")
+        if (np.diff(m.indptr) < 0).any():
+            raise ValueError("indptr does not rise")
         m.check_format()
     except ValueError as e:
-        raise ValueError(f"{name} is damaged ({' '.join(str(e).split())}): get the file again.") from e
+        raise ValueError(
+            f"{name} is damaged ({' '.join(str(e).split())}): get the file again."
+        ) from e
+
 
 def _tidy(y: sparse.csr_matrix) -> sparse.csr_matrix:
     "`y` in canonical form, without stored zeros; copied only if need be."
-    if y.has_canonical_format and (y.data != 0).all(): return y
+    if y.has_canonical_format and (y.data != 0).all():
+        return y
     y = y.copy()
     y.sum_duplicates()
     y.eliminate_zeros()
     return y
 
+
 def _parts(
     counts: sparse.csr_matrix | CountsOnDisk,
-    rows: np.ndarray | None = None,           # sorted; None: all
-    size: int = 8192,                         # so many cells at a time if they are on disk
-) -> Iterator[tuple[int, sparse.csr_matrix]]: # place of the first row, and a part of the rows
+    rows: np.ndarray | None = None,  # sorted; None: all
+    size: int = 8192,  # so many cells at a time if they are on disk
+) -> Iterator[
+    tuple[int, sparse.csr_matrix]
+]:  # place of the first row, and a part of the rows
     "The counts part by part: in memory there is one."
     if not isinstance(counts, CountsOnDisk):
         yield 0, counts if rows is None else counts[rows]
         return
     n = counts.shape[0] if rows is None else len(rows)
-    for a in tqdm(range(0, n, size), desc="read counts", leave=False, disable=n < 16 * size):
-        yield a, counts.read(a, min(n, a + size)) if rows is None else counts[rows[a:a + size]]
+    for a in tqdm(
+        range(0, n, size), desc="read counts", leave=False, disable=n < 16 * size
+    ):
+        yield (
+            a,
+            counts.read(a, min(n, a + size))
+            if rows is None
+            else counts[rows[a : a + size]],
+        )
 
 # %% ../nbs/00_data.ipynb #07375042
 def get_counts(
-    adata: AnnData,                   # cells x genes
-    layer: str | None = None,         # the layer that holds the counts; None: `adata.X`
+    adata: AnnData,  # cells x genes
+    layer: str | None = None,  # the layer that holds the counts; None: `adata.X`
     *,
     allow_empty_genes: bool = False,  # for cells that meet a trained model: some gene may be absent
-) -> sparse.csr_matrix | CountsOnDisk:  # (n_cells, n_genes) float32; may share memory with `adata`
+) -> (
+    sparse.csr_matrix | CountsOnDisk
+):  # (n_cells, n_genes) float32; may share memory with `adata`
     """The counts, every value checked; they stay on disk if they are CSR in an AnnData opened with backed="r".
 
     ValueError if they are not counts, or if a cell or gene is empty."""
     if not isinstance(adata, AnnData):
-        raise ValueError(f"expected an AnnData with cells x genes, found {type(adata).__name__}: make one with anndata.AnnData(counts), or "
-                         "read a file with gmvae_nb.data.read_h5ad.")
+        raise ValueError(
+            f"expected an AnnData with cells x genes, found {type(adata).__name__}: make one with anndata.AnnData(counts), or "
+            "read a file with gmvae_nb.data.read_h5ad."
+        )
     name = _matrix_name(layer)
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"adata.layers has no {layer!r}: it has {sorted(adata.layers)}; name one of them, "
-                         "or layer=None for adata.X.")
+        raise ValueError(
+            f"adata.layers has no {layer!r}: it has {sorted(adata.layers)}; name one of them, "
+            "or layer=None for adata.X."
+        )
     if layer is None and adata.X is None:
-        raise ValueError(f"adata.X is None: name the layer with the counts, one of {sorted(adata.layers)}.")
+        raise ValueError(
+            f"adata.X is None: name the layer with the counts, one of {sorted(adata.layers)}."
+        )
     if 0 in adata.shape:
-        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes: one of each is the least.")
+        raise ValueError(
+            f"adata has {adata.n_obs} cells and {adata.n_vars} genes: one of each is the least."
+        )
     counts, n_bad = _read_matrix(adata, layer), 0
     if not isinstance(counts, CountsOnDisk):
-        if counts.dtype.kind not in "biuf": raise ValueError(f"{name} has dtype {counts.dtype}: counts must be numbers.")
-        if sparse.issparse(counts): _check_indices(counts, name)
+        if counts.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} has dtype {counts.dtype}: counts must be numbers."
+            )
+        if sparse.issparse(counts):
+            _check_indices(counts, name)
         counts = _tidy(sparse.csr_matrix(counts))
     in_cell, in_gene = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
     for start, y in _parts(counts):
-        if isinstance(counts, CountsOnDisk): _check_indices(y, name)
+        if isinstance(counts, CountsOnDisk):
+            _check_indices(y, name)
         if y.dtype.kind not in "biuf":
-            raise ValueError(f"{name} has dtype {y.dtype}: counts must be numbers.")
+            raise ValueError(
+                f"{name} has dtype {y.dtype}: counts must be numbers."
+            )
         bad = np.flatnonzero(~_is_count(y.data))
         if len(bad) and not n_bad:
-            cell, gene = start + np.searchsorted(y.indptr, bad[0], side="right") - 1, y.indices[bad[0]]
+            cell, gene = (
+                start + np.searchsorted(y.indptr, bad[0], side="right") - 1,
+                y.indices[bad[0]],
+            )
             first = f"{y.data[bad[0]]:g} for cell {adata.obs_names[cell]!r} and gene {adata.var_names[gene]!r}"
         n_bad += len(bad)
         if not n_bad and y.nnz and y.data.max() >= 2**24:
-            cell = start + np.searchsorted(y.indptr, y.data.argmax(), side="right") - 1
-            raise ValueError(f"{name} holds {y.data.max():g} for cell {adata.obs_names[cell]!r}, but float32 is "
-                             "exact only below 2^24: is this a count matrix?")
-        in_cell[start:start + y.shape[0]] = np.diff(y.indptr)           # so many genes
-        in_gene += np.bincount(y.indices, minlength=adata.n_vars)       # so many cells
+            cell = (
+                start
+                + np.searchsorted(y.indptr, y.data.argmax(), side="right")
+                - 1
+            )
+            raise ValueError(
+                f"{name} holds {y.data.max():g} for cell {adata.obs_names[cell]!r}, but float32 is "
+                "exact only below 2^24: is this a count matrix?"
+            )
+        in_cell[start : start + y.shape[0]] = np.diff(y.indptr)  # so many genes
+        in_gene += np.bincount(y.indices, minlength=adata.n_vars)  # so many cells
     if n_bad:
-        others = [o for o in [None, *adata.layers] if o != layer and _holds_counts(adata, o)]
-        fix = f"pass layer={others[0]!r}, which holds counts" if others else "pass the layer with raw counts"
-        raise ValueError(f"{name} holds {first}, but counts are finite, non-negative and whole (values "
-                         f"that are not: {n_bad:,}, this is the first): {fix}.")
-    for axis, what, n, names in [(1, "cell", in_cell, adata.obs_names), (0, "gene", in_gene, adata.var_names)]:
+        others = [
+            o
+            for o in [None, *adata.layers]
+            if o != layer and _holds_counts(adata, o)
+        ]
+        fix = (
+            f"pass layer={others[0]!r}, which holds counts"
+            if others
+            else "pass the layer with raw counts"
+        )
+        raise ValueError(
+            f"{name} holds {first}, but counts are finite, non-negative and whole (values "
+            f"that are not: {n_bad:,}, this is the first): {fix}."
+        )
+    for axis, what, n, names in [
+        (1, "cell", in_cell, adata.obs_names),
+        (0, "gene", in_gene, adata.var_names),
+    ]:
         empty = np.flatnonzero(n == 0)
         if len(empty) and not (axis == 0 and allow_empty_genes):
             keep = f"{'' if axis else ':, '}np.asarray({name}.sum(axis={axis})).ravel() > 0"
             what += "s" * (len(empty) > 1)
-            raise ValueError(f"{name} has {len(empty):,} {what} without a single count, the first is "
-                             f"{names[empty[0]]!r}: drop what is empty with adata = adata[{keep}].copy().")
-    return counts if isinstance(counts, CountsOnDisk) else counts.astype(np.float32, copy=False)
+            raise ValueError(
+                f"{name} has {len(empty):,} {what} without a single count, the first is "
+                f"{names[empty[0]]!r}: drop what is empty with adata = adata[{keep}].copy()."
+            )
+    return (
+        counts
+        if isinstance(counts, CountsOnDisk)
+        else counts.astype(np.float32, copy=False)
+    )
 
 # %% ../nbs/00_data.ipynb #fec91489
 def get_categories(
-    adata: AnnData,   # cells x genes
-    key: str,         # a column of `adata.obs`: strings, numbers, booleans or categories
-    role: str,        # what the column is for, named in errors: "batch_key" or "labels_key"
+    adata: AnnData,  # cells x genes
+    key: str,  # a column of `adata.obs`: strings, numbers, booleans or categories
+    role: str,  # what the column is for, named in errors: "batch_key" or "labels_key"
 ) -> pd.Categorical:  # `.codes` (n_cells,) integers, `.categories` sorted strings
     "The column `key` as categories. Raises ValueError if it is missing or has missing values."
     if not isinstance(key, str) or key not in adata.obs:
-        raise ValueError(f"{role}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
+        raise ValueError(
+            f"{role}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
+        )
     column = adata.obs[key]
     missing = np.flatnonzero(column.isna())
     if len(missing):
-        raise ValueError(f"{role}={key!r} has no value for {len(missing):,} of {adata.n_obs:,} cells, the "
-                         f"first is {adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
-                         f"adata[adata.obs[{key!r}].notna()].copy().")
+        raise ValueError(
+            f"{role}={key!r} has no value for {len(missing):,} of {adata.n_obs:,} cells, the "
+            f"first is {adata.obs_names[missing[0]]!r}: fill them in or drop them with adata = "
+            f"adata[adata.obs[{key!r}].notna()].copy()."
+        )
     values = column.astype(str).to_numpy(dtype=object)
-    try: distinct = column.nunique()
-    except TypeError: distinct = None                   # lists, say
+    try:
+        distinct = column.nunique()
+    except TypeError:
+        distinct = None  # lists, say
     if distinct != len(set(values)):
-        raise ValueError(f"{role}={key!r} mixes kinds of values, as 1 and '1', or 1 and True, that are not told apart: make them alike with "
-                         f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).")
+        raise ValueError(
+            f"{role}={key!r} mixes kinds of values, as 1 and '1', or 1 and True, that are not told apart: make them alike with "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+        )
     return pd.Categorical(values, categories=sorted(set(values)))
 
 # %% ../nbs/00_data.ipynb #22cfed5e
 _GEO = "https://ftp.ncbi.nlm.nih.gov/geo/series/GSE194nnn/GSE194122/suppl/"
 BMMC_FILES = {  # address and sha256 of the compressed file; None: no checksum is published
-    "multiome": (_GEO + "GSE194122_openproblems_neurips2021_multiome_BMMC_processed.h5ad.gz", None),
-    "cite": (_GEO + "GSE194122_openproblems_neurips2021_cite_BMMC_processed.h5ad.gz",
-             "b9b50fade9349719cba23c97c6515d3501a32ee3735fe95fe51221d2e8a5f361"),
+    "multiome": (
+        _GEO
+        + "GSE194122_openproblems_neurips2021_multiome_BMMC_processed.h5ad.gz",
+        None,
+    ),
+    "cite": (
+        _GEO + "GSE194122_openproblems_neurips2021_cite_BMMC_processed.h5ad.gz",
+        "b9b50fade9349719cba23c97c6515d3501a32ee3735fe95fe51221d2e8a5f361",
+    ),
 }
 
 # %% ../nbs/00_data.ipynb #d82ac8ad
 def _sync_folder(folder: Path) -> None:
     "Flush the folder's list of names to the disk."
-    if os.name == "nt": return                          # a folder cannot be opened there
+    if os.name == "nt":
+        return  # a folder cannot be opened there
     handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def _process_space() -> str | None:
     "16 hex digits that stand for the processes this one can ask after; None where there is no telling."
     try:
-        names = [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid"), os.uname().nodename]
-        names += sorted((device.parent / "address").read_text() for device in Path("/sys/class/net").glob("*/device"))   # copies of a running machine differ in these
-    except (OSError, AttributeError): return None        # not Linux
+        names = [
+            Path("/proc/sys/kernel/random/boot_id").read_text(),
+            os.readlink("/proc/self/ns/pid"),
+            os.uname().nodename,
+        ]
+        names += sorted(
+            (device.parent / "address").read_text()
+            for device in Path("/sys/class/net").glob("*/device")
+        )  # copies of a running machine differ in these
+    except (OSError, AttributeError):
+        return None  # not Linux
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
 
 def _is_gone(pid: int) -> bool:
     "Whether there is certainly no such process."
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return True
-    except (OSError, OverflowError): pass                # somebody else's; no number of a process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass  # somebody else's; no number of a process
     return False
+
 
 def _remove_left_over(folder: Path) -> None:
     "Delete what writers that are gone have left."
     space = _process_space()
-    if space is None: return
+    if space is None:
+        return
     for file in folder.glob(f".{space}*"):
-        written_by = re.fullmatch(r"\.[0-9a-f]{16}([0-9a-f]{8})[0-9a-f]{8}(\..*)?", file.name)
-        if written_by and _is_gone(int(written_by[1], 16)): file.unlink(missing_ok=True)
+        written_by = re.fullmatch(
+            r"\.[0-9a-f]{16}([0-9a-f]{8})[0-9a-f]{8}(\..*)?", file.name
+        )
+        if written_by and _is_gone(int(written_by[1], 16)):
+            file.unlink(missing_ok=True)
+
 
 def write_atomically(
-    path: str | Path,                # the file to write; its folder is made if need be
-    write: Callable[[Path], None],   # writes the file it is given
+    path: str | Path,  # the file to write; its folder is made if need be
+    write: Callable[[Path], None],  # writes the file it is given
 ) -> None:
     """Writes under a temporary name in the same folder, then renames: `path` is always a whole file.
 
     OSError, naming `path`, if it cannot be written; what was there before is left as it was."""
     path = Path(path)
     chance = uuid.uuid4().hex
-    tmp = path.with_name(f".{_process_space() or chance[:16]}{os.getpid():08x}{chance[-8:]}{path.suffix}")   # writers may choose the format by the suffix
+    tmp = path.with_name(
+        f".{_process_space() or chance[:16]}{os.getpid():08x}{chance[-8:]}{path.suffix}"
+    )  # writers may choose the format by the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError): _remove_left_over(path.parent)
+        with contextlib.suppress(OSError):
+            _remove_left_over(path.parent)
         write(tmp)
-        with open(tmp, "rb+") as f: os.fsync(f.fileno())
+        with open(tmp, "rb+") as f:
+            os.fsync(f.fileno())
         os.replace(tmp, path)
         _sync_folder(path.parent)
     except OSError as e:
         ours = {str(p) for p in (tmp, path, *path.parents)} | {None}
-        if e.errno is None or e.filename not in ours: raise   # of the writer itself, which knows better
-        raise OSError(f"{path} could not be written ({os.strerror(e.errno)}); what was there before is as it was: "
-                      "make room or get the right to write there, or name another folder.") from e
+        if e.errno is None or e.filename not in ours:
+            raise  # of the writer itself, which knows better
+        raise OSError(
+            f"{path} could not be written ({os.strerror(e.errno)}); what was there before is as it was: "
+            "make room or get the right to write there, or name another folder."
+        ) from e
     finally:
-        with contextlib.suppress(OSError): tmp.unlink()   # there is none, or nothing can be changed here
+        with contextlib.suppress(OSError):
+            tmp.unlink()  # there is none, or nothing can be changed here
 
 # %% ../nbs/00_data.ipynb #14580dd0
 def _look_through(path: Path) -> dict:  # as from gmvae_nb.h5check.main
     "What another process finds in a file."
     code = "import json, sys; path, *sys.path = json.loads(sys.argv[1]); from gmvae_nb.h5check import main; main(path)"
     words = [sys.executable, "-c", code, json.dumps([str(path), *sys.path])]
-    try: done = subprocess.run(words, capture_output=True, timeout=60 + path.stat().st_size / 1e7)
-    except subprocess.TimeoutExpired: return {"damaged": "HDF5 finds no end in it"}
-    if done.returncode: return {"damaged": f"HDF5 stopped with code {done.returncode}"}
+    try:
+        done = subprocess.run(
+            words, capture_output=True, timeout=60 + path.stat().st_size / 1e7
+        )
+    except subprocess.TimeoutExpired:
+        return {"damaged": "HDF5 finds no end in it"}
+    if done.returncode:
+        return {"damaged": f"HDF5 stopped with code {done.returncode}"}
     return json.loads(done.stdout)
 
 # %% ../nbs/00_data.ipynb #6da59050
 def _decompress(source: Path, target: Path) -> None:
     "gzip `source` to `target`, whole or not at all."
+
     def write(path):
-        bar = tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=f"decompress {source.name}")
-        with bar, open(source, "rb") as raw, gzip.open(raw) as f, open(path, "wb") as out:
+        bar = tqdm(
+            total=source.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            desc=f"decompress {source.name}",
+        )
+        with (
+            bar,
+            open(source, "rb") as raw,
+            gzip.open(raw) as f,
+            open(path, "wb") as out,
+        ):
             while block := f.read(2**22):
                 out.write(block)
                 bar.update(raw.tell() - bar.n)
-    try: write_atomically(target, write)
+
+    try:
+        write_atomically(target, write)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise ValueError(f"{str(source)!r} is not a whole gzip file ({e}): get it again.") from e
+        raise ValueError(
+            f"{str(source)!r} is not a whole gzip file ({e}): get it again."
+        ) from e
+
 
 def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{str(path)!r} is no h5ad file, or not a whole one ({' '.join(why.split())[:200]}): get it again, or save it "
-                      "again with adata.write_h5ad.")
+    return ValueError(
+        f"{str(path)!r} is no h5ad file, or not a whole one ({' '.join(why.split())[:200]}): get it again, or save it "
+        "again with adata.write_h5ad."
+    )
+
 
 def _checked_h5ad(path: str | Path) -> tuple[Path, int]:
     "Path and size in memory of an h5ad file; of an .h5ad.gz, which is decompressed next to itself first."
     path = Path(path).expanduser()
-    if not path.is_file(): raise ValueError(f"there is no file {str(path)!r}: check the path.")
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}: check the path.")
     if path.suffix == ".gz":
-        if not path.with_suffix("").exists(): _decompress(path, path.with_suffix(""))
+        if not path.with_suffix("").exists():
+            _decompress(path, path.with_suffix(""))
         path = path.with_suffix("")
     found = _look_through(path)
     if "unsafe" in found:
-        raise ValueError(f"{str(path)!r} is not read, for safety: {found['unsafe']}; anndata writes no such file, get it from "
-                         "another source.")
-    if "damaged" in found: raise _damaged(path, found["damaged"])
+        raise ValueError(
+            f"{str(path)!r} is not read, for safety: {found['unsafe']}; anndata writes no such file, get it from "
+            "another source."
+        )
+    if "damaged" in found:
+        raise _damaged(path, found["damaged"])
     if found["missing"]:
-        raise ValueError(f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(found['missing'])}): "
-                         "save it with adata.write_h5ad.")
+        raise ValueError(
+            f"{str(path)!r} is HDF5 but no h5ad file (no {' and no '.join(found['missing'])}): "
+            "save it with adata.write_h5ad."
+        )
     return path, found["size"]
 
 # %% ../nbs/00_data.ipynb #e8ff5ad3
 def _fetch(url: str, sha256: str | None, target: Path) -> None:
     "Downloads `url`, going on where an earlier call was cut off. ValueError for a wrong checksum."
     import requests
+
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
-    with requests.get(url, headers={"Range": f"bytes={have}-", "Accept-Encoding": "identity"}, stream=True, timeout=60) as answer:
-        if answer.status_code != 416:                  # which would mean that nothing is missing
+    with requests.get(
+        url,
+        headers={"Range": f"bytes={have}-", "Accept-Encoding": "identity"},
+        stream=True,
+        timeout=60,
+    ) as answer:
+        if answer.status_code != 416:  # which would mean that nothing is missing
             answer.raise_for_status()
-            have *= answer.status_code == 206          # any other server sends all of it again
+            have *= (
+                answer.status_code == 206
+            )  # any other server sends all of it again
             size = int(answer.headers.get("Content-Length", 0)) + have
-            with open(part, "ab" if have else "wb") as out, tqdm(total=size or None, initial=have, unit="B", unit_scale=True, desc=target.name) as bar:
-                for block in answer.iter_content(2**16): bar.update(out.write(block))
+            with (
+                open(part, "ab" if have else "wb") as out,
+                tqdm(
+                    total=size or None,
+                    initial=have,
+                    unit="B",
+                    unit_scale=True,
+                    desc=target.name,
+                ) as bar,
+            ):
+                for block in answer.iter_content(2**16):
+                    bar.update(out.write(block))
     found = pooch.file_hash(part)
     if sha256 not in (None, found):
         part.unlink()
-        raise ValueError(f"{url} does not match the known hash: sha256 {found}, expected {sha256}; download it again, or get it elsewhere.")
+        raise ValueError(
+            f"{url} does not match the known hash: sha256 {found}, expected {sha256}; download it again, or get it elsewhere."
+        )
     os.replace(part, target)
-    print(f"{target.name}: sha256 {found}, " + ("as expected." if sha256 else
-          "NOT checked: no checksum is known for this file. Note it down, to compare later."))
+    print(
+        f"{target.name}: sha256 {found}, "
+        + (
+            "as expected."
+            if sha256
+            else "NOT checked: no checksum is known for this file. Note it down, to compare later."
+        )
+    )
 
 # %% ../nbs/00_data.ipynb #43ec2969
 def _download(url: str, sha256: str | None) -> Path:
@@ -356,218 +552,334 @@ def _download(url: str, sha256: str | None) -> Path:
     file = folder / url.rsplit("/", 1)[1].removesuffix(".gz")
     gz = file.with_name(f"{file.name}.gz")
     if not file.exists():
-        try: _fetch(url, sha256, gz)
+        try:
+            _fetch(url, sha256, gz)
         except OSError as e:
-            raise OSError(f"could not download {url} ({type(e).__name__}): check the network and call again, which goes on where it "
-                          "stopped, or get the file by other means and pass its path.") from e
-        try: _decompress(gz, file)
-        finally: gz.unlink()
+            raise OSError(
+                f"could not download {url} ({type(e).__name__}): check the network and call again, which goes on where it "
+                "stopped, or get the file by other means and pass its path."
+            ) from e
+        try:
+            _decompress(gz, file)
+        finally:
+            gz.unlink()
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
 def _read_gex(path: Path, block: int = 4096) -> AnnData:
     "The GEX columns of a file of the competition: `X` and `layers['counts']` are counts, CSR float32."
     with h5py.File(path) as f, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ad.OldFormatWarning)      # the files date from 2021
+        warnings.simplefilter(
+            "ignore", ad.OldFormatWarning
+        )  # the files date from 2021
         obs, var = ad.io.read_elem(f["obs"]), ad.io.read_elem(f["var"])
         if "feature_types" not in var or "counts" not in f.get("layers", ()):
-            raise ValueError(f"{str(path)!r} has no var['feature_types'] or no layers['counts']: it is not a "
-                             "file of the competition; use load_data and name its layer.")
+            raise ValueError(
+                f"{str(path)!r} has no var['feature_types'] or no layers['counts']: it is not a "
+                "file of the competition; use load_data and name its layer."
+            )
         gex = (var["feature_types"] == "GEX").to_numpy()
-        if not gex.any(): raise ValueError(f"{str(path)!r} has no gene with var['feature_types'] == 'GEX'.")
+        if not gex.any():
+            raise ValueError(
+                f"{str(path)!r} has no gene with var['feature_types'] == 'GEX'."
+            )
         stored = f["layers/counts"]
-        counts = stored if isinstance(stored, h5py.Dataset) else ad.io.sparse_dataset(stored)
-        by_column = getattr(counts, "format", "csr") == "csc"     # the axis the file is sorted by
+        counts = (
+            stored
+            if isinstance(stored, h5py.Dataset)
+            else ad.io.sparse_dataset(stored)
+        )
+        by_column = (
+            getattr(counts, "format", "csr") == "csc"
+        )  # the axis the file is sorted by
         parts = []
-        for start in tqdm(range(0, counts.shape[by_column], block), desc="read counts"):
+        for start in tqdm(
+            range(0, counts.shape[by_column], block), desc="read counts"
+        ):
             here = slice(start, start + block)
-            if by_column and not gex[here].any(): continue        # chromatin or proteins only
-            part = counts[:, here][:, gex[here]] if by_column else counts[here][:, gex]
+            if by_column and not gex[here].any():
+                continue  # chromatin or proteins only
+            part = (
+                counts[:, here][:, gex[here]]
+                if by_column
+                else counts[here][:, gex]
+            )
             parts.append(sparse.csr_matrix(part, dtype=np.float32))
-    y = sparse.csr_matrix(sparse.hstack(parts) if by_column else sparse.vstack(parts))
+    y = sparse.csr_matrix(
+        sparse.hstack(parts) if by_column else sparse.vstack(parts)
+    )
     adata = AnnData(y, obs=obs, var=var[gex])
     adata.var_names_make_unique()
     adata.layers["counts"] = adata.X.copy()
-    for key in ["batch", "cell_type"]: get_categories(adata, key, "obs column")
+    for key in ["batch", "cell_type"]:
+        get_categories(adata, key, "obs column")
     return adata
 
+
 def bmmc_multiome(
-    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download 2.7 GB from GEO, once
-) -> AnnData:                        # 69,249 cells x 13,431 genes; obs: `batch` (13), `cell_type` (22), …
+    path: str
+    | Path
+    | None = None,  # a local .h5ad or .h5ad.gz; None: download 2.7 GB from GEO, once
+) -> (
+    AnnData
+):  # 69,249 cells x 13,431 genes; obs: `batch` (13), `cell_type` (22), …
     "Gene expression of the competition's Multiome bone-marrow cells (GSE194122)."
     return _read_gex(_checked_h5ad(path or _download(*BMMC_FILES["multiome"]))[0])
 
+
 def bmmc_cite(
-    path: str | Path | None = None,  # a local .h5ad or .h5ad.gz; None: download from GEO, once
-) -> AnnData:                        # 90,261 cells x 13,953 genes; obs: `batch` (12), `cell_type` (45), …
+    path: str
+    | Path
+    | None = None,  # a local .h5ad or .h5ad.gz; None: download from GEO, once
+) -> (
+    AnnData
+):  # 90,261 cells x 13,953 genes; obs: `batch` (12), `cell_type` (45), …
     "Gene expression of the competition's CITE bone-marrow cells (GSE194122)."
     return _read_gex(_checked_h5ad(path or _download(*BMMC_FILES["cite"]))[0])
 
 # %% ../nbs/00_data.ipynb #2b17a01f
 def read_h5ad(
-    path: str | Path,      # an .h5ad or .h5ad.gz file
+    path: str | Path,  # an .h5ad or .h5ad.gz file
     backed: bool = False,  # leave the matrices on disk
 ) -> AnnData:
     "An h5ad file from anywhere. ValueError, in one sentence, if it is damaged, unsafe, or larger than the machine's memory."
     path, size = _checked_h5ad(path)
     memory = psutil.virtual_memory().total
     if size > memory and not backed:
-        raise ValueError(f"{str(path)!r} takes {size / 1e9:,.1f} GB in memory, and this machine has {memory / 1e9:,.1f} GB: open it "
-                         "with gmvae_nb.data.read_h5ad(path, backed=True), and give GMVAE what that returns.")
+        raise ValueError(
+            f"{str(path)!r} takes {size / 1e9:,.1f} GB in memory, and this machine has {memory / 1e9:,.1f} GB: open it "
+            "with gmvae_nb.data.read_h5ad(path, backed=True), and give GMVAE what that returns."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ad.OldFormatWarning)
             return ad.read_h5ad(path, backed="r" if backed else None)
-    except Exception as e:   # a damaged file can fail in any of the libraries below
+    except (
+        Exception
+    ) as e:  # a damaged file can fail in any of the libraries below
         raise _damaged(path, f"{type(e).__name__}: {e}") from e
 
 # %% ../nbs/00_data.ipynb #7e6a84f1
 def load_data(
-    data: str | Path,  # "kang_pbmc", "bmmc_multiome", "bmmc_cite", or the path of an .h5ad file
+    data: str
+    | Path,  # "kang_pbmc", "bmmc_multiome", "bmmc_cite", or the path of an .h5ad file
 ) -> AnnData:
     "A data set by its name or its path. Raises ValueError if there is no such file, or if it is no h5ad."
-    named = {"kang_pbmc": kang_pbmc, "bmmc_multiome": bmmc_multiome, "bmmc_cite": bmmc_cite}
-    if str(data) in named: return named[str(data)]()
+    named = {
+        "kang_pbmc": kang_pbmc,
+        "bmmc_multiome": bmmc_multiome,
+        "bmmc_cite": bmmc_cite,
+    }
+    if str(data) in named:
+        return named[str(data)]()
     if not Path(data).expanduser().is_file():
-        raise ValueError(f"data={str(data)!r} is neither one of {', '.join(named)} nor a file that exists: "
-                         "check the path of your .h5ad.")
+        raise ValueError(
+            f"data={str(data)!r} is neither one of {', '.join(named)} nor a file that exists: "
+            "check the path of your .h5ad."
+        )
     return read_h5ad(data)
 
 # %% ../nbs/00_data.ipynb #c952a80e
 def mean_and_std(
     counts: sparse.csr_matrix | CountsOnDisk,  # (n_cells, G) counts
-    rows: np.ndarray | None = None,            # the cells to look at; None: all
-) -> tuple[float, float]:                      # mean and standard deviation over all entries, zeros included
+    rows: np.ndarray | None = None,  # the cells to look at; None: all
+) -> tuple[
+    float, float
+]:  # mean and standard deviation over all entries, zeros included
     "The two scalars that standardise the encoder's input."
     n = (counts.shape[0] if rows is None else len(rows)) * counts.shape[1]
-    total = squares = 0.                       # of whole numbers: exact in float64 up to 2^53
+    total = squares = 0.0  # of whole numbers: exact in float64 up to 2^53
     for _, part in _parts(counts, rows=rows):
         values = part.data.astype(np.float64)
         total, squares = total + values.sum(), squares + (values @ values)
     mean = total / n
-    return float(mean), float(np.sqrt(max(0., squares / n - mean**2)))
+    return float(mean), float(np.sqrt(max(0.0, squares / n - mean**2)))
 
 # %% ../nbs/00_data.ipynb #6278cf59
 def count_statistics(
-    adata: AnnData,                        # cells x genes
-    layer: str | None = None,              # the layer that holds the counts; None: `adata.X`
-    batch_key: str | None = "batch",       # column of obs; None: leave the number of batches out
-    labels_key: str | None = "cell_type",  # column of obs; None: leave the number of types out
-) -> pd.DataFrame:                         # one row
+    adata: AnnData,  # cells x genes
+    layer: str | None = None,  # the layer that holds the counts; None: `adata.X`
+    batch_key: str
+    | None = "batch",  # column of obs; None: leave the number of batches out
+    labels_key: str
+    | None = "cell_type",  # column of obs; None: leave the number of types out
+) -> pd.DataFrame:  # one row
     "Cells, genes, share of zeros, mean and standard deviation over all entries, batches and cell types."
     y = get_counts(adata, layer, allow_empty_genes=True)
     mean, sd = mean_and_std(y)
     n_cells, n_genes = y.shape
     nnz = sum(part.nnz for _, part in _parts(y))
-    row = dict(cells=n_cells, genes=n_genes, zeros=1 - nnz / (n_cells * n_genes), mean=mean, sd=sd)
-    if batch_key is not None: row["batches"] = len(get_categories(adata, batch_key, "batch_key").categories)
-    if labels_key is not None: row["types"] = len(get_categories(adata, labels_key, "labels_key").categories)
+    row = dict(
+        cells=n_cells,
+        genes=n_genes,
+        zeros=1 - nnz / (n_cells * n_genes),
+        mean=mean,
+        sd=sd,
+    )
+    if batch_key is not None:
+        row["batches"] = len(
+            get_categories(adata, batch_key, "batch_key").categories
+        )
+    if labels_key is not None:
+        row["types"] = len(
+            get_categories(adata, labels_key, "labels_key").categories
+        )
     return pd.DataFrame([row])
 
 # %% ../nbs/00_data.ipynb #bf072d03
 def plot_counts_heatmap(
     counts: sparse.csr_matrix,  # (n_cells, G) counts
-    ax: Axes | None = None,     # where to draw; None: a new figure
-    n_cells: int = 300,         # how many cells, spread evenly over the rows
-    n_genes: int = 450,         # how many genes, spread evenly over the columns
+    ax: Axes | None = None,  # where to draw; None: a new figure
+    n_cells: int = 300,  # how many cells, spread evenly over the rows
+    n_genes: int = 450,  # how many genes, spread evenly over the columns
 ) -> Axes:
     "A heatmap in which every non-zero entry is coloured. Only the part shown is made dense."
-    if ax is None: ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    if ax is None:
+        ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
     spread = lambda n, m: np.linspace(0, n - 1, min(n, m)).astype(int)
-    cells, genes = spread(counts.shape[0], n_cells), spread(counts.shape[1], n_genes)
+    cells, genes = (
+        spread(counts.shape[0], n_cells),
+        spread(counts.shape[1], n_genes),
+    )
     part = counts[cells][:, genes].toarray()
-    image = ax.imshow(np.ma.masked_equal(part, 0), aspect="auto", interpolation="none", cmap="plasma_r",
-                      norm=LogNorm(1, max(part.max(), 2)))
-    ax.set(xlabel=f"{len(genes):,} of {counts.shape[1]:,} genes",
-           ylabel=f"{len(cells):,} of {counts.shape[0]:,} cells",
-           title=f"{(part == 0).mean():.0%} of the entries shown are zero")
+    image = ax.imshow(
+        np.ma.masked_equal(part, 0),
+        aspect="auto",
+        interpolation="none",
+        cmap="plasma_r",
+        norm=LogNorm(1, max(part.max(), 2)),
+    )
+    ax.set(
+        xlabel=f"{len(genes):,} of {counts.shape[1]:,} genes",
+        ylabel=f"{len(cells):,} of {counts.shape[0]:,} cells",
+        title=f"{(part == 0).mean():.0%} of the entries shown are zero",
+    )
     ax.figure.colorbar(image, ax=ax, label="count")
     return ax
 
 # %% ../nbs/00_data.ipynb #b7a3f68a
 def split_cells(
-    n_cells: int,               # how many cells there are
-    test_size: float = 0.15,    # the share held out, rounded up to whole cells
-    seed: int = 0,              # one seed, one split
+    n_cells: int,  # how many cells there are
+    test_size: float = 0.15,  # the share held out, rounded up to whole cells
+    seed: int = 0,  # one seed, one split
 ) -> tuple[np.ndarray, np.ndarray]:  # row numbers (train, test), int64, sorted
     "A random split of the cells."
-    if not 0 < test_size < 1: raise ValueError(f"test_size={test_size} must lie between 0 and 1, excluded.")
+    if not 0 < test_size < 1:
+        raise ValueError(
+            f"test_size={test_size} must lie between 0 and 1, excluded."
+        )
     n_test = int(np.ceil(n_cells * test_size))
     if n_test >= n_cells:
-        raise ValueError(f"{n_cells} cells cannot be split by test_size={test_size}: none is left to train.")
+        raise ValueError(
+            f"{n_cells} cells cannot be split by test_size={test_size}: none is left to train."
+        )
     order = np.random.default_rng(seed).permutation(n_cells).astype(np.int64)
     return np.sort(order[n_test:]), np.sort(order[:n_test])
 
 # %% ../nbs/00_data.ipynb #220fbac4
 def split_by(
-    adata: AnnData,                  # cells x genes
-    key: str,                        # a column of `adata.obs`: a donor, a site, a batch
-    held_out: str | Sequence[str],   # the value or values to test on
+    adata: AnnData,  # cells x genes
+    key: str,  # a column of `adata.obs`: a donor, a site, a batch
+    held_out: str | Sequence[str],  # the value or values to test on
 ) -> tuple[np.ndarray, np.ndarray]:  # row numbers (train, test), int64, sorted
     "A split that holds out whole donors, sites or batches."
     column = get_categories(adata, key, "key")
     held_out = [str(h) for h in np.atleast_1d(np.asarray(held_out, dtype=object))]
     unknown = sorted(set(held_out) - set(column.categories))
     if unknown:
-        raise ValueError(f"obs column {key!r} has no value {', '.join(unknown)}: it has "
-                         f"{list(column.categories)}.")
+        raise ValueError(
+            f"obs column {key!r} has no value {', '.join(unknown)}: it has "
+            f"{list(column.categories)}."
+        )
     test = np.isin(np.asarray(column), held_out)
     if test.all() or not test.any():
         left = "train" if test.all() else "test"
-        raise ValueError(f"holding out {held_out} of {key!r} leaves no cell to {left} on: hold out others.")
-    return np.flatnonzero(~test).astype(np.int64), np.flatnonzero(test).astype(np.int64)
+        raise ValueError(
+            f"holding out {held_out} of {key!r} leaves no cell to {left} on: hold out others."
+        )
+    return np.flatnonzero(~test).astype(np.int64), np.flatnonzero(test).astype(
+        np.int64
+    )
 
 # %% ../nbs/00_data.ipynb #a48c0b27
 def shuffle_blocks(
-    idx: np.ndarray,           # row numbers, sorted
+    idx: np.ndarray,  # row numbers, sorted
     rng: np.random.Generator,
-    fetch: int,                # so many rows are read at a time
-    block: int = 64,           # so many neighbours stay together on disk
-) -> np.ndarray:               # the same rows, in an order that is read quickly
+    fetch: int,  # so many rows are read at a time
+    block: int = 64,  # so many neighbours stay together on disk
+) -> np.ndarray:  # the same rows, in an order that is read quickly
     "Blocks in random order, then rows in random order within each `fetch` of them."
-    ends = np.arange(rng.integers(1, block + 1), len(idx), block)      # other blocks in every epoch
+    ends = np.arange(
+        rng.integers(1, block + 1), len(idx), block
+    )  # other blocks in every epoch
     blocks = np.split(idx, ends)
     order = np.concatenate([blocks[i] for i in rng.permutation(len(blocks))])
-    return np.concatenate([rng.permutation(order[i:i + fetch]) for i in range(0, len(order), fetch)])
+    return np.concatenate(
+        [
+            rng.permutation(order[i : i + fetch])
+            for i in range(0, len(order), fetch)
+        ]
+    )
 
 # %% ../nbs/00_data.ipynb #b9c1b1ee
 def to_torch(
     y: sparse.csr_matrix,
-) -> torch.Tensor:         # sparse CSR, float32
+) -> torch.Tensor:  # sparse CSR, float32
     "The same matrix for torch."
-    parts = (torch.from_numpy(t) for t in (y.indptr, y.indices, y.data.astype(np.float32, copy=False)))
+    parts = (
+        torch.from_numpy(t)
+        for t in (y.indptr, y.indices, y.data.astype(np.float32, copy=False))
+    )
     return torch.sparse_csr_tensor(*parts, size=y.shape, check_invariants=False)
 
 # %% ../nbs/00_data.ipynb #aa4f8522
 def minibatches(
     counts: sparse.csr_matrix | CountsOnDisk,  # (n_cells, G) counts
-    batch: np.ndarray,           # (n_cells,) integer code of each cell's batch
-    idx: np.ndarray,             # the rows to visit
-    batch_size: int = 128,       # cells per mini-batch; the last one may be smaller
+    batch: np.ndarray,  # (n_cells,) integer code of each cell's batch
+    idx: np.ndarray,  # the rows to visit
+    batch_size: int = 128,  # cells per mini-batch; the last one may be smaller
     *,
-    rng: np.random.Generator | None = None,  # shuffles the rows; None: in the order of `idx`
-    drop_last: bool = False,     # leave out a last mini-batch that is not full
+    rng: np.random.Generator
+    | None = None,  # shuffles the rows; None: in the order of `idx`
+    drop_last: bool = False,  # leave out a last mini-batch that is not full
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
     "Yields `y` (n, G) float32, sparse CSR, `b` (n,) int64 and the n row numbers: no row is ever dense."
     on_disk = isinstance(counts, CountsOnDisk)
     if not (on_disk or sparse.issparse(counts) and counts.format == "csr"):
-        raise ValueError(f"counts must be CSR, as get_counts returns them, not {type(counts).__name__}.")
-    if batch_size < 1: raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+        raise ValueError(
+            f"counts must be CSR, as get_counts returns them, not {type(counts).__name__}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
     idx, batch = np.asarray(idx, dtype=np.int64), np.asarray(batch)
     if len(idx) == 0 or (drop_last and len(idx) < batch_size):
-        raise ValueError(f"{len(idx)} cells do not fill one mini-batch of {batch_size}: lower batch_size"
-                         f"{' or keep the last mini-batch (drop_last=False)' * drop_last}.")
+        raise ValueError(
+            f"{len(idx)} cells do not fill one mini-batch of {batch_size}: lower batch_size"
+            f"{' or keep the last mini-batch (drop_last=False)' * drop_last}."
+        )
     fetch = batch_size * 64 if on_disk else batch_size
-    if rng is None: order = idx
-    else: order = shuffle_blocks(np.sort(idx), rng, fetch) if on_disk else rng.permutation(idx)
-    if drop_last: order = order[:len(order) - len(order) % batch_size]
+    if rng is None:
+        order = idx
+    else:
+        order = (
+            shuffle_blocks(np.sort(idx), rng, fetch)
+            if on_disk
+            else rng.permutation(idx)
+        )
+    if drop_last:
+        order = order[: len(order) - len(order) % batch_size]
 
     def visit():
         for at in range(0, len(order), fetch):
-            rows = order[at:at + fetch]
+            rows = order[at : at + fetch]
             read = counts[rows]
             for start in range(0, len(rows), batch_size):
                 part = slice(start, start + batch_size)
                 y = read[part] if on_disk else read
-                yield to_torch(y), torch.from_numpy(batch[rows[part]].astype(np.int64)), rows[part]
+                yield (
+                    to_torch(y),
+                    torch.from_numpy(batch[rows[part]].astype(np.int64)),
+                    rows[part],
+                )
+
     return visit()

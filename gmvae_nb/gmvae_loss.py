@@ -34,7 +34,9 @@ class MixturePrior(nn.Module):
     ):
         super().__init__()
         if K < 1:
-            raise ValueError(f"K is {K}; the mixture needs at least one component, so give K >= 1")
+            raise ValueError(
+                f"K is {K}; the mixture needs at least one component, so give K >= 1"
+            )
         self.K, self.original_reshape = K, original_reshape
         self.hidden = MLP((n_w, n_hidden), dropout, norm_first)
         self.components = nn.Linear(n_hidden, K * 2 * n_x)
@@ -42,11 +44,15 @@ class MixturePrior(nn.Module):
     def forward(
         self,
         w: Tensor,  # draws of w, (M, N, n_w)
-    ) -> tuple[Tensor, Tensor]:  # means and log standard deviations, each (M, N, K, n_x)
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # means and log standard deviations, each (M, N, K, n_x)
         flat = self.components(self.hidden(w))  # (M, N, K * 2 n_x)
         if self.original_reshape:
             M, N, _ = flat.shape
-            out = flat.reshape(self.K, M, N, -1).movedim(0, 2)  # mixes draws, cells and components
+            out = flat.reshape(self.K, M, N, -1).movedim(
+                0, 2
+            )  # mixes draws, cells and components
         else:
             out = flat.unflatten(-1, (self.K, -1))  # (M, N, K, 2 n_x)
         means, log_stds = out.chunk(2, dim=-1)
@@ -63,15 +69,21 @@ class ParameterMixture(nn.Module):
     ):
         super().__init__()
         if K < 1:
-            raise ValueError(f"K is {K}; the mixture needs at least one component, so give K >= 1")
+            raise ValueError(
+                f"K is {K}; the mixture needs at least one component, so give K >= 1"
+            )
         self.K = K
-        self.means = nn.Parameter(torch.randn(1, 1, K, n_x))  # far enough apart to be told from each other
+        self.means = nn.Parameter(
+            torch.randn(1, 1, K, n_x)
+        )  # far enough apart to be told from each other
         self.log_stds = nn.Parameter(torch.zeros(1, 1, K, n_x))
 
     def forward(
         self,
         w: Tensor,  # not looked at
-    ) -> tuple[Tensor, Tensor]:  # means and log standard deviations, each (1, 1, K, n_x)
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # means and log standard deviations, each (1, 1, K, n_x)
         return self.means, self.log_stds
 
 # %% ../nbs/02_gmvae_loss.ipynb #6dab36a6
@@ -86,21 +98,38 @@ class ExpectedLogProbs(torch.autograd.Function):
     "The two matrix products of `expected_log_probs`, with their gradients written out."
 
     @staticmethod
-    def forward(ctx, a, b, means, log_stds):  # (g, R, D), (g, R, D), (g, K, D), (g, K, D) -> (g, R, K); means less c
+    def forward(
+        ctx, a, b, means, log_stds
+    ):  # (g, R, D), (g, R, D), (g, K, D), (g, K, D) -> (g, R, K); means less c
         inv_std = log_stds.neg().exp_()
         u = means * inv_std
-        const = -0.5 * square_norm(u) - log_stds.sum(-1) - 0.5 * a.shape[-1] * math.log(2 * math.pi)  # (g, K)
+        const = (
+            -0.5 * square_norm(u)
+            - log_stds.sum(-1)
+            - 0.5 * a.shape[-1] * math.log(2 * math.pi)
+        )  # (g, K)
         tau_mu, tau = u * inv_std, inv_std.square_()
         ctx.save_for_backward(a, b, u, tau_mu, tau)
-        return torch.baddbmm(const.unsqueeze(1), a, tau_mu.mT).baddbmm_(b, tau.mT, alpha=-0.5)
+        return torch.baddbmm(const.unsqueeze(1), a, tau_mu.mT).baddbmm_(
+            b, tau.mT, alpha=-0.5
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # (g, R, K)
         a, b, u, tau_mu, tau = ctx.saved_tensors
         grad = grad.contiguous()  # one that was expanded slows the products down
-        s0, s1, s2 = grad.sum(1).unsqueeze(-1), grad.mT @ a, grad.mT @ b  # (g, K, 1), (g, K, D), (g, K, D)
-        d_log_stds = s2.mul_(tau).addcmul_(tau_mu, s1, value=-2).addcmul_(u.square(), s0).sub_(s0)
+        s0, s1, s2 = (
+            grad.sum(1).unsqueeze(-1),
+            grad.mT @ a,
+            grad.mT @ b,
+        )  # (g, K, 1), (g, K, D), (g, K, D)
+        d_log_stds = (
+            s2.mul_(tau)
+            .addcmul_(tau_mu, s1, value=-2)
+            .addcmul_(u.square(), s0)
+            .sub_(s0)
+        )
         d_means = s1.mul_(tau).addcmul_(tau_mu, s0, value=-1)
         return grad @ tau_mu, (grad @ tau).mul_(-0.5), d_means, d_log_stds
 
@@ -111,25 +140,42 @@ def by_draw_of_w(
 ) -> Tensor:  # (M_w, M / M_w, ...)
     "Draws of x by the draw of w that they share, in order. Raises ValueError unless M_w divides M."
     if len(x) % M_w:
-        raise ValueError(f"{len(x)} draws of x cannot be shared out among {M_w} draws of w; take a divisor of {len(x)}")
+        raise ValueError(
+            f"{len(x)} draws of x cannot be shared out among {M_w} draws of w; take a divisor of {len(x)}"
+        )
     return x.unflatten(0, (M_w, -1))
 
 # %% ../nbs/02_gmvae_loss.ipynb #f196658f
 def expected_log_probs(
     x: Tensor,  # means of x, (M, N, D)
-    var: Tensor | None,  # variances of x, (M, N, D); None for draws, which have none
+    var: Tensor
+    | None,  # variances of x, (M, N, D); None for draws, which have none
     means: Tensor,  # (M_w, N, K, D), M_w a divisor of M; or (1, 1, K, D)
     log_stds: Tensor,  # likewise
 ) -> Tensor:  # E log N(x; mu_k, sigma_k^2) in nats, (M, N, K)
     "Expected log-density of x under each component of its group. Raises ValueError unless M_w divides M."
     (M, N, D), (M_w, cells, K, _) = x.shape, means.shape
-    def grouped(t): return by_draw_of_w(t, M_w).unflatten(2, (cells, -1)).transpose(1, 2).reshape(M_w * cells, -1, D)
+
+    def grouped(t):
+        return (
+            by_draw_of_w(t, M_w)
+            .unflatten(2, (cells, -1))
+            .transpose(1, 2)
+            .reshape(M_w * cells, -1, D)
+        )
+
     x = grouped(x)  # (groups, rows, D)
     centre = x.detach().mean(1, keepdim=True)
     a = x - centre
     b = a.square() if var is None else a.square() + grouped(var)
-    out = ExpectedLogProbs.apply(a, b, means.flatten(0, 1) - centre, log_stds.flatten(0, 1))
-    return out.view(M_w, cells, M // M_w, N // cells, K).transpose(1, 2).reshape(M, N, K)
+    out = ExpectedLogProbs.apply(
+        a, b, means.flatten(0, 1) - centre, log_stds.flatten(0, 1)
+    )
+    return (
+        out.view(M_w, cells, M // M_w, N // cells, K)
+        .transpose(1, 2)
+        .reshape(M, N, K)
+    )
 
 # %% ../nbs/02_gmvae_loss.ipynb #2ef97510
 def component_log_probs(
@@ -168,13 +214,26 @@ def component_terms(
     x_log_std: Tensor,  # (N, D)
     means: Tensor,  # (M_w, N, K, D), M_w a divisor of M; or (1, 1, K, D)
     log_stds: Tensor,  # likewise
-) -> tuple[Tensor, Tensor]:  # log N(x; mu_k, sigma_k^2), (M, N, K), and KL(q(x|y) || p(x|w, z_k=1)), (M_w, N, K); nats
+) -> tuple[
+    Tensor, Tensor
+]:  # log N(x; mu_k, sigma_k^2), (M, N, K), and KL(q(x|y) || p(x|w, z_k=1)), (M_w, N, K); nats
     "Log-density of each draw under each component, and the divergence of q(x|y) from each component."
     M_w, (M, N, D) = len(means), x.shape
-    rows = torch.cat([by_draw_of_w(x, M_w), x_mean.expand(M_w, 1, N, D)], 1)  # (M_w, M / M_w + 1, N, D)
-    var = F.pad(x_log_std.mul(2).exp().expand(M_w, 1, N, D), (0, 0, 0, 0, M // M_w, 0))  # 0 for the draws
-    expected = by_draw_of_w(expected_log_probs(rows.flatten(0, 1), var.flatten(0, 1), means, log_stds), M_w)
-    entropy = x_log_std.sum(-1, keepdim=True) + 0.5 * D * (1 + math.log(2 * math.pi))  # (N, 1)
+    rows = torch.cat(
+        [by_draw_of_w(x, M_w), x_mean.expand(M_w, 1, N, D)], 1
+    )  # (M_w, M / M_w + 1, N, D)
+    var = F.pad(
+        x_log_std.mul(2).exp().expand(M_w, 1, N, D), (0, 0, 0, 0, M // M_w, 0)
+    )  # 0 for the draws
+    expected = by_draw_of_w(
+        expected_log_probs(
+            rows.flatten(0, 1), var.flatten(0, 1), means, log_stds
+        ),
+        M_w,
+    )
+    entropy = x_log_std.sum(-1, keepdim=True) + 0.5 * D * (
+        1 + math.log(2 * math.pi)
+    )  # (N, 1)
     return expected[:, :-1].flatten(0, 1), -expected[:, -1] - entropy
 
 # %% ../nbs/02_gmvae_loss.ipynb #dc365a49
@@ -186,7 +245,8 @@ def gmvae_terms(
     w_log_std: Tensor,  # (N, n_w)
     means: Tensor,  # components at M_w draws of w, (M_w, N, K, D), M_w a divisor of M; or (1, 1, K, D) without w
     log_stds: Tensor,  # likewise
-    log_weights: Tensor | None = None,  # log pi, (K,), up to a constant; None means 1/K each
+    log_weights: Tensor
+    | None = None,  # log pi, (K,), up to a constant; None means 1/K each
     bound: str = "paper",  # "paper": KL(q(x|y) || p_k) inside cond; "exact": the log-ratio at the draw itself
 ) -> dict[str, Tensor]:  # kl_w, kl_z, cond, kl_xz = kl_z + cond; each (N,)
     """The prior terms of -ELBO for each cell, in nats, averaged over the M draws.
@@ -195,7 +255,9 @@ def gmvae_terms(
     Source: Dilokthanakul et al. 2016, eq. 4 ("paper"). Raises ValueError for any other `bound`.
     """
     if bound == "paper":
-        log_p, kl_k = component_terms(x, x_mean, x_log_std, means, log_stds)  # (M, N, K), (M_w, N, K)
+        log_p, kl_k = component_terms(
+            x, x_mean, x_log_std, means, log_stds
+        )  # (M, N, K), (M_w, N, K)
     elif bound == "exact":
         log_p = component_log_probs(x, means, log_stds)
     else:
@@ -205,12 +267,23 @@ def gmvae_terms(
     gamma = log_gamma.exp()
     kl_z = (gamma * (log_gamma - log_pi)).sum(-1)  # (M, N)
     if bound == "paper":
-        cond = (by_draw_of_w(gamma, len(kl_k)) * kl_k.unsqueeze(1)).sum(-1).flatten(0, 1)  # (M, N)
+        cond = (
+            (by_draw_of_w(gamma, len(kl_k)) * kl_k.unsqueeze(1))
+            .sum(-1)
+            .flatten(0, 1)
+        )  # (M, N)
         kl_xz = kl_z + cond
     else:
-        kl_xz = gaussian_log_prob(x, x_mean, x_log_std) - (log_p + log_pi).logsumexp(-1)
+        kl_xz = gaussian_log_prob(x, x_mean, x_log_std) - (
+            log_p + log_pi
+        ).logsumexp(-1)
         cond = kl_xz - kl_z
-    return dict(kl_w=kl_standard_normal(w_mean, w_log_std), kl_z=kl_z.mean(0), cond=cond.mean(0), kl_xz=kl_xz.mean(0))
+    return dict(
+        kl_w=kl_standard_normal(w_mean, w_log_std),
+        kl_z=kl_z.mean(0),
+        cond=cond.mean(0),
+        kl_xz=kl_xz.mean(0),
+    )
 
 # %% ../nbs/02_gmvae_loss.ipynb #c6ff43b3
 def free_nats(

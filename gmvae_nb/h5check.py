@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 # %% ../nbs/h5check.ipynb #3261c88e
-class Unsafe(ValueError): "A file that would do harm to whom it is read by."
+class Unsafe(ValueError):
+    "A file that would do harm to whom it is read by."
 
 # %% ../nbs/h5check.ipynb #4b85b4a5
 def is_whole(f: h5py.File) -> int:  # bytes that all its datasets take in memory
@@ -21,37 +22,71 @@ def is_whole(f: h5py.File) -> int:  # bytes that all its datasets take in memory
     seen, todo, size, texts = {h5py.h5o.get_info(f.id).addr}, [f], 0, 0
     while todo:
         group = todo.pop()
-        dict(group.attrs)                                     # read, since HDF5 may stumble over a damaged one
+        dict(group.attrs)  # read, since HDF5 may stumble over a damaged one
         for name in group:
-            path, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
+            path, link = (
+                f"{group.name.rstrip('/')}/{name}",
+                group.get(name, getlink=True),
+            )
             if not isinstance(link, h5py.HardLink):
                 outside = isinstance(link, h5py.ExternalLink)
-                raise Unsafe(f"{path} is a link to {f'another file, {link.filename!r}' if outside else repr(link.path)}")
+                raise Unsafe(
+                    f"{path} is a link to {f'another file, {link.filename!r}' if outside else repr(link.path)}"
+                )
             item = group[name]
             address = h5py.h5o.get_info(item.id).addr
-            if address in seen: raise Unsafe(f"{path} is a second name of something else in the file")
+            if address in seen:
+                raise Unsafe(
+                    f"{path} is a second name of something else in the file"
+                )
             seen.add(address)
-            if isinstance(item, h5py.Group): todo.append(item)
+            if isinstance(item, h5py.Group):
+                todo.append(item)
             elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual: raise Unsafe(f"{path} keeps its values in another file")
+                if item.external or item.is_virtual:
+                    raise Unsafe(f"{path} keeps its values in another file")
                 dict(item.attrs)
-                declared, stored = math.prod(item.shape or ()) * item.id.get_type().get_size(), item.id.get_storage_size()
+                declared, stored = (
+                    math.prod(item.shape or ()) * item.id.get_type().get_size(),
+                    item.id.get_storage_size(),
+                )
                 if declared > 2**20 + 1100 * stored:
-                    raise Unsafe(f"{path} declares {declared:,} bytes and holds {stored:,}")
-                if item.chunks: item.id.get_num_chunks()      # the index of the chunks
+                    raise Unsafe(
+                        f"{path} declares {declared:,} bytes and holds {stored:,}"
+                    )
+                if item.chunks:
+                    item.id.get_num_chunks()  # the index of the chunks
                 size += declared
-                if item.shape is None or item.dtype.kind in "biufc": continue
-                for start in range(0, item.shape[0], 1000) if item.shape else [...]:
-                    values = item[start if start is ... else slice(start, start + 1000)]
-                    texts += sum(len(v) for v in np.ravel(values) if isinstance(v, bytes))
-                    if texts > f.id.get_filesize(): raise Unsafe(f"{path} uses the same text over and over, to more than the size of the file")
+                if item.shape is None or item.dtype.kind in "biufc":
+                    continue
+                for start in (
+                    range(0, item.shape[0], 1000) if item.shape else [...]
+                ):
+                    values = item[
+                        start if start is ... else slice(start, start + 1000)
+                    ]
+                    texts += sum(
+                        len(v) for v in np.ravel(values) if isinstance(v, bytes)
+                    )
+                    if texts > f.id.get_filesize():
+                        raise Unsafe(
+                            f"{path} uses the same text over and over, to more than the size of the file"
+                        )
     return size + texts
 
 # %% ../nbs/h5check.ipynb #a26181f6
 def main(path: str) -> None:
     "Prints what was found, as JSON: missing and size, or why the file is unsafe or damaged."
     try:
-        with h5py.File(path) as f: found = {"missing": sorted({"obs", "var"} - set(f)), "size": is_whole(f)}
-    except Unsafe as e: found = {"unsafe": str(e)}
-    except Exception as e: found = {"damaged": f"{type(e).__name__}: {e}"}   # HDF5 can fail anywhere, with any kind of error
+        with h5py.File(path) as f:
+            found = {
+                "missing": sorted({"obs", "var"} - set(f)),
+                "size": is_whole(f),
+            }
+    except Unsafe as e:
+        found = {"unsafe": str(e)}
+    except Exception as e:
+        found = {
+            "damaged": f"{type(e).__name__}: {e}"
+        }  # HDF5 can fail anywhere, with any kind of error
     print(json.dumps(found))

@@ -25,12 +25,17 @@ def _embedding(X) -> np.ndarray:
     "`X` as a dense, finite float array (n cells, d dimensions); float32 and float64 are kept as they are."
     X = X.toarray() if sp.issparse(X) else np.asarray(X)
     if X.ndim != 2:
-        raise ValueError(f"the embedding has {X.ndim} dimension(s), expected 2: one row per cell")
-    if X.dtype not in (np.float32, np.float64): X = X.astype(np.float64)
+        raise ValueError(
+            f"the embedding has {X.ndim} dimension(s), expected 2: one row per cell"
+        )
+    if X.dtype not in (np.float32, np.float64):
+        X = X.astype(np.float64)
     bad = ~np.isfinite(X).all(axis=1)
     if bad.any():
-        raise ValueError(f"the embedding holds NaN or infinite values in {bad.sum()} of {len(X)} cells "
-                         f"(first: row {bad.argmax()}); remove these cells or repair the embedding")
+        raise ValueError(
+            f"the embedding holds NaN or infinite values in {bad.sum()} of {len(X)} cells "
+            f"(first: row {bad.argmax()}); remove these cells or repair the embedding"
+        )
     return X
 
 
@@ -38,54 +43,83 @@ def _codes(values, n: int, what: str) -> tuple[np.ndarray, np.ndarray]:
     "Names as integer codes 0, 1, … in sorted order, and the sorted names; the `n` cells must all have one."
     values = np.asarray(values)
     if values.shape != (n,):
-        raise ValueError(f"{what} has shape {values.shape}, expected ({n},): one value per cell")
+        raise ValueError(
+            f"{what} has shape {values.shape}, expected ({n},): one value per cell"
+        )
     missing = pd.isna(values)
     if missing.any():
-        raise ValueError(f"{what} is missing (NaN) in {missing.sum()} of {n} cells "
-                         f"(first: row {missing.argmax()}); remove these cells or give them a name")
+        raise ValueError(
+            f"{what} is missing (NaN) in {missing.sum()} of {n} cells "
+            f"(first: row {missing.argmax()}); remove these cells or give them a name"
+        )
     return pd.factorize(values, sort=True)
 
 # %% ../nbs/05_metrics.ipynb #7583f504
 def _in_threads(function, items, desc: str = "", progress: bool = False):
     "`function` of each of `items`, in order, each on a core of its own; one item is done where it stands."
-    if len(items) == 1: return iter([function(items[0])])
+    if len(items) == 1:
+        return iter([function(items[0])])
     return _pooled(function, items, desc, progress)
 
 
 def _pooled(function, items, desc, progress):
-    from joblib import cpu_count                    # knows of the cores that a scheduler grants
+    from joblib import cpu_count  # knows of the cores that a scheduler grants
     from threadpoolctl import threadpool_limits
-    with (threadpool_limits(1),
-          ThreadPoolExecutor(cpu_count(), initializer=threadpool_limits, initargs=(1,)) as pool):
+
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(
+            cpu_count(), initializer=threadpool_limits, initargs=(1,)
+        ) as pool,
+    ):
         done = pool.map(function, items)
-        yield from tqdm(done, total=len(items), desc=desc, disable=not progress, leave=False)
+        yield from tqdm(
+            done, total=len(items), desc=desc, disable=not progress, leave=False
+        )
 
 # %% ../nbs/05_metrics.ipynb #502d840a
-def _distance_sums(X, codes, tile: int = 256, progress: bool = False) -> np.ndarray:
+def _distance_sums(
+    X, codes, tile: int = 256, progress: bool = False
+) -> np.ndarray:
     "Summed Euclidean distances from each cell to the cells of each group, (n, groups), in float64."
-    order = np.argsort(codes, kind="stable")        # group by group: a tile meets few groups
-    codes, X = codes[order], X[order] - X.mean(axis=0)           # centred: fewer digits are lost
+    order = np.argsort(
+        codes, kind="stable"
+    )  # group by group: a tile meets few groups
+    codes, X = (
+        codes[order],
+        X[order] - X.mean(axis=0),
+    )  # centred: fewer digits are lost
     n, sq, one = len(X), (X * X).sum(axis=1, keepdims=True), np.ones((len(X), 1))
     left, right = np.hstack([X, sq, one]), np.hstack([-2 * X, one, sq])
     sums = np.zeros((n, codes[-1] + 1))
 
-    def groups(a): return codes[a], codes[min(a + tile, n) - 1] + 1          # of the cells of a tile
-    def onehot(a): return (codes[a:a + tile, None] == np.arange(*groups(a))).astype(float)
+    def groups(a):
+        return codes[a], codes[min(a + tile, n) - 1] + 1  # of the cells of a tile
 
-    def strip(a):                                   # cells a, a + 1, … against these and all after them
-        to_rows, to_cols = np.zeros((min(tile, n - a), sums.shape[1])), np.zeros((n - a, np.ptp(groups(a))))
+    def onehot(a):
+        return (codes[a : a + tile, None] == np.arange(*groups(a))).astype(float)
+
+    def strip(a):  # cells a, a + 1, … against these and all after them
+        to_rows, to_cols = (
+            np.zeros((min(tile, n - a), sums.shape[1])),
+            np.zeros((n - a, np.ptp(groups(a)))),
+        )
         rows = onehot(a)
         for b in range(a, n, tile):
-            D = left[a:a + tile] @ right[b:b + tile].T
+            D = left[a : a + tile] @ right[b : b + tile].T
             np.sqrt(np.maximum(D, 0, out=D), out=D)
-            if a == b: np.fill_diagonal(D, 0)       # a cell's distance to itself, exactly
-            else: to_cols[b - a:b - a + tile] = D.T @ rows
+            if a == b:
+                np.fill_diagonal(D, 0)  # a cell's distance to itself, exactly
+            else:
+                to_cols[b - a : b - a + tile] = D.T @ rows
             to_rows[:, slice(*groups(b))] += D @ onehot(b)
         return to_rows, to_cols
 
     starts = range(0, n, tile)
-    for a, (to_rows, to_cols) in zip(starts, _in_threads(strip, starts, "distances", progress)):
-        sums[a:a + tile] += to_rows
+    for a, (to_rows, to_cols) in zip(
+        starts, _in_threads(strip, starts, "distances", progress)
+    ):
+        sums[a : a + tile] += to_rows
         sums[a:, slice(*groups(a))] += to_cols
     out = np.empty_like(sums)
     out[order] = sums
@@ -96,10 +130,12 @@ def _silhouette(own, other, size) -> np.ndarray:
     "Silhouettes from mean distances to the own and to the other group; 0 for a cell alone in its group."
     widest = np.maximum(own, other)
     s = np.divide(other - own, widest, out=np.zeros(len(own)), where=widest > 0)
-    return np.where(size > 1, s, 0.)
+    return np.where(size > 1, s, 0.0)
 
 
-def silhouettes(X, labels, *, tile: int = 256, progress: bool = False) -> np.ndarray:
+def silhouettes(
+    X, labels, *, tile: int = 256, progress: bool = False
+) -> np.ndarray:
     """Silhouette of every cell, shape (n,), each in [-1, 1] (Rousseeuw 1987).
 
     Distances are Euclidean, in float64, `tile` x `tile` at a time on every core: memory is O(n), not O(n^2).
@@ -109,8 +145,10 @@ def silhouettes(X, labels, *, tile: int = 256, progress: bool = False) -> np.nda
     codes, names = _codes(labels, len(X), "labels")
     n, L = len(X), len(names)
     if not 2 <= L < n:
-        raise ValueError("silhouettes need at least 2 groups and fewer groups than cells, "
-                         f"found {L} group(s) in {n} cells")
+        raise ValueError(
+            "silhouettes need at least 2 groups and fewer groups than cells, "
+            f"found {L} group(s) in {n} cells"
+        )
     sums = _distance_sums(X, codes, tile, progress)
     size, i = np.bincount(codes), np.arange(n)
     own = sums[i, codes] / np.maximum(size[codes] - 1, 1)
@@ -143,14 +181,16 @@ def _batch_widths(X, batch, labels, silhouette) -> tuple[np.ndarray, np.ndarray]
     for l in range(len(names)):
         cells = np.flatnonzero(codes == l)
         within = np.unique(batch[cells], return_inverse=True)[1]
-        if 1 < within.max() + 1 < len(cells): widths[cells] = 1 - np.abs(silhouette(X[cells], within))
+        if 1 < within.max() + 1 < len(cells):
+            widths[cells] = 1 - np.abs(silhouette(X[cells], within))
     return widths, codes
 
 
 def _mean_of_labels(values, codes) -> float:
     "Mean over labels of the mean over their cells; NaN cells are left out, NaN if no cell is left."
     known = ~np.isnan(values)
-    if not known.any(): return np.nan
+    if not known.any():
+        return np.nan
     sums = np.bincount(codes[known], weights=values[known])
     size = np.bincount(codes[known])
     return float((sums[size > 0] / size[size > 0]).mean())
@@ -166,23 +206,32 @@ def bras(X, batch, labels, *, metric: str = "cosine") -> float:
     return _mean_of_labels(*_bras_widths(X, batch, labels, metric))
 
 
-def _bras_widths(X, batch, labels, metric: str = "cosine") -> tuple[np.ndarray, np.ndarray]:
+def _bras_widths(
+    X, batch, labels, metric: str = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
     "1 - |silhouette| of each cell as in `bras`, NaN where left out, and the label codes."
     if metric not in ("cosine", "euclidean"):
-        raise ValueError(f"metric is {metric!r}, expected 'cosine' or 'euclidean'")
+        raise ValueError(
+            f"metric is {metric!r}, expected 'cosine' or 'euclidean'"
+        )
 
     def silhouette(X, codes):
         X, size, i = X.astype(np.float64), np.bincount(codes), np.arange(len(X))
-        if metric == "euclidean": sums, self = _distance_sums(X, codes), 0
+        if metric == "euclidean":
+            sums, self = _distance_sums(X, codes), 0
         else:
             norm = np.linalg.norm(X, axis=1, keepdims=True)
             U = np.divide(X, norm, out=np.zeros_like(X), where=norm > 0)
             sums = size - U @ (np.eye(len(size))[codes].T @ U).T
-            self = 1 - (U * U).sum(axis=1)          # 1 for a cell at the origin, which points nowhere
+            self = 1 - (U * U).sum(
+                axis=1
+            )  # 1 for a cell at the origin, which points nowhere
         own = sums[i, codes] - self
         other = (sums.sum(axis=1) - sums[i, codes]) / (len(X) - size[codes])
         own = own / np.maximum(size[codes] - 1, 1)
-        own, other = (np.where(d > 1e-12, d, 0) for d in (own, other))     # less than that is rounding
+        own, other = (
+            np.where(d > 1e-12, d, 0) for d in (own, other)
+        )  # less than that is rounding
         return _silhouette(own, other, size[codes])
 
     return _batch_widths(X, batch, labels, silhouette)
@@ -195,14 +244,21 @@ def isolated_labels(X, labels, batch) -> float:
     of the label's cells + 1) / 2. NaN if every label is found in every batch: then none is isolated.
     """
     X = _embedding(X)
-    codes, batch = _codes(labels, len(X), "labels")[0], _codes(batch, len(X), "batch")[0]
-    return _mean_of_labels(_isolated_widths(silhouettes(X, labels), codes, batch), codes)
+    codes, batch = (
+        _codes(labels, len(X), "labels")[0],
+        _codes(batch, len(X), "batch")[0],
+    )
+    return _mean_of_labels(
+        _isolated_widths(silhouettes(X, labels), codes, batch), codes
+    )
 
 
 def _isolated_widths(s, codes, batch) -> np.ndarray:
     "(silhouette + 1) / 2 of each cell of an isolated label, NaN elsewhere."
     n_batches = pd.Series(batch).groupby(codes).nunique().to_numpy()
-    isolated = (n_batches == n_batches.min()) & (n_batches < len(np.unique(batch)))
+    isolated = (n_batches == n_batches.min()) & (
+        n_batches < len(np.unique(batch))
+    )
     return np.where(isolated[codes], (s + 1) / 2, np.nan)
 
 # %% ../nbs/05_metrics.ipynb #ac2d8601
@@ -212,18 +268,26 @@ def knn(X, k: int, *, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     Computed with the rows in sorted order and mapped back, so that the order of the cells does not matter.
     """
     from sklearn.neighbors import NearestNeighbors
+
     X = _embedding(X)
     n, order, block = len(X), _canonical_order(X), 8192
     k = min(k, n)
-    if k < 2: raise ValueError(f"neighbours need k >= 2 and at least 2 cells, found k = {k} and {n} cells")
+    if k < 2:
+        raise ValueError(
+            f"neighbours need k >= 2 and at least 2 cells, found k = {k} and {n} cells"
+        )
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X[order])
     indices, distances = np.empty((n, k), dtype=np.int64), np.zeros((n, k))
     indices[:, 0] = np.arange(n)
-    for a in tqdm(range(0, n, block), desc="neighbours", disable=not progress, leave=False):
-        cells = order[a:a + block]
+    for a in tqdm(
+        range(0, n, block), desc="neighbours", disable=not progress, leave=False
+    ):
+        cells = order[a : a + block]
         dist, idx = search.kneighbors(X[cells])
         others = idx != np.arange(a, a + len(cells))[:, None]
-        others[others.all(axis=1), -1] = False      # hidden behind k cells in the same place: drop the last
+        others[others.all(axis=1), -1] = (
+            False  # hidden behind k cells in the same place: drop the last
+        )
         indices[cells, 1:] = order[idx[others]].reshape(-1, k - 1)
         distances[cells, 1:] = dist[others].reshape(-1, k - 1)
     return indices, distances
@@ -241,28 +305,44 @@ def fuzzy_graph(indices, distances) -> sp.csr_matrix:
     """
     n, k = indices.shape
     d = distances[:, 1:]
-    rho = np.where(d > 0, d, np.inf).min(axis=1)    # distance to the nearest distinct neighbour
+    rho = np.where(d > 0, d, np.inf).min(
+        axis=1
+    )  # distance to the nearest distinct neighbour
     rho[np.isinf(rho)] = 0
     excess = np.maximum(d - rho[:, None], 0)
     sigma, lo, hi = np.ones(n), np.zeros(n), np.full(n, np.inf)
     todo = np.arange(n)
-    for _ in range(64):                             # bisection for sigma, with UMAP's stopping rule
+    for _ in range(64):  # bisection for sigma, with UMAP's stopping rule
         gap = np.exp(-excess[todo] / sigma[todo, None]).sum(axis=1) - np.log2(k)
         keep = np.abs(gap) >= 1e-5
         todo, gap = todo[keep], gap[keep]
-        if not len(todo): break
+        if not len(todo):
+            break
         high = gap > 0
         hi[todo[high]] = sigma[todo[high]]
         lo[todo[~high]] = sigma[todo[~high]]
         bounded = np.isfinite(hi[todo])
-        sigma[todo] = np.where(bounded, (lo[todo] + np.where(bounded, hi[todo], 0)) / 2, sigma[todo] * 2)
+        sigma[todo] = np.where(
+            bounded,
+            (lo[todo] + np.where(bounded, hi[todo], 0)) / 2,
+            sigma[todo] * 2,
+        )
     mean = np.where(rho > 0, distances.mean(axis=1), distances.mean())
-    sigma = np.maximum(sigma, 1e-3 * mean)          # UMAP's floor
-    w = np.exp(-np.divide(excess, sigma[:, None], out=np.zeros_like(excess), where=excess > 0))
-    w = w.astype(np.float32)                        # as UMAP stores it: what underflows is no edge
-    A = sp.csr_matrix((w.ravel(), (np.repeat(np.arange(n), k - 1), indices[:, 1:].ravel())), shape=(n, n))
+    sigma = np.maximum(sigma, 1e-3 * mean)  # UMAP's floor
+    w = np.exp(
+        -np.divide(
+            excess, sigma[:, None], out=np.zeros_like(excess), where=excess > 0
+        )
+    )
+    w = w.astype(np.float32)  # as UMAP stores it: what underflows is no edge
+    A = sp.csr_matrix(
+        (w.ravel(), (np.repeat(np.arange(n), k - 1), indices[:, 1:].ravel())),
+        shape=(n, n),
+    )
     A.eliminate_zeros()
-    G = (A + A.T - A.multiply(A.T)).tocsr()         # the chance that at least one of two edges exists
+    G = (
+        A + A.T - A.multiply(A.T)
+    ).tocsr()  # the chance that at least one of two edges exists
     G.sort_indices()
     return G
 
@@ -276,8 +356,10 @@ def _nearest(X, k: int, neighbors=None) -> tuple[np.ndarray, np.ndarray]:
     "The nearest `k` cells and their distances, from the output of `knn` if at hand."
     indices, distances = knn(X, k) if neighbors is None else neighbors
     if indices.shape[0] != len(X) or indices.shape[1] < min(k, len(X)):
-        raise ValueError(f"neighbors has shape {indices.shape}, expected {len(X)} cells and at least "
-                         f"{k} neighbours each")
+        raise ValueError(
+            f"neighbors has shape {indices.shape}, expected {len(X)} cells and at least "
+            f"{k} neighbours each"
+        )
     return indices[:, :k], distances[:, :k]
 
 # %% ../nbs/05_metrics.ipynb #dc90a83d
@@ -285,39 +367,52 @@ RESOLUTIONS = tuple(np.round(np.arange(1, 21) / 10, 1))
 
 
 def leiden(
-    graph: sp.spmatrix,       # symmetric weights (n, n), for example of fuzzy_graph
+    graph: sp.spmatrix,  # symmetric weights (n, n), for example of fuzzy_graph
     resolutions=RESOLUTIONS,  # one clustering for each
     *,
-    seed: int = 0,            # the same seed gives the same clusters
-    progress: bool = False,   # show a bar
+    seed: int = 0,  # the same seed gives the same clusters
+    progress: bool = False,  # show a bar
 ) -> np.ndarray:
     """Leiden clusterings of one graph by modularity (Traag et al. 2019): integers, (len(resolutions), n).
 
     The igraph graph is built once. Every resolution starts from `seed` afresh. Global random state is kept.
     """
     import igraph
+
     upper = sp.triu(graph, k=1).tocoo()
-    g = igraph.Graph(n=graph.shape[0], edges=np.column_stack([upper.row, upper.col]), directed=False)
+    g = igraph.Graph(
+        n=graph.shape[0],
+        edges=np.column_stack([upper.row, upper.col]),
+        directed=False,
+    )
     weights, out = upper.data.tolist(), []
     try:
-        for r in tqdm(resolutions, desc="Leiden", disable=not progress, leave=False):
+        for r in tqdm(
+            resolutions, desc="Leiden", disable=not progress, leave=False
+        ):
             igraph.set_random_number_generator(random.Random(seed))
-            part = g.community_leiden("modularity", weights=weights, resolution=float(r), n_iterations=2)
+            part = g.community_leiden(
+                "modularity", weights=weights, resolution=float(r), n_iterations=2
+            )
             out.append(part.membership)
     finally:
-        igraph.set_random_number_generator(random)  # igraph's own default: Python's generator
+        igraph.set_random_number_generator(
+            random
+        )  # igraph's own default: Python's generator
     return np.array(out)
 
 # %% ../nbs/05_metrics.ipynb #28d758c6
 def nmi(labels, clusters) -> float:
     "Normalised mutual information in [0, 1] (arithmetic mean of the two entropies), by scikit-learn."
     from sklearn.metrics import normalized_mutual_info_score
+
     return float(normalized_mutual_info_score(labels, clusters))
 
 
 def ari(labels, clusters) -> float:
     "Adjusted Rand index, at most 1, 0 on average by chance (Hubert and Arabie 1985), by scikit-learn."
     from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(labels, clusters))
 
 # %% ../nbs/05_metrics.ipynb #c310475b
@@ -327,13 +422,13 @@ def _curve(scores, at, axis: str, name: str) -> pd.Series:
 
 # %% ../nbs/05_metrics.ipynb #7462d9fe
 def nmi_leiden(
-    X,                        # embedding (n, d)
-    labels,                   # cell types (n,)
+    X,  # embedding (n, d)
+    labels,  # cell types (n,)
     *,
     resolutions=RESOLUTIONS,
-    n_neighbors: int = 15,    # of the graph, the cell itself included
+    n_neighbors: int = 15,  # of the graph, the cell itself included
     seed: int = 0,
-    neighbors=None,           # output of knn with k >= n_neighbors, if at hand
+    neighbors=None,  # output of knn with k >= n_neighbors, if at hand
     progress: bool = False,
 ) -> tuple[float, pd.Series]:
     "Best NMI of `labels` with Leiden over `resolutions`, and the curve. It chooses by the labels: an oracle."
@@ -341,33 +436,41 @@ def nmi_leiden(
     _codes(labels, len(X), "labels")
     graph = _graph(X, n_neighbors, neighbors)
     found = leiden(graph, resolutions, seed=seed, progress=progress)
-    curve = _curve([nmi(labels, c) for c in found], resolutions, "resolution", "nmi")
+    curve = _curve(
+        [nmi(labels, c) for c in found], resolutions, "resolution", "nmi"
+    )
     return float(curve.max()), curve
 
 # %% ../nbs/05_metrics.ipynb #56fcf67b
 def kmeans(
-    X,                        # embedding (n, d)
-    ks,                       # numbers of clusters, one clustering for each
+    X,  # embedding (n, d)
+    ks,  # numbers of clusters, one clustering for each
     *,
-    n_init: int = 10,         # starts per k; the best by inertia is taken, without the labels
+    n_init: int = 10,  # starts per k; the best by inertia is taken, without the labels
     seed: int = 0,
     progress: bool = False,
 ) -> np.ndarray:
     "k-means clusterings by scikit-learn: integers, (len(ks), n). ValueError unless 1 <= k <= n."
     from sklearn.cluster import KMeans
+
     X, ks = _embedding(X), list(ks)
     if min(ks) < 1 or max(ks) > len(X):
-        raise ValueError(f"ks runs from {min(ks)} to {max(ks)}, expected numbers of clusters from 1 to "
-                         f"{len(X)}, the number of cells")
-    def fit(k): return KMeans(k, n_init=n_init, random_state=seed).fit(X).labels_
+        raise ValueError(
+            f"ks runs from {min(ks)} to {max(ks)}, expected numbers of clusters from 1 to "
+            f"{len(X)}, the number of cells"
+        )
+
+    def fit(k):
+        return KMeans(k, n_init=n_init, random_state=seed).fit(X).labels_
+
     return np.array(list(_in_threads(fit, ks, "k-means", progress)))
 
 
 def ari_kmeans(
-    X,                        # embedding (n, d)
-    labels,                   # cell types (n,)
+    X,  # embedding (n, d)
+    labels,  # cell types (n,)
     *,
-    ks=None,                  # numbers of clusters; None: 1 … number of labels
+    ks=None,  # numbers of clusters; None: 1 … number of labels
     n_init: int = 10,
     seed: int = 0,
     progress: bool = False,
@@ -389,14 +492,17 @@ def kbet_pvalues(neighbours, batch) -> np.ndarray:
     neighbour (NaN or negative) counts for no batch, while k0 cells stay expected. (Büttner et al. 2019)
     """
     from scipy.special import chdtrc
+
     neighbours = np.asarray(neighbours, dtype=float)
     n, k0 = neighbours.shape
     codes, names = _codes(batch, n, "batch")
     B = len(names)
     if np.nanmax(neighbours, initial=-1) >= n:
-        raise ValueError(f"neighbours holds index {int(np.nanmax(neighbours))}, but there are {n} cells")
-    hood = np.column_stack([np.arange(n), neighbours[:, :k0 - 1]])
-    rows, cols = np.nonzero(hood >= 0)              # NaN >= 0 is False
+        raise ValueError(
+            f"neighbours holds index {int(np.nanmax(neighbours))}, but there are {n} cells"
+        )
+    hood = np.column_stack([np.arange(n), neighbours[:, : k0 - 1]])
+    rows, cols = np.nonzero(hood >= 0)  # NaN >= 0 is False
     flat = rows * B + codes[hood[rows, cols].astype(np.int64)]
     observed = np.bincount(flat, minlength=n * B).reshape(n, B)
     expected = k0 * np.bincount(codes) / n
@@ -417,11 +523,13 @@ def _walk(indptr, indices, data, k, steps, max_steps, start, nearest):
         walk[i] = 1
         t = reached = 0
         while t < steps or reached < k + 1:
-            if t == max_steps: return max_steps + 1             # not to be reached
+            if t == max_steps:
+                return max_steps + 1  # not to be reached
             ahead[:] = 0
-            for j in range(n):                                  # ahead = walk @ T
+            for j in range(n):  # ahead = walk @ T
                 if walk[j] > 0:
-                    for e in range(indptr[j], indptr[j + 1]): ahead[indices[e]] += walk[j] * data[e]
+                    for e in range(indptr[j], indptr[j + 1]):
+                        ahead[indices[e]] += walk[j] * data[e]
             walk, ahead = ahead, walk
             t += 1
             reached = 0
@@ -429,9 +537,10 @@ def _walk(indptr, indices, data, k, steps, max_steps, start, nearest):
                 M[j] += walk[j]
                 reached += M[j] > 0
         longest = max(longest, t)
-        M[i] = -1                                               # the cell itself goes last
-        for j in range(n):                                      # insertion; of equals the first stays first
-            if j >= k and M[j] <= top[-1]: continue
+        M[i] = -1  # the cell itself goes last
+        for j in range(n):  # insertion; of equals the first stays first
+            if j >= k and M[j] <= top[-1]:
+                continue
             s = min(j, k - 1)
             while s > 0 and top[s - 1] < M[j]:
                 top[s], nearest[row, s] = top[s - 1], nearest[row, s - 1]
@@ -444,15 +553,16 @@ def _walk(indptr, indices, data, k, steps, max_steps, start, nearest):
 def _compiled_walk():
     "`_walk` as machine code, which lets other threads run; kept on disk between sessions."
     from numba import njit
+
     return njit(nogil=True, cache=True)(_walk)
 
 
 def diffusion_neighbours(
-    graph: sp.spmatrix,       # symmetric weights (n, n), no empty row
+    graph: sp.spmatrix,  # symmetric weights (n, n), no empty row
     k: int,
     *,
-    max_steps: int = 25,      # of the longest walk
-    chunk: int = 256,         # cells that one core starts from before it takes the next
+    max_steps: int = 25,  # of the longest walk
+    chunk: int = 256,  # cells that one core starts from before it takes the next
     progress: bool = False,
 ) -> np.ndarray | None:
     """The k nearest cells by random walks on `graph`: (n, k) indices, nearest first; None if not reached.
@@ -461,28 +571,41 @@ def diffusion_neighbours(
     walks are added for all cells until each has k + 1 non-zero entries (itself included), as in scib.
     """
     n = graph.shape[0]
-    if n < k + 1: return None
+    if n < k + 1:
+        return None
     T = sp.csr_matrix(graph, dtype=np.float64)
     T = sp.csr_matrix(sp.diags(1 / np.asarray(T.sum(axis=1)).ravel()) @ T)
     out, walk = np.empty((n, k), dtype=np.int64), _compiled_walk()
 
     def longest(steps):
-        def part(a): return walk(T.indptr, T.indices, T.data, k, steps, max_steps, a, out[a:a + chunk])
+        def part(a):
+            return walk(
+                T.indptr,
+                T.indices,
+                T.data,
+                k,
+                steps,
+                max_steps,
+                a,
+                out[a : a + chunk],
+            )
+
         return max(_in_threads(part, range(0, n, chunk), "walks", progress))
 
     used = longest(3)
-    if 3 < used <= max_steps: longest(used)         # all cells get the same walks: again, with longer ones
+    if 3 < used <= max_steps:
+        longest(used)  # all cells get the same walks: again, with longer ones
     return out if used <= max_steps else None
 
 # %% ../nbs/05_metrics.ipynb #cf33513a
 def kbet(
-    X,                        # embedding (n, d)
-    batch,                    # batch of each cell (n,)
-    labels,                   # cell type of each cell (n,)
+    X,  # embedding (n, d)
+    batch,  # batch of each cell (n,)
+    labels,  # cell type of each cell (n,)
     *,
-    n_neighbors: int = 50,    # of the graph, the cell itself included
-    alpha: float = 0.05,      # level of the test
-    neighbors=None,           # output of knn with k >= n_neighbors, if at hand
+    n_neighbors: int = 50,  # of the graph, the cell itself included
+    alpha: float = 0.05,  # level of the test
+    neighbors=None,  # output of knn with k >= n_neighbors, if at hand
     progress: bool = False,
 ) -> tuple[float, pd.DataFrame]:
     """kBET in [0, 1], 1 = batches mixed, and a table per label (Büttner et al. 2019; scib's settings, no R).
@@ -495,19 +618,27 @@ def kbet(
     return _kbet(X, batch, labels, n_neighbors, alpha, neighbors, progress)[:2]
 
 
-def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress=False) -> tuple:
+def _kbet(
+    X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress=False
+) -> tuple:
     "`kbet`, and for each cell whether it was accepted (1 or 0, NaN if not tested)."
     X = _embedding(X)
     codes, names = _codes(labels, len(X), "labels")
     batch, _ = _codes(batch, len(X), "batch")
     graph = _graph(X, n_neighbors, neighbors)
     order, table, accepted = _canonical_order(X), [], np.full(len(X), np.nan)
-    for l in tqdm(range(len(names)), desc="kBET", disable=not progress, leave=False):
+    for l in tqdm(
+        range(len(names)), desc="kBET", disable=not progress, leave=False
+    ):
         cells = order[codes[order] == l]
-        *row, accepted[cells] = _kbet_label(graph[cells][:, cells], batch[cells], alpha, progress)
+        *row, accepted[cells] = _kbet_label(
+            graph[cells][:, cells], batch[cells], alpha, progress
+        )
         table.append(row)
     columns = ["n", "n_batches", "k0", "dropped", "rejection", "note"]
-    table = pd.DataFrame(table, index=pd.Index(names, name="label"), columns=columns)
+    table = pd.DataFrame(
+        table, index=pd.Index(names, name="label"), columns=columns
+    )
     table["k0"] = table["k0"].astype("Int64")
     tested = table["rejection"].dropna()
     return (float(1 - tested.mean()) if len(tested) else np.nan), table, accepted
@@ -516,24 +647,54 @@ def _kbet(X, batch, labels, n_neighbors=50, alpha=0.05, neighbors=None, progress
 def _kbet_label(graph, batch, alpha, progress) -> tuple:
     "The test within one label: one row of the table of `kbet`, and whether each cell was accepted."
     n, n_batches = len(batch), len(np.unique(batch))
-    if n < 10: return n, n_batches, None, 0, np.nan, "skipped: fewer than 10 cells", np.nan
-    if n_batches == 1: return n, n_batches, None, 0, np.nan, "skipped: one batch", np.nan
+    if n < 10:
+        return (
+            n,
+            n_batches,
+            None,
+            0,
+            np.nan,
+            "skipped: fewer than 10 cells",
+            np.nan,
+        )
+    if n_batches == 1:
+        return n, n_batches, None, 0, np.nan, "skipped: one batch", np.nan
     k0 = int(np.clip(n // (4 * n_batches), 10, 70))
     graph.sort_indices()
     n_parts, part = sp.csgraph.connected_components(graph, directed=False)
-    keep = np.arange(n) if n_parts == 1 else np.flatnonzero(np.bincount(part)[part] >= 3 * k0)
+    keep = (
+        np.arange(n)
+        if n_parts == 1
+        else np.flatnonzero(np.bincount(part)[part] >= 3 * k0)
+    )
     dropped = n - len(keep)
     if len(keep) < 0.75 * n:
         why = f"set to 1: {dropped} cells in components under {3 * k0} cells"
-        return n, n_batches, k0, dropped, 1., why, 0
+        return n, n_batches, k0, dropped, 1.0, why, 0
     found = diffusion_neighbours(graph[keep][:, keep], k0, progress=progress)
     if found is None:
-        return n, n_batches, k0, dropped, 1., f"set to 1: no {k0} neighbours within the label", 0
+        return (
+            n,
+            n_batches,
+            k0,
+            dropped,
+            1.0,
+            f"set to 1: no {k0} neighbours within the label",
+            0,
+        )
     neighbours = np.full((n, k0), -1)
-    neighbours[keep] = keep[found]                  # back to positions within the label
+    neighbours[keep] = keep[found]  # back to positions within the label
     accepted = np.full(n, np.nan)
     accepted[keep] = kbet_pvalues(neighbours, batch)[keep] >= alpha
-    return n, n_batches, k0, dropped, float((accepted[keep] == 0).mean()), "", accepted
+    return (
+        n,
+        n_batches,
+        k0,
+        dropped,
+        float((accepted[keep] == 0).mean()),
+        "",
+        accepted,
+    )
 
 # %% ../nbs/05_metrics.ipynb #72e72a01
 def lisi_weights(distances, perplexity: float | None = None) -> np.ndarray:
@@ -543,24 +704,42 @@ def lisi_weights(distances, perplexity: float | None = None) -> np.ndarray:
     given. If all neighbours are equally far, all weigh the same. (Korsunsky et al. 2019)
     """
     d = np.asarray(distances, dtype=np.float64)[:, 1:]
-    target = np.log(max(1, distances.shape[1] // 3) if perplexity is None else perplexity)
-    d = d - d.min(axis=1, keepdims=True)            # the weights stay, exp does not underflow
+    target = np.log(
+        max(1, distances.shape[1] // 3) if perplexity is None else perplexity
+    )
+    d = d - d.min(
+        axis=1, keepdims=True
+    )  # the weights stay, exp does not underflow
     d /= np.maximum(d.mean(axis=1, keepdims=True), np.finfo(float).tiny)
-    P, beta, lo, hi = np.empty_like(d), np.ones(len(d)), np.zeros(len(d)), np.full(len(d), np.inf)
+    P, beta, lo, hi = (
+        np.empty_like(d),
+        np.ones(len(d)),
+        np.zeros(len(d)),
+        np.full(len(d), np.inf),
+    )
     todo = np.arange(len(d))
     for _ in range(64):
         w = np.exp(-beta[todo, None] * d[todo])
         total = w.sum(axis=1)
-        gap = np.log(total) + beta[todo] * (d[todo] * w).sum(axis=1) / total - target
+        gap = (
+            np.log(total)
+            + beta[todo] * (d[todo] * w).sum(axis=1) / total
+            - target
+        )
         P[todo] = w / total[:, None]
-        keep = np.abs(gap) > 1e-5                   # the tolerance of the original
+        keep = np.abs(gap) > 1e-5  # the tolerance of the original
         todo, gap = todo[keep], gap[keep]
-        if not len(todo): break
-        wide = gap > 0                              # too many neighbours count: steeper
+        if not len(todo):
+            break
+        wide = gap > 0  # too many neighbours count: steeper
         lo[todo[wide]] = beta[todo[wide]]
         hi[todo[~wide]] = beta[todo[~wide]]
         bounded = np.isfinite(hi[todo])
-        beta[todo] = np.where(bounded, (lo[todo] + np.where(bounded, hi[todo], 0)) / 2, beta[todo] * 2)
+        beta[todo] = np.where(
+            bounded,
+            (lo[todo] + np.where(bounded, hi[todo], 0)) / 2,
+            beta[todo] * 2,
+        )
     return P
 
 
@@ -572,7 +751,9 @@ def lisi(indices, weights, groups) -> np.ndarray:
     n = len(indices)
     codes, names = _codes(groups, n, "groups")
     flat = np.arange(n)[:, None] * len(names) + codes[indices[:, 1:]]
-    share = np.bincount(flat.ravel(), weights=weights.ravel(), minlength=n * len(names))
+    share = np.bincount(
+        flat.ravel(), weights=weights.ravel(), minlength=n * len(names)
+    )
     return 1 / (share.reshape(n, len(names)) ** 2).sum(axis=1)
 
 # %% ../nbs/05_metrics.ipynb #2c566302
@@ -592,7 +773,9 @@ def clisi(X, labels, *, neighbors=None) -> float:
     return float(np.median(_clisi_cells(indices, weights, labels)))
 
 
-def _lisi_neighbors(X, neighbors=None, k: int = 90) -> tuple[np.ndarray, np.ndarray]:
+def _lisi_neighbors(
+    X, neighbors=None, k: int = 90
+) -> tuple[np.ndarray, np.ndarray]:
     "Indices of the nearest `k` cells and their weights."
     indices, distances = _nearest(X, k, neighbors)
     return indices, lisi_weights(distances)
@@ -600,29 +783,43 @@ def _lisi_neighbors(X, neighbors=None, k: int = 90) -> tuple[np.ndarray, np.ndar
 
 def _ilisi_cells(indices, weights, batch) -> np.ndarray:
     B = len(pd.unique(np.asarray(batch)))
-    return (lisi(indices, weights, batch) - 1) / (B - 1) if B > 1 else np.full(len(indices), np.nan)
+    return (
+        (lisi(indices, weights, batch) - 1) / (B - 1)
+        if B > 1
+        else np.full(len(indices), np.nan)
+    )
 
 
 def _clisi_cells(indices, weights, labels) -> np.ndarray:
     L = len(pd.unique(np.asarray(labels)))
-    return (L - lisi(indices, weights, labels)) / (L - 1) if L > 1 else np.full(len(indices), np.nan)
+    return (
+        (L - lisi(indices, weights, labels)) / (L - 1)
+        if L > 1
+        else np.full(len(indices), np.nan)
+    )
 
 # %% ../nbs/05_metrics.ipynb #18a166e4
-def graph_connectivity(X, labels, *, n_neighbors: int = 15, neighbors=None) -> float:
+def graph_connectivity(
+    X, labels, *, n_neighbors: int = 15, neighbors=None
+) -> float:
     """Graph connectivity in (0, 1], 1 = every label is in one piece: scib's, on UMAP's graph.
 
     Mean over labels of the share of the label's cells in the largest connected component of its own graph.
     """
     X = _embedding(X)
     codes, _ = _codes(labels, len(X), "labels")
-    return _mean_of_labels(_in_largest_piece(_graph(X, n_neighbors, neighbors), codes), codes)
+    return _mean_of_labels(
+        _in_largest_piece(_graph(X, n_neighbors, neighbors), codes), codes
+    )
 
 
 def _in_largest_piece(graph, codes) -> np.ndarray:
     "1 for the cells in the largest connected component of their label's graph, 0 for the others."
     inside = np.zeros(len(codes))
     for cells in pd.Series(range(len(codes))).groupby(codes).indices.values():
-        _, part = sp.csgraph.connected_components(graph[cells][:, cells], directed=False)
+        _, part = sp.csgraph.connected_components(
+            graph[cells][:, cells], directed=False
+        )
         inside[cells] = part == np.bincount(part).argmax()
     return inside
 
@@ -639,10 +836,14 @@ def _variance_share(X, codes, times) -> float:
     n, B = len(X), codes.max() + 1
     W = sp.csr_matrix((times, (codes, np.arange(n))), shape=(B, n))
     size = np.asarray(W.sum(axis=1)).ravel()
-    means = (W @ X) / np.maximum(size, 1)[:, None]               # of each batch
+    means = (W @ X) / np.maximum(size, 1)[:, None]  # of each batch
     mean = size @ means / size.sum()
     total = times @ np.einsum("ij,ij->i", X, X) - size.sum() * mean @ mean
-    return float(size @ ((means - mean) ** 2).sum(axis=1) / total) if total > 0 else np.nan
+    return (
+        float(size @ ((means - mean) ** 2).sum(axis=1) / total)
+        if total > 0
+        else np.nan
+    )
 
 
 def pcr(X, baseline, batch) -> float:
@@ -654,27 +855,38 @@ def pcr(X, baseline, batch) -> float:
     return _pcr(batch_variance(X, batch), batch_variance(baseline, batch))
 
 
-def _pcr(after: float, before: float) -> float: return max(0., 1 - after / before) if before > 0 else np.nan
+def _pcr(after: float, before: float) -> float:
+    return max(0.0, 1 - after / before) if before > 0 else np.nan
 
 # %% ../nbs/05_metrics.ipynb #e5c47b52
 def bootstrap(
-    values,                    # one number per cell (n,); NaN: not part of the score
-    groups=None,               # integer codes (n,): the score is the mean over groups; None: one group
+    values,  # one number per cell (n,); NaN: not part of the score
+    groups=None,  # integer codes (n,): the score is the mean over groups; None: one group
     *,
-    statistic=np.mean,         # of the cells of a group
+    statistic=np.mean,  # of the cells of a group
     n_boot: int = 200,
-    level: float = .95,
+    level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
     "Percentile bootstrap interval over cells, drawn within each group; (NaN, NaN) if no cell has a number."
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
-    groups = np.zeros(len(values), dtype=int) if groups is None else np.asarray(groups)
+    groups = (
+        np.zeros(len(values), dtype=int) if groups is None else np.asarray(groups)
+    )
     parts = [values[known & (groups == g)] for g in np.unique(groups[known])]
-    if not parts: return np.nan, np.nan
+    if not parts:
+        return np.nan, np.nan
     rng = np.random.default_rng(seed)
-    return _middle([np.mean([statistic(v[rng.integers(0, len(v), len(v))]) for v in parts])
-                    for _ in range(n_boot)], level)
+    return _middle(
+        [
+            np.mean(
+                [statistic(v[rng.integers(0, len(v), len(v))]) for v in parts]
+            )
+            for _ in range(n_boot)
+        ],
+        level,
+    )
 
 
 def _middle(drawn, level: float) -> tuple[float, float]:
@@ -684,35 +896,60 @@ def _middle(drawn, level: float) -> tuple[float, float]:
 
 # %% ../nbs/05_metrics.ipynb #d1f8de32
 def bootstrap_clusters(
-    labels, clusters,          # of each cell (n,)
+    labels,
+    clusters,  # of each cell (n,)
     *,
     n_boot: int = 200,
-    level: float = .95,
+    level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     "Percentile bootstrap intervals over cells of `nmi` and `ari`; the clusters are those of all cells."
     from scipy.special import entr
+
     n = len(labels)
     table = pd.crosstab(np.asarray(labels), np.asarray(clusters)).to_numpy()
-    drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, n_boot).reshape(-1, *table.shape)
-    by_label, by_cluster, cells = drawn.sum(axis=2), drawn.sum(axis=1), drawn.reshape(n_boot, -1)
+    drawn = (
+        np.random.default_rng(seed)
+        .multinomial(n, table.ravel() / n, n_boot)
+        .reshape(-1, *table.shape)
+    )
+    by_label, by_cluster, cells = (
+        drawn.sum(axis=2),
+        drawn.sum(axis=1),
+        drawn.reshape(n_boot, -1),
+    )
 
-    def H(counts): return entr(counts / n).sum(axis=1)
-    def pairs(counts): return (counts * (counts - 1) / 2).sum(axis=1)
+    def H(counts):
+        return entr(counts / n).sum(axis=1)
+
+    def pairs(counts):
+        return (counts * (counts - 1) / 2).sum(axis=1)
+
     both = H(by_label) + H(by_cluster)
-    nmi = np.divide(2 * (both - H(cells)), both, out=np.ones(n_boot), where=both > 0)
+    nmi = np.divide(
+        2 * (both - H(cells)), both, out=np.ones(n_boot), where=both > 0
+    )
     mean = (pairs(by_label) + pairs(by_cluster)) / 2
     E = pairs(by_label) * pairs(by_cluster) / (n * (n - 1) / 2)
-    ari = np.divide(pairs(cells) - E, mean - E, out=np.ones(n_boot), where=mean != E)
+    ari = np.divide(
+        pairs(cells) - E, mean - E, out=np.ones(n_boot), where=mean != E
+    )
     return dict(nmi=_middle(nmi, level), ari=_middle(ari, level))
 
 # %% ../nbs/05_metrics.ipynb #8338ed88
-def _bootstrap_pcr(X, baseline, batch, n_boot: int = 200, level: float = .95, seed: int = 0) -> tuple:
+def _bootstrap_pcr(
+    X, baseline, batch, n_boot: int = 200, level: float = 0.95, seed: int = 0
+) -> tuple:
     "Percentile bootstrap interval over cells of `pcr`."
     codes, rng, drawn = pd.factorize(batch)[0], np.random.default_rng(seed), []
-    both = [E - E.mean(axis=0) for E in (_embedding(A).astype(np.float64) for A in (X, baseline))]
+    both = [
+        E - E.mean(axis=0)
+        for E in (_embedding(A).astype(np.float64) for A in (X, baseline))
+    ]
     for _ in range(n_boot):
-        times = np.bincount(rng.integers(0, len(codes), len(codes)), minlength=len(codes)).astype(float)
+        times = np.bincount(
+            rng.integers(0, len(codes), len(codes)), minlength=len(codes)
+        ).astype(float)
         drawn.append(_pcr(*(_variance_share(E, codes, times) for E in both)))
     return _middle(drawn, level)
 
@@ -740,33 +977,48 @@ _MEANING = {
 @dataclass(repr=False)
 class Evaluation:
     "The scores of one embedding, with the curves and the table behind them. Prints as a table."
+
     scores: dict[str, float]
-    table: pd.DataFrame        # score, low and high (95 % over cells), meaning, note (why a score is NaN)
-    nmi_curve: pd.Series       # NMI by Leiden resolution
-    ari_curve: pd.Series       # ARI by k of k-means
-    kbet_table: pd.DataFrame   # kBET by label (empty without batches)
+    table: (
+        pd.DataFrame
+    )  # score, low and high (95 % over cells), meaning, note (why a score is NaN)
+    nmi_curve: pd.Series  # NMI by Leiden resolution
+    ari_curve: pd.Series  # ARI by k of k-means
+    kbet_table: pd.DataFrame  # kBET by label (empty without batches)
 
     def __repr__(self):
         t = self.table
-        def interval(k): return "" if np.isnan(t.low[k]) else f"{t.low[k]:.3f} – {t.high[k]:.3f}"
-        def note(k): return f" ({t.note[k]})" if t.note[k] else ""
-        return "\n".join(f"{k:<20}{v:6.3f}  {interval(k):<14} {t.meaning[k]}{note(k)}"
-                         for k, v in self.scores.items())
 
-    def _repr_html_(self): return self.table.to_html(float_format="{:.3f}".format)
+        def interval(k):
+            return (
+                "" if np.isnan(t.low[k]) else f"{t.low[k]:.3f} – {t.high[k]:.3f}"
+            )
+
+        def note(k):
+            return f" ({t.note[k]})" if t.note[k] else ""
+
+        return "\n".join(
+            f"{k:<20}{v:6.3f}  {interval(k):<14} {t.meaning[k]}{note(k)}"
+            for k, v in self.scores.items()
+        )
+
+    def _repr_html_(self):
+        return self.table.to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/05_metrics.ipynb #2af05ee8
 def evaluate(
-    adata,                             # AnnData with an embedding and labels
-    embed: str = "X_gmvae",            # key of the embedding in obsm
-    batch_key: str | None = "batch",   # column of obs; None: no batches
-    labels_key: str = "cell_type",     # column of obs
-    clusters: str | None = None,       # column of obs with clusters to score, for example the model's own
-    seed: int = 0,                     # of Leiden, k-means and the intervals
-    progress: bool = True,             # show a bar
+    adata,  # AnnData with an embedding and labels
+    embed: str = "X_gmvae",  # key of the embedding in obsm
+    batch_key: str | None = "batch",  # column of obs; None: no batches
+    labels_key: str = "cell_type",  # column of obs
+    clusters: str
+    | None = None,  # column of obs with clusters to score, for example the model's own
+    seed: int = 0,  # of Leiden, k-means and the intervals
+    progress: bool = True,  # show a bar
     *,
-    baseline: str | None = None,       # key of the unintegrated PCA in obsm, for PCR
-    n_clusters: int | None = None,     # k of the label-free k-means; None: the number of given clusters
+    baseline: str | None = None,  # key of the unintegrated PCA in obsm, for PCR
+    n_clusters: int
+    | None = None,  # k of the label-free k-means; None: the number of given clusters
 ) -> Evaluation:
     """All scores of one embedding, with 95 % intervals over cells. The neighbours are computed once.
 
@@ -776,84 +1028,149 @@ def evaluate(
     """
     for arg, key in dict(embed=embed, baseline=baseline).items():
         if key is not None and key not in adata.obsm:
-            raise ValueError(f"obsm has no {key!r}; found {sorted(adata.obsm)}: store the embedding there, "
-                             f"or choose one by {arg}=")
-    for arg, key in dict(batch_key=batch_key, labels_key=labels_key, clusters=clusters).items():
+            raise ValueError(
+                f"obsm has no {key!r}; found {sorted(adata.obsm)}: store the embedding there, "
+                f"or choose one by {arg}="
+            )
+    for arg, key in dict(
+        batch_key=batch_key, labels_key=labels_key, clusters=clusters
+    ).items():
         if key is not None and key not in adata.obs:
-            raise ValueError(f"obs has no column {key!r}; found {sorted(adata.obs)}: choose one by {arg}=")
+            raise ValueError(
+                f"obs has no column {key!r}; found {sorted(adata.obs)}: choose one by {arg}="
+            )
     X = _embedding(adata.obsm[embed])
     labels = np.asarray(adata.obs[labels_key])
     codes, names = _codes(labels, len(X), f"obs[{labels_key!r}]")
     if not 2 <= len(names) < len(X):
-        raise ValueError(f"obs[{labels_key!r}] holds {len(names)} label(s) for {len(X)} cells; "
-                         "the scores need at least two labels, and labels shared by cells")
-    batch = np.zeros(len(X), dtype=int) if batch_key is None else np.asarray(adata.obs[batch_key])
+        raise ValueError(
+            f"obs[{labels_key!r}] holds {len(names)} label(s) for {len(X)} cells; "
+            "the scores need at least two labels, and labels shared by cells"
+        )
+    batch = (
+        np.zeros(len(X), dtype=int)
+        if batch_key is None
+        else np.asarray(adata.obs[batch_key])
+    )
     batch_codes, batches = _codes(batch, len(X), f"obs[{batch_key!r}]")
     if clusters is not None:
         given = np.asarray(adata.obs[clusters])
         n_given = len(_codes(given, len(X), f"obs[{clusters!r}]")[1])
         n_clusters = n_given if n_clusters is None else n_clusters
     if n_clusters is not None and not 1 <= n_clusters <= len(X):
-        raise ValueError(f"n_clusters is {n_clusters}, expected 1 to {len(X)}, the number of cells")
+        raise ValueError(
+            f"n_clusters is {n_clusters}, expected 1 to {len(X)}, the number of cells"
+        )
     with tqdm(total=6, disable=not progress) as bar:
         bar.set_description("neighbours")
         neighbors = knn(X, 90, progress=progress)
         near = _lisi_neighbors(X, neighbors)
         graph = _graph(X, 15, neighbors)
-        bar.update(); bar.set_description("silhouettes")
+        bar.update()
+        bar.set_description("silhouettes")
         s = silhouettes(X, labels, progress=progress)
-        cells = dict(asw=((s + 1) / 2, None), clisi=(_clisi_cells(*near, labels), None),
-                     graph_connectivity=(_in_largest_piece(graph, codes), codes))
-        score = dict(asw=float((s.mean() + 1) / 2), clisi=float(np.median(cells["clisi"][0])))
-        bar.update(); bar.set_description("batches")
+        cells = dict(
+            asw=((s + 1) / 2, None),
+            clisi=(_clisi_cells(*near, labels), None),
+            graph_connectivity=(_in_largest_piece(graph, codes), codes),
+        )
+        score = dict(
+            asw=float((s.mean() + 1) / 2),
+            clisi=float(np.median(cells["clisi"][0])),
+        )
+        bar.update()
+        bar.set_description("batches")
         kbet_table = pd.DataFrame()
         if len(batches) > 1:
-            found, kbet_table, more = _batch_scores(X, batch, labels, neighbors, near, progress)
+            found, kbet_table, more = _batch_scores(
+                X, batch, labels, neighbors, near, progress
+            )
             score |= found
-            cells |= more | dict(isolated_labels_asw=(_isolated_widths(s, codes, batch_codes), codes))
-            if baseline is not None: score["pcr"] = pcr(X, adata.obsm[baseline], batch)
-        score |= {k: _mean_of_labels(*v) for k, v in cells.items() if k not in score}
-        bar.update(); bar.set_description("Leiden")
+            cells |= more | dict(
+                isolated_labels_asw=(
+                    _isolated_widths(s, codes, batch_codes),
+                    codes,
+                )
+            )
+            if baseline is not None:
+                score["pcr"] = pcr(X, adata.obsm[baseline], batch)
+        score |= {
+            k: _mean_of_labels(*v) for k, v in cells.items() if k not in score
+        }
+        bar.update()
+        bar.set_description("Leiden")
         cuts = leiden(graph, seed=seed, progress=progress)
-        nmi_curve = _curve([nmi(labels, c) for c in cuts], RESOLUTIONS, "resolution", "nmi")
-        at_one = cuts[RESOLUTIONS.index(1.)]
-        bar.update(); bar.set_description("k-means")
+        nmi_curve = _curve(
+            [nmi(labels, c) for c in cuts], RESOLUTIONS, "resolution", "nmi"
+        )
+        at_one = cuts[RESOLUTIONS.index(1.0)]
+        bar.update()
+        bar.set_description("k-means")
         ks = list(range(1, len(names) + 1))
         extra = [] if n_clusters in (None, *ks) else [n_clusters]
-        means = dict(zip(ks + extra, kmeans(X, ks + extra, seed=seed, progress=progress)))
+        means = dict(
+            zip(ks + extra, kmeans(X, ks + extra, seed=seed, progress=progress))
+        )
         ari_curve = _curve([ari(labels, means[k]) for k in ks], ks, "k", "ari")
-        bar.update(); bar.set_description("intervals")
+        bar.update()
+        bar.set_description("intervals")
         medians = dict.fromkeys(("ilisi", "clisi"), np.median)
-        interval = {k: bootstrap(v, g, statistic=medians.get(k, np.mean), seed=seed)
-                    for k, (v, g) in cells.items()}
-        if "pcr" in score: interval["pcr"] = _bootstrap_pcr(X, adata.obsm[baseline], batch, seed=seed)
-        clusterings = dict(nmi_oracle=cuts[nmi_curve.argmax()], ari_oracle=means[ari_curve.idxmax()],
-                           nmi_leiden1=at_one, ari_leiden1=at_one)
-        if n_clusters is not None: clusterings["ari_kmeans"] = means[n_clusters]
-        if clusters is not None: clusterings |= dict(nmi_clusters=given, ari_clusters=given)
+        interval = {
+            k: bootstrap(v, g, statistic=medians.get(k, np.mean), seed=seed)
+            for k, (v, g) in cells.items()
+        }
+        if "pcr" in score:
+            interval["pcr"] = _bootstrap_pcr(
+                X, adata.obsm[baseline], batch, seed=seed
+            )
+        clusterings = dict(
+            nmi_oracle=cuts[nmi_curve.argmax()],
+            ari_oracle=means[ari_curve.idxmax()],
+            nmi_leiden1=at_one,
+            ari_leiden1=at_one,
+        )
+        if n_clusters is not None:
+            clusterings["ari_kmeans"] = means[n_clusters]
+        if clusters is not None:
+            clusterings |= dict(nmi_clusters=given, ari_clusters=given)
         for key, found in clusterings.items():
             kind = key[:3]
             score[key] = dict(nmi=nmi, ari=ari)[kind](labels, found)
             interval[key] = bootstrap_clusters(labels, found, seed=seed)[kind]
-        bar.update(); bar.set_description("scored")
+        bar.update()
+        bar.set_description("scored")
     absent = {"pcr"} if baseline is None else set()
-    if clusters is None: absent |= {"ari_clusters", "nmi_clusters"}
-    if n_clusters is None: absent.add("ari_kmeans")
+    if clusters is None:
+        absent |= {"ari_clusters", "nmi_clusters"}
+    if n_clusters is None:
+        absent.add("ari_kmeans")
     scores = {k: score.get(k, np.nan) for k in _MEANING if k not in absent}
     note = _notes(scores, len(batches), kbet_table)
     unknown = np.nan, np.nan
-    rows = {k: (v, *interval.get(k, unknown), _MEANING[k], note.get(k, "")) for k, v in scores.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["score", "low", "high", "meaning", "note"])
+    rows = {
+        k: (v, *interval.get(k, unknown), _MEANING[k], note.get(k, ""))
+        for k, v in scores.items()
+    }
+    table = pd.DataFrame.from_dict(
+        rows, orient="index", columns=["score", "low", "high", "meaning", "note"]
+    )
     return Evaluation(scores, table, nmi_curve, ari_curve, kbet_table)
 
 
-def _batch_scores(X, batch, labels, neighbors, near, progress=False) -> tuple[dict, pd.DataFrame, dict]:
+def _batch_scores(
+    X, batch, labels, neighbors, near, progress=False
+) -> tuple[dict, pd.DataFrame, dict]:
     "Scores that look at batches, the table of kBET, and for each score its values by cell and their groups."
-    cells = dict(batch_asw=_batch_widths(X, batch, labels, silhouettes), bras=_bras_widths(X, batch, labels),
-                 ilisi=(_ilisi_cells(*near, batch), None))
+    cells = dict(
+        batch_asw=_batch_widths(X, batch, labels, silhouettes),
+        bras=_bras_widths(X, batch, labels),
+        ilisi=(_ilisi_cells(*near, batch), None),
+    )
     score = {k: _mean_of_labels(*cells[k]) for k in ("batch_asw", "bras")}
     score["ilisi"] = float(np.median(cells["ilisi"][0]))
-    score["kbet"], table, accepted = _kbet(X, batch, labels, neighbors=neighbors, progress=progress)
+    score["kbet"], table, accepted = _kbet(
+        X, batch, labels, neighbors=neighbors, progress=progress
+    )
     cells["kbet"] = accepted, cells["bras"][1]
     return score, table, cells
 
@@ -863,23 +1180,28 @@ def _notes(scores, n_batches, kbet_table) -> dict[str, str]:
     if n_batches == 1:
         keys = "batch_asw", "kbet", "bras", "ilisi", "pcr", "isolated_labels_asw"
         return {k: "one batch: nothing to compare" for k in keys if k in scores}
-    reasons = dict(batch_asw="no label has two batches and a batch with two cells",
-                   bras="no label has two batches and a batch with two cells",
-                   pcr="the baseline has no variance between batches",
-                   kbet="no label has two batches and ten cells",
-                   isolated_labels_asw="every label is in every batch: none is isolated")
+    reasons = dict(
+        batch_asw="no label has two batches and a batch with two cells",
+        bras="no label has two batches and a batch with two cells",
+        pcr="the baseline has no variance between batches",
+        kbet="no label has two batches and ten cells",
+        isolated_labels_asw="every label is in every batch: none is isolated",
+    )
     note = {k: v for k, v in reasons.items() if np.isnan(scores.get(k, 0))}
     n_set = int(kbet_table["note"].str.startswith("set").sum())
-    if n_set: note["kbet"] = f"{n_set} of {len(kbet_table)} labels set to 0: see kbet_table"
+    if n_set:
+        note["kbet"] = (
+            f"{n_set} of {len(kbet_table)} labels set to 0: see kbet_table"
+        )
     return note
 
 # %% ../nbs/05_metrics.ipynb #ded8a0cc
 def baselines(
-    adata,                             # AnnData with the embedding, the unintegrated PCA and labels
+    adata,  # AnnData with the embedding, the unintegrated PCA and labels
     embed: str = "X_gmvae",
     batch_key: str = "batch",
     labels_key: str = "cell_type",
-    baseline: str = "X_pca",           # key of the unintegrated PCA in obsm
+    baseline: str = "X_pca",  # key of the unintegrated PCA in obsm
     *,
     seed: int = 0,
     progress: bool = True,
@@ -889,14 +1211,37 @@ def baselines(
     "shuffled" is the embedding with batches shuffled within each label: its batch scores are what perfect
     mixing comes to, its other scores are those of the embedding. ValueError as for `evaluate`.
     """
-    keys = dict(batch_key=batch_key, labels_key=labels_key, baseline=baseline, seed=seed, progress=progress)
-    rows = {key: evaluate(adata, key, **keys).scores for key in dict.fromkeys((baseline, embed))}
-    X, labels, batch = _embedding(adata.obsm[embed]), adata.obs[labels_key], np.array(adata.obs[batch_key])
-    before, shuffled = batch_variance(adata.obsm[baseline], batch), _shuffle_within(batch, labels, seed)
+    keys = dict(
+        batch_key=batch_key,
+        labels_key=labels_key,
+        baseline=baseline,
+        seed=seed,
+        progress=progress,
+    )
+    rows = {
+        key: evaluate(adata, key, **keys).scores
+        for key in dict.fromkeys((baseline, embed))
+    }
+    X, labels, batch = (
+        _embedding(adata.obsm[embed]),
+        adata.obs[labels_key],
+        np.array(adata.obs[batch_key]),
+    )
+    before, shuffled = (
+        batch_variance(adata.obsm[baseline], batch),
+        _shuffle_within(batch, labels, seed),
+    )
     row = rows[embed]
     if len(np.unique(batch)) > 1:
         neighbors = knn(X, 90)
-        found, *_ = _batch_scores(X, shuffled, labels, neighbors, _lisi_neighbors(X, neighbors), progress)
+        found, *_ = _batch_scores(
+            X,
+            shuffled,
+            labels,
+            neighbors,
+            _lisi_neighbors(X, neighbors),
+            progress,
+        )
         row = row | found | dict(pcr=_pcr(batch_variance(X, shuffled), before))
     return pd.DataFrame(rows | {f"{embed}, shuffled": row}).T
 
@@ -904,7 +1249,11 @@ def baselines(
 def _shuffle_within(batch, labels, seed: int) -> np.ndarray:
     "Batches in random order within each label."
     rng, out = np.random.default_rng(seed), np.array(batch)
-    for cells in pd.Series(range(len(out))).groupby(np.asarray(labels), sort=True).indices.values():
+    for cells in (
+        pd.Series(range(len(out)))
+        .groupby(np.asarray(labels), sort=True)
+        .indices.values()
+    ):
         out[cells] = rng.permutation(out[cells])
     return out
 
@@ -918,10 +1267,17 @@ def over_seeds(runs) -> pd.DataFrame:
     """
     scores = [dict(getattr(run, "scores", run)) for run in runs]
     if len(scores) < 2:
-        raise ValueError(f"found {len(scores)} run(s), expected at least two: one has no standard deviation")
+        raise ValueError(
+            f"found {len(scores)} run(s), expected at least two: one has no standard deviation"
+        )
     for i, other in enumerate(scores):
         odd = set(scores[0]) ^ set(other)
-        if odd: raise ValueError(f"run {i} and run 0 do not have the same scores: {', '.join(sorted(odd))} "
-                                 "in one of them only; evaluate all runs with the same arguments")
+        if odd:
+            raise ValueError(
+                f"run {i} and run 0 do not have the same scores: {', '.join(sorted(odd))} "
+                "in one of them only; evaluate all runs with the same arguments"
+            )
     t = pd.DataFrame(scores, dtype=float)
-    return pd.DataFrame(dict(mean=t.mean(), sd=t.std(), low=t.min(), high=t.max(), n=t.count()))
+    return pd.DataFrame(
+        dict(mean=t.mean(), sd=t.std(), low=t.min(), high=t.max(), n=t.count())
+    )

@@ -30,49 +30,74 @@ def nb_variance(r: Tensor, logits: Tensor) -> Tensor:
 # %% ../nbs/03_nb_likelihood.ipynb #24c55088
 def log_rising(a: Tensor, n: Tensor) -> Tensor:
     "log Γ(a+n)/Γ(a) in nats for a ≥ 1, a+n > 0, without subtracting two huge log-gammas; shapes broadcast."
-    small, big = a.clamp(max=16), a.clamp(min=16)    # each branch stays finite where the other one is taken
-    def rest(x):                                     # log Γ(x) minus Stirling's formula, to 2e-16 for x ≥ 16
+    small, big = (
+        a.clamp(max=16),
+        a.clamp(min=16),
+    )  # each branch stays finite where the other one is taken
+
+    def rest(x):  # log Γ(x) minus Stirling's formula, to 2e-16 for x ≥ 16
         i = 1 / (x * x)
-        return (1/12 - i * (1/360 - i * (1/1260 - i * (1/1680 - i / 1188)))) / x
-    stirling = (big - 0.5) * torch.log1p(n / big) + n * (torch.log(big + n) - 1) + rest(big + n) - rest(big)
-    return torch.where(a < 16, torch.lgamma(small + n) - torch.lgamma(small), stirling)
+        return (
+            1 / 12 - i * (1 / 360 - i * (1 / 1260 - i * (1 / 1680 - i / 1188)))
+        ) / x
+
+    stirling = (
+        (big - 0.5) * torch.log1p(n / big)
+        + n * (torch.log(big + n) - 1)
+        + rest(big + n)
+        - rest(big)
+    )
+    return torch.where(
+        a < 16, torch.lgamma(small + n) - torch.lgamma(small), stirling
+    )
 
 # %% ../nbs/03_nb_likelihood.ipynb #929e2b55
 def log_nb(
-    y: Tensor,      # counts, ≥ 0
-    r: Tensor,      # size (the seed's r), > 0
-    logits: Tensor, # logit of 1-p
-) -> Tensor:        # log P(y | r, p) in nats, in the precision of `r` and `logits`
+    y: Tensor,  # counts, ≥ 0
+    r: Tensor,  # size (the seed's r), > 0
+    logits: Tensor,  # logit of 1-p
+) -> Tensor:  # log P(y | r, p) in nats, in the precision of `r` and `logits`
     "Elementwise log-pmf of the negative binomial C(y+r-1, y) (1-p)^y p^r; the three shapes broadcast."
     dtype = torch.promote_types(r.dtype, logits.dtype)
     y, r, l = y.double(), r.double(), logits.double()
-    n = torch.where(y > 0, y - 1, 0.)                # at y = 0 every term but -r softplus(l) is exactly 0
-    log_coef = torch.xlogy((y > 0).double(), r) + log_rising(1 + r, n) - torch.lgamma(y + 1)
+    n = torch.where(
+        y > 0, y - 1, 0.0
+    )  # at y = 0 every term but -r softplus(l) is exactly 0
+    log_coef = (
+        torch.xlogy((y > 0).double(), r)
+        + log_rising(1 + r, n)
+        - torch.lgamma(y + 1)
+    )
     return (log_coef - r * F.softplus(l) + y * F.logsigmoid(l)).to(dtype)
 
 # %% ../nbs/03_nb_likelihood.ipynb #5d4b4caa
 class SparseLogNB(torch.autograd.Function):
     "log NB summed over genes, with both gradients computed in the same pass: see `nb_log_lik`."
+
     @staticmethod
     def forward(ctx, log_r, logits, y):
         (N, G), dtype, logits = y.shape, logits.dtype, logits.contiguous()
-        flat = lambda t: t.reshape(-1, N * G)                              # (..., N, G) -> (M, N·G)
+        flat = lambda t: t.reshape(-1, N * G)  # (..., N, G) -> (M, N·G)
         # every entry, zero or not: -r softplus(l), and its two derivatives
         r = log_r.exp()
-        d_log_r = F.softplus(logits).mul_(r).neg_()                        # (..., N, G)
+        d_log_r = F.softplus(logits).mul_(r).neg_()  # (..., N, G)
         d_logits = torch.sigmoid(logits).mul_(r).neg_()
-        out = d_log_r.sum(-1)                                              # (..., N)
+        out = d_log_r.sum(-1)  # (..., N)
         # the non-zero counts, in double: r ψ(y+r) - r ψ(1+r) has no digits left in float32 at large r
-        i = flat(y).nonzero()[:, 1]                                        # (nnz,), the same for every draw
+        i = flat(y).nonzero()[:, 1]  # (nnz,), the same for every draw
         v = flat(y)[0, i].double()
-        r, l, log_r = (flat(t).index_select(1, i).double() for t in (r, logits, log_r))   # (M, nnz)
+        r, l, log_r = (
+            flat(t).index_select(1, i).double() for t in (r, logits, log_r)
+        )  # (M, nnz)
         terms = log_r + v * F.logsigmoid(l) - torch.lgamma(v + 1)
         add_log_r, add_logits = torch.ones_like(r), v * torch.sigmoid(-l)
         # Γ(y+r)/Γ(1+r) = 1 at y = 1, most of the non-zeros: gamma functions at the others only
         j = (v != 1).nonzero()[:, 0]
         a, n = 1 + r.index_select(1, j), v[j] - 1
         terms.index_add_(1, j, log_rising(a, n))
-        add_log_r.index_add_(1, j, (a - 1) * (torch.digamma(a + n) - torch.digamma(a)))
+        add_log_r.index_add_(
+            1, j, (a - 1) * (torch.digamma(a + n) - torch.digamma(a))
+        )
         # back to cells and genes
         cells = terms.new_zeros(len(terms), N).index_add_(1, i // G, terms)
         flat(d_log_r).index_add_(1, i, add_log_r.to(dtype))
@@ -93,156 +118,231 @@ def nb_log_lik(log_r: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     return SparseLogNB.apply(*torch.broadcast_tensors(log_r, logits), y)
 
 # %% ../nbs/03_nb_likelihood.ipynb #84c539c1
-SMALL_COUNT = 16  # whole counts up to here: the rising factorial is multiplied out
+SMALL_COUNT = (
+    16  # whole counts up to here: the rising factorial is multiplied out
+)
 
 # %% ../nbs/03_nb_likelihood.ipynb #23e2f4bd
 class TiledCounts(NamedTuple):
     "The nnz non-zero counts of a mini-batch, tile by tile, inside a tile from large to small."
-    value: Tensor           # (nnz, 1), double
-    cell: Tensor            # (nnz,)
-    slot: Tensor            # (nnz,), N · (gene - first gene of the tile) + cell
-    ends: list[list[int]]   # ends[tile][i]: where the counts above i end; last: where the tile starts
-    log_factorial: Tensor   # sum over genes of log y!, (N,), double
+
+    value: Tensor  # (nnz, 1), double
+    cell: Tensor  # (nnz,)
+    slot: Tensor  # (nnz,), N · (gene - first gene of the tile) + cell
+    ends: list[
+        list[int]
+    ]  # ends[tile][i]: where the counts above i end; last: where the tile starts
+    log_factorial: Tensor  # sum over genes of log y!, (N,), double
 
 # %% ../nbs/03_nb_likelihood.ipynb #ce4c3a06
 def tile_counts(y: Tensor, tile: int) -> TiledCounts:
     "`TiledCounts` of y (N, G), dense or sparse CSR, for tiles of `tile` genes."
     N, G = y.shape
     if y.layout == torch.sparse_csr:
-        cell = torch.repeat_interleave(torch.arange(N, device=y.device), y.crow_indices().diff())
+        cell = torch.repeat_interleave(
+            torch.arange(N, device=y.device), y.crow_indices().diff()
+        )
         gene, value = y.col_indices().long(), y.values()
-        if not (value != 0).all():                                      # CSR may store zeros
+        if not (value != 0).all():  # CSR may store zeros
             cell, gene, value = (t[value != 0] for t in (cell, gene, value))
     else:
         cell, gene = y.nonzero().T
         value = y[cell, gene]
     value, n_tiles, top = value.double(), -(-G // tile), SMALL_COUNT + 1
     small = (value >= 1) & (value <= SMALL_COUNT) & (value == value.floor())
-    size = torch.where(small, value, top).long()                        # 1 … SMALL_COUNT, or top
+    size = torch.where(small, value, top).long()  # 1 … SMALL_COUNT, or top
     key = gene.div(tile, rounding_mode="floor") * top + (top - size)
     order = torch.argsort(key.int(), stable=True)
-    ends = torch.bincount(key, minlength=n_tiles * top).cumsum(0).view(n_tiles, top)
+    ends = (
+        torch.bincount(key, minlength=n_tiles * top).cumsum(0).view(n_tiles, top)
+    )
     starts = torch.cat([ends.new_zeros(1), ends[:-1, -1]])
     ends = torch.cat([ends.flip(1), starts[:, None]], 1)
     value, cell, gene, size = (t[order] for t in (value, cell, gene, size))
-    log_factorial = torch.lgamma(torch.arange(1, top + 2, device=y.device).double())[size]   # a table of 0! … 17!
+    log_factorial = torch.lgamma(
+        torch.arange(1, top + 2, device=y.device).double()
+    )[size]  # a table of 0! … 17!
     general = size == top
     log_factorial[general] = torch.lgamma(value[general] + 1)
     log_factorial = value.new_zeros(N).index_add_(0, cell, log_factorial)
-    return TiledCounts(value[:, None], cell, gene % tile * N + cell, ends.tolist(), log_factorial)
+    return TiledCounts(
+        value[:, None], cell, gene % tile * N + cell, ends.tolist(), log_factorial
+    )
 
 # %% ../nbs/03_nb_likelihood.ipynb #95055b40
 def nonzero_terms(
-    v: Tensor,        # non-zero counts of a tile, (k, 1), double
-    log_r: Tensor,    # (k, M), double
-    logits: Tensor,   # (k, M), double
+    v: Tensor,  # non-zero counts of a tile, (k, 1), double
+    log_r: Tensor,  # (k, M), double
+    logits: Tensor,  # (k, M), double
     ends: list[int],  # the tile's entry in `TiledCounts.ends`
-) -> tuple[Tensor, Tensor, Tensor]:  # value and derivatives by log r and by the logits, each (k, M)
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # value and derivatives by log r and by the logits, each (k, M)
     "log P(v) + r softplus(l) + log v!, in nats; small whole counts need no gamma function."
     r = log_r.exp()
     rising, slope = torch.ones_like(r), torch.zeros_like(r)
-    general = ends[SMALL_COUNT] - ends[-1]                              # so many at the front are not small
+    general = ends[SMALL_COUNT] - ends[-1]  # so many at the front are not small
     for i in range(1, SMALL_COUNT):
         above = slice(general, ends[i] - ends[-1])
-        if above.stop == general: break                                 # no small count is as large as that
+        if above.stop == general:
+            break  # no small count is as large as that
         factor = r[above] + i
         rising[above].mul_(factor)
         slope[above].add_(factor.reciprocal_())
     value = rising.log_()
     if general:
         a, n = 1 + r[:general], v[:general] - 1
-        value[:general], slope[:general] = log_rising(a, n), torch.digamma(a + n) - torch.digamma(a)
+        value[:general], slope[:general] = (
+            log_rising(a, n),
+            torch.digamma(a + n) - torch.digamma(a),
+        )
     value.add_(log_r).addcmul_(v, F.logsigmoid(logits))
     return value, slope.mul_(r).add_(1), torch.sigmoid(-logits).mul_(v)
 
 # %% ../nbs/03_nb_likelihood.ipynb #d5b7e9f8
 def fused_pass(
-    h: Tensor,                   # last hidden layer, (M, N, H)
-    w_r: Tensor, b_r: Tensor,    # head of log r: (G, H) and (G,)
-    w_l: Tensor, b_l: Tensor,    # head of the logits, likewise
-    log_s: Tensor | None,        # log size factors, (N, 1)
-    y: TiledCounts,              # the counts, for tiles of the same size
-    tile: int,                   # genes per tile
-    dtype: torch.dtype,          # of the matrix products
-    gradients: bool,             # compute them too?
+    h: Tensor,  # last hidden layer, (M, N, H)
+    w_r: Tensor,
+    b_r: Tensor,  # head of log r: (G, H) and (G,)
+    w_l: Tensor,
+    b_l: Tensor,  # head of the logits, likewise
+    log_s: Tensor | None,  # log size factors, (N, 1)
+    y: TiledCounts,  # the counts, for tiles of the same size
+    tile: int,  # genes per tile
+    dtype: torch.dtype,  # of the matrix products
+    gradients: bool,  # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
-    draws: Tensor | None = None, # the M_heads draws that each tile sees, (tiles, M_heads); None for all
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:  # log P in nats (M or M_heads, N); gradients of h, w_r, b_r, w_l, b_l
+    draws: Tensor
+    | None = None,  # the M_heads draws that each tile sees, (tiles, M_heads); None for all
+) -> tuple[
+    Tensor, tuple[Tensor, ...] | None
+]:  # log P in nats (M or M_heads, N); gradients of h, w_r, b_r, w_l, b_l
     "Sum over genes of log P(y | h), and the gradients of sum u log P, in memory O(M·N·tile + G·H)."
     (_, N, H), G = h.shape, len(w_r)
-    M = len(h) if draws is None else draws.shape[1]                            # here M_heads where fewer are seen
+    M = (
+        len(h) if draws is None else draws.shape[1]
+    )  # here M_heads where fewer are seen
     P = M * N
-    def new(*shape, dtype=h.dtype): return torch.empty(shape, dtype=dtype, device=h.device)
+
+    def new(*shape, dtype=h.dtype):
+        return torch.empty(shape, dtype=dtype, device=h.device)
+
     low = dtype != h.dtype
-    W, A, S = new(2 * tile, H, dtype=dtype), new(2 * tile, P), new(tile, P)    # reused by every tile
-    if low: A_low = new(2 * tile, P, dtype=dtype)
+    W, A, S = (
+        new(2 * tile, H, dtype=dtype),
+        new(2 * tile, P),
+        new(tile, P),
+    )  # reused by every tile
+    if low:
+        A_low = new(2 * tile, P, dtype=dtype)
     if gradients:
         d_h, d_b = new(N, len(h), H).zero_(), new(2, G)
-        d_w = new(G, H), new(G, H)                                             # not one of (2, G, H): malloc keeps blocks below 32 MB
-        share = new(P, H, dtype=dtype) if low or draws is not None else None   # of the tile in d_h
-        if low: d_W_low = new(2 * tile, H, dtype=dtype)
-    each = h.transpose(0, 1).to(dtype)                                         # (N, M, H): p = (n, m)
+        d_w = (
+            new(G, H),
+            new(G, H),
+        )  # not one of (2, G, H): malloc keeps blocks below 32 MB
+        share = (
+            new(P, H, dtype=dtype) if low or draws is not None else None
+        )  # of the tile in d_h
+        if low:
+            d_W_low = new(2 * tile, H, dtype=dtype)
+    each = h.transpose(0, 1).to(dtype)  # (N, M, H): p = (n, m)
     h = each.reshape(P, H) if draws is None else None
-    if log_s is not None: log_s = log_s.expand(N, M).reshape(P)
-    if upstream is not None: upstream = upstream.T.reshape(P)
-    value = -y.log_factorial[:, None].repeat(1, M)                             # (N, M), double
+    if log_s is not None:
+        log_s = log_s.expand(N, M).reshape(P)
+    if upstream is not None:
+        upstream = upstream.T.reshape(P)
+    value = -y.log_factorial[:, None].repeat(1, M)  # (N, M), double
     for k, (start, ends) in enumerate(zip(range(0, G, tile), y.ends)):
         t = min(tile, G - start)
-        if draws is not None: h = each.index_select(1, draws[k]).view(P, H)
+        if draws is not None:
+            h = each.index_select(1, draws[k]).view(P, H)
         genes, nonzero = slice(start, start + t), slice(ends[-1], ends[0])
         # log r and the logits
-        w, a, s = W[:2 * t], A[:2 * t], S[:t]
+        w, a, s = W[: 2 * t], A[: 2 * t], S[:t]
         w[:t], w[t:] = w_r[genes], w_l[genes]
-        if low: a.copy_(torch.mm(w, h.T, out=A_low[:2 * t]))
-        else: torch.mm(w, h.T, out=a)
-        log_r, l = a[:t], a[t:]                                                # (t, P), views
+        if low:
+            a.copy_(torch.mm(w, h.T, out=A_low[: 2 * t]))
+        else:
+            torch.mm(w, h.T, out=a)
+        log_r, l = a[:t], a[t:]  # (t, P), views
         log_r += b_r[genes, None]
         l += b_l[genes, None]
-        if log_s is not None: l += log_s
+        if log_s is not None:
+            l += log_s
         lowest, highest = log_r.aminmax()
-        held = log_r.abs() > 15 if max(-lowest, highest) > 15 else None        # hardly ever
-        if held is not None: log_r.clamp_(-15, 15)
+        held = (
+            log_r.abs() > 15 if max(-lowest, highest) > 15 else None
+        )  # hardly ever
+        if held is not None:
+            log_r.clamp_(-15, 15)
         # the non-zero counts, in double
         slot, by_slot = y.slot[nonzero], lambda x: x.view(t * N, M)
         terms, add_r, add_l = nonzero_terms(
-            y.value[nonzero], *(by_slot(x).index_select(0, slot).double() for x in (log_r, l)), ends)
+            y.value[nonzero],
+            *(by_slot(x).index_select(0, slot).double() for x in (log_r, l)),
+            ends,
+        )
         value.index_add_(0, y.cell[nonzero], terms)
         # all counts: -r softplus(l), its own derivative by log r; the buffers of log r and l become D
         r, d_r, d_l = log_r.exp_(), log_r, l
         torch.ops.aten.softplus.out(l, out=s)
-        if gradients: l.sigmoid_().mul_(r).neg_()
+        if gradients:
+            l.sigmoid_().mul_(r).neg_()
         r.mul_(s).neg_()
         value += d_r.sum(0).view(N, M)
-        if not gradients: continue
+        if not gradients:
+            continue
         by_slot(d_r).index_add_(0, slot, add_r.to(a.dtype))
         by_slot(d_l).index_add_(0, slot, add_l.to(a.dtype))
-        if held is not None: d_r.masked_fill_(held, 0)
-        if upstream is not None: a *= upstream
+        if held is not None:
+            d_r.masked_fill_(held, 0)
+        if upstream is not None:
+            a *= upstream
         # gradients
         d_b[0, genes], d_b[1, genes] = d_r.sum(1), d_l.sum(1)
         if low:
-            a = A_low[:2 * t].copy_(a)
-            d_W = torch.mm(a, h, out=d_W_low[:2 * t])
+            a = A_low[: 2 * t].copy_(a)
+            d_W = torch.mm(a, h, out=d_W_low[: 2 * t])
             d_w[0][genes], d_w[1][genes] = d_W[:t], d_W[t:]
         else:
             torch.mm(d_r, h, out=d_w[0][genes])
             torch.mm(d_l, h, out=d_w[1][genes])
-        if share is None: d_h.view(P, H).addmm_(a.T, w)
+        if share is None:
+            d_h.view(P, H).addmm_(a.T, w)
         else:
             torch.mm(a.T, w, out=share)
-            if draws is None: d_h.view(P, H).add_(share)
-            else: d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
+            if draws is None:
+                d_h.view(P, H).add_(share)
+            else:
+                d_h.index_add_(1, draws[k], share.view(N, M, H).to(d_h.dtype))
     value = value.T.to(S.dtype)
-    return value, (d_h.transpose(0, 1), d_w[0], d_b[0], d_w[1], d_b[1]) if gradients else None
+    return value, (
+        d_h.transpose(0, 1),
+        d_w[0],
+        d_b[0],
+        d_w[1],
+        d_b[1],
+    ) if gradients else None
 
 # %% ../nbs/03_nb_likelihood.ipynb #91b553e1
 class FusedNB(torch.autograd.Function):
     "log P(y | h) summed over genes, from the hidden layer and both heads' weights: see `NBHeads.log_prob`."
+
     @staticmethod
-    def forward(ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None):
-        inputs, ctx.rest, ctx.draws, ctx.mean = (h, w_r, b_r, w_l, b_l), (log_s, y, tile, dtype), draws, mean
+    def forward(
+        ctx, h, w_r, b_r, w_l, b_l, log_s, y, tile, dtype, mean, draws=None
+    ):
+        inputs, ctx.rest, ctx.draws, ctx.mean = (
+            (h, w_r, b_r, w_l, b_l),
+            (log_s, y, tile, dtype),
+            draws,
+            mean,
+        )
         one_pass = mean and any(ctx.needs_input_grad)
-        value, ctx.gradients = fused_pass(*inputs, *ctx.rest, gradients=one_pass, draws=draws)
+        value, ctx.gradients = fused_pass(
+            *inputs, *ctx.rest, gradients=one_pass, draws=draws
+        )
         ctx.save_for_backward(*inputs)
         ctx.P = value.numel()
         return value.mean() if mean else value
@@ -250,63 +350,96 @@ class FusedNB(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        gradients, ctx.gradients = ctx.gradients, None    # given away, to be scaled in place; a second backward makes them anew
+        gradients, ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # given away, to be scaled in place; a second backward makes them anew
         if gradients is None:
-            _, gradients = fused_pass(*ctx.saved_tensors, *ctx.rest, gradients=True, upstream=None if ctx.mean else grad, draws=ctx.draws)
-        if ctx.mean: gradients = [d.mul_(grad / ctx.P) for d in gradients]
+            _, gradients = fused_pass(
+                *ctx.saved_tensors,
+                *ctx.rest,
+                gradients=True,
+                upstream=None if ctx.mean else grad,
+                draws=ctx.draws,
+            )
+        if ctx.mean:
+            gradients = [d.mul_(grad / ctx.P) for d in gradients]
         return *gradients, *[None] * 6
 
 # %% ../nbs/03_nb_likelihood.ipynb #a39d4fa5
 class NBHeads(nn.Module):
     "Two linear heads: from a decoder's last hidden layer to the negative binomial's log r and logits, or log r and log mean, per gene."
+
     def __init__(
         self,
-        n_hidden: int, # width H of the decoder's last hidden layer
+        n_hidden: int,  # width H of the decoder's last hidden layer
         n_genes: int,  # number of genes G
         of_mean: bool = False,  # the second head gives log m in place of the logits
     ):
         super().__init__()
         if n_hidden < 1 or n_genes < 1:
-            raise ValueError(f"NBHeads: n_hidden and n_genes must be at least 1, "
-                             f"found {n_hidden} and {n_genes}.")
+            raise ValueError(
+                f"NBHeads: n_hidden and n_genes must be at least 1, "
+                f"found {n_hidden} and {n_genes}."
+            )
         self.log_r, self.of_mean = nn.Linear(n_hidden, n_genes), of_mean
-        if of_mean: self.log_mean = nn.Linear(n_hidden, n_genes)
-        else: self.logits = nn.Linear(n_hidden, n_genes)
+        if of_mean:
+            self.log_mean = nn.Linear(n_hidden, n_genes)
+        else:
+            self.logits = nn.Linear(n_hidden, n_genes)
 
     @property
     def second(self) -> nn.Linear:
         "The head beside log r."
         return self.log_mean if self.of_mean else self.logits
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]: # (G, H), (G,), (G, H), (G,)
+    def weights(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # (G, H), (G,), (G, H), (G,)
         "Weight and bias of log r, and of the logits, whichever the second head gives."
         r, other = self.log_r, self.second
-        if not self.of_mean: return r.weight, r.bias, other.weight, other.bias
+        if not self.of_mean:
+            return r.weight, r.bias, other.weight, other.bias
         return r.weight, r.bias, other.weight - r.weight, other.bias - r.bias
 
     @torch.no_grad()
     def decay(self, share: float) -> None:
         "Weights shrink by a factor exp(-share); biases, which hold the genes' levels, do not."
-        for head in (self.log_r, self.second): head.weight.mul_(math.exp(-share))
+        for head in (self.log_r, self.second):
+            head.weight.mul_(math.exp(-share))
 
     def log_size(self, size_factor: Tensor, n_cells: int) -> Tensor:
         "log of the size factors s (N, 1), once they are found sound."
         if size_factor.shape != (n_cells, 1):
-            raise ValueError(f"size_factor: found shape {tuple(size_factor.shape)}, expected one per cell, "
-                             f"({n_cells}, 1).")
+            raise ValueError(
+                f"size_factor: found shape {tuple(size_factor.shape)}, expected one per cell, "
+                f"({n_cells}, 1)."
+            )
         if not (size_factor.isfinite() & (size_factor > 0)).all():
-            raise ValueError("size_factor: found a value that is zero, negative or not finite, "
-                             "expected positive numbers; drop cells without counts.")
+            raise ValueError(
+                "size_factor: found a value that is zero, negative or not finite, "
+                "expected positive numbers; drop cells without counts."
+            )
         return size_factor.log()
 
-    def log_params(self, h: Tensor, size_factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def log_params(
+        self, h: Tensor, size_factor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         "(log r, logits), each (..., N, G), of h (..., N, H); a size factor s (N, 1) scales the mean, not r."
         w_r, b_r, w_l, b_l = self.weights()
-        log_r, logits = F.linear(h, w_r, b_r).clamp(-15, 15), F.linear(h, w_l, b_l)
-        if size_factor is None: return log_r, logits
-        return log_r, logits + self.log_size(size_factor, h.shape[-2]).to(logits.dtype)
+        log_r, logits = (
+            F.linear(h, w_r, b_r).clamp(-15, 15),
+            F.linear(h, w_l, b_l),
+        )
+        if size_factor is None:
+            return log_r, logits
+        return log_r, logits + self.log_size(size_factor, h.shape[-2]).to(
+            logits.dtype
+        )
 
-    def forward(self, h: Tensor, size_factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, size_factor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         "(r, logits), each (..., N, G), of h (..., N, H) and optional size factors (N, 1)."
         log_r, logits = self.log_params(h, size_factor)
         return log_r.exp(), logits
@@ -317,59 +450,85 @@ def partition(M: int, M_heads: int, n_tiles: int) -> Tensor:
     return torch.arange(n_tiles * M_heads).view(n_tiles, M_heads) % M
 
 # %% ../nbs/03_nb_likelihood.ipynb #f8918160
-TILE_ENTRIES, TILE_GENES = 2**19, 32  # entries of a tile (draws · cells · genes); the fewest genes of one
+TILE_ENTRIES, TILE_GENES = (
+    2**19,
+    32,
+)  # entries of a tile (draws · cells · genes); the fewest genes of one
 
 # %% ../nbs/03_nb_likelihood.ipynb #88c9a8bd
 @patch
 def log_prob(
     self: NBHeads,
-    h: Tensor,                           # decoder's last hidden layer, (M, N, H)
-    y: Tensor,                           # counts, (N, G), dense or sparse CSR
-    size_factor: Tensor | None = None,   # (N, 1), positive
+    h: Tensor,  # decoder's last hidden layer, (M, N, H)
+    y: Tensor,  # counts, (N, G), dense or sparse CSR
+    size_factor: Tensor | None = None,  # (N, 1), positive
     *,
-    impl: str = "sparse",                # "dense", "sparse" or "fused"
+    impl: str = "sparse",  # "dense", "sparse" or "fused"
     dtype: torch.dtype = torch.float32,  # of the fused products: torch.float32 (as the weights) or bfloat16
-    reduction: str = "none",             # "none", or "mean" over draws and cells
-    M_heads: int | None = None,          # fused mean: so many of the M draws for each gene tile; None for all
-) -> Tensor:                             # (M, N), or a scalar
+    reduction: str = "none",  # "none", or "mean" over draws and cells
+    M_heads: int
+    | None = None,  # fused mean: so many of the M draws for each gene tile; None for all
+) -> Tensor:  # (M, N), or a scalar
     "log P(y | h) in nats per cell, summed over genes. ValueError for another shape, layout or option."
     shape = (h.shape[-2], self.log_r.out_features)
     if y.shape != shape:
-        raise ValueError(f"y: found counts of shape {tuple(y.shape)}, expected (cells, genes) = {shape}, "
-                         "as many cells as h has.")
+        raise ValueError(
+            f"y: found counts of shape {tuple(y.shape)}, expected (cells, genes) = {shape}, "
+            "as many cells as h has."
+        )
     if y.layout not in (torch.strided, torch.sparse_csr):
-        raise ValueError(f"y: found the layout {y.layout}, expected a dense tensor or torch.sparse_csr; "
-                         "y.to_sparse_csr() makes one.")
-    options = dict(impl=(impl, ("dense", "sparse", "fused")), reduction=(reduction, ("none", "mean")),
-                   dtype=(dtype, (torch.float32, torch.bfloat16)))
+        raise ValueError(
+            f"y: found the layout {y.layout}, expected a dense tensor or torch.sparse_csr; "
+            "y.to_sparse_csr() makes one."
+        )
+    options = dict(
+        impl=(impl, ("dense", "sparse", "fused")),
+        reduction=(reduction, ("none", "mean")),
+        dtype=(dtype, (torch.float32, torch.bfloat16)),
+    )
     for name, (found, known) in options.items():
-        if found not in known: raise ValueError(f"{name}: found {found!r}, expected one of {known}.")
+        if found not in known:
+            raise ValueError(f"{name}: found {found!r}, expected one of {known}.")
     mean = reduction == "mean"
     if M_heads is not None:
         if impl != "fused" or not mean:
-            raise ValueError(f'M_heads: needs impl="fused" and reduction="mean", found {impl!r} and '
-                             f'{reduction!r}.')
+            raise ValueError(
+                f'M_heads: needs impl="fused" and reduction="mean", found {impl!r} and '
+                f"{reduction!r}."
+            )
         M = h.shape[:-2].numel()
-        if not 1 <= M_heads <= M: raise ValueError(f"M_heads: found {M_heads}, expected 1 to M = {M}.")
+        if not 1 <= M_heads <= M:
+            raise ValueError(f"M_heads: found {M_heads}, expected 1 to M = {M}.")
     if impl != "fused":
         if dtype == torch.bfloat16:
-            raise ValueError(f'dtype: torch.bfloat16 needs impl="fused", found {impl!r}.')
-        if y.layout == torch.sparse_csr: y = y.to_dense()
+            raise ValueError(
+                f'dtype: torch.bfloat16 needs impl="fused", found {impl!r}.'
+            )
+        if y.layout == torch.sparse_csr:
+            y = y.to_dense()
         log_r, logits = self.log_params(h, size_factor)
-        value = nb_log_lik(log_r, logits, y) if impl == "sparse" else log_nb(y, log_r.exp(), logits).sum(-1)
+        value = (
+            nb_log_lik(log_r, logits, y)
+            if impl == "sparse"
+            else log_nb(y, log_r.exp(), logits).sum(-1)
+        )
         return value.mean() if mean else value
     weights = self.weights()
     draws, log_s = h.reshape(-1, *h.shape[-2:]).to(weights[0].dtype), None
     if size_factor is not None:
         if size_factor.requires_grad:
-            raise ValueError('size_factor: it requires a gradient, which impl="fused" does not give; '
-                             'use impl="sparse".')
+            raise ValueError(
+                'size_factor: it requires a gradient, which impl="fused" does not give; '
+                'use impl="sparse".'
+            )
         log_s = self.log_size(size_factor, h.shape[-2]).to(draws.dtype)
     rows, G, of_tile = max(1, (M_heads or len(draws)) * shape[0]), shape[1], None
     tile = min(G, max(TILE_GENES, TILE_ENTRIES // rows))
     if M_heads is not None:
-        tile = min(tile, -(-G // M))                                     # at least M tiles, if there are M genes
+        tile = min(tile, -(-G // M))  # at least M tiles, if there are M genes
         of_tile = partition(M, M_heads, -(-G // tile)).to(h.device)
     dtype = torch.bfloat16 if dtype == torch.bfloat16 else draws.dtype
-    value = FusedNB.apply(draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile)
+    value = FusedNB.apply(
+        draws, *weights, log_s, tile_counts(y, tile), tile, dtype, mean, of_tile
+    )
     return value if mean else value.view(h.shape[:-1])

@@ -35,7 +35,18 @@ def palette(
     from matplotlib.colors import to_hex
     from scanpy.plotting import palettes
 
-    found = next((p for p in (palettes.default_20, palettes.default_28, palettes.default_102) if n <= len(p)), palettes.default_102)
+    found = next(
+        (
+            p
+            for p in (
+                palettes.default_20,
+                palettes.default_28,
+                palettes.default_102,
+            )
+            if n <= len(p)
+        ),
+        palettes.default_102,
+    )
     return [to_hex(found[i % len(found)]) for i in range(n)]
 
 # %% ../nbs/report.ipynb #e1e77f44
@@ -46,7 +57,9 @@ def png(
     "A figure as a data address."
     with io.BytesIO() as out:
         fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
-        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+        return (
+            "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+        )
 
 # %% ../nbs/report.ipynb #8eab5be0
 MAP_CELLS = 60_000  # more than this many cells are thinned out at random, in the maps alone
@@ -61,23 +74,46 @@ def on_map(
         warnings.simplefilter("ignore", RuntimeWarning)  # all NaN
         low, high = np.nanmin(xy, 0), np.nanmax(xy, 0)
     width = np.where(high > low, high - low, 1)
-    return np.nan_to_num((0.03 + 0.94 * (xy - low) / width) * 65535, nan=32767).astype(np.uint16)
+    return np.nan_to_num(
+        (0.03 + 0.94 * (xy - low) / width) * 65535, nan=32767
+    ).astype(np.uint16)
 
 # %% ../nbs/report.ipynb #ef8186a5
 def draw_map(
     place: np.ndarray,  # (N, 2) from on_map
     colours: np.ndarray,  # (N,) of each cell; numbers are drawn on viridis, 0 to 1
-    names: pd.Categorical | None = None,  # (N,) names short enough to be written on the map
+    names: pd.Categorical
+    | None = None,  # (N,) names short enough to be written on the map
 ) -> Figure:
     "Cells as dots, drawn in random order so that no group hides another."
     order = np.random.default_rng(0).permutation(len(place))
     fig = Figure(figsize=(4.6, 4.6))
     ax = fig.add_axes((0, 0, 1, 1), frameon=False)
-    scale = dict(vmin=0, vmax=1, cmap="viridis") if colours.dtype.kind == "f" else {}
-    ax.scatter(*place[order].T, c=colours[order], s=np.clip(12000 / len(place), 0.6, 20), lw=0, **scale)
+    scale = (
+        dict(vmin=0, vmax=1, cmap="viridis") if colours.dtype.kind == "f" else {}
+    )
+    ax.scatter(
+        *place[order].T,
+        c=colours[order],
+        s=np.clip(12000 / len(place), 0.6, 20),
+        lw=0,
+        **scale,
+    )
     for code, name in enumerate([] if names is None else names.categories):
-        middle = np.median(place[names.codes == code], axis=0) if (names.codes == code).any() else (-1, -1)
-        ax.annotate(name, middle, ha="center", va="center", fontsize=9, weight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+        middle = (
+            np.median(place[names.codes == code], axis=0)
+            if (names.codes == code).any()
+            else (-1, -1)
+        )
+        ax.annotate(
+            name,
+            middle,
+            ha="center",
+            va="center",
+            fontsize=9,
+            weight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
     ax.set(xlim=(0, 65535), ylim=(0, 65535), xticks=[], yticks=[])
     return fig
 
@@ -87,15 +123,28 @@ def draw_curves(
     K: int,
 ) -> dict[str, str]:  # loss and z, as data addresses
     "Loss, and what became of the mixture."
+
     def one(draw):
         fig = Figure(figsize=(5, 3.1), layout="constrained")
         ax = fig.add_subplot()
         draw(ax)
         ax.set_title("")
         legend = ax.get_legend()
-        ax.legend(legend.legend_handles, [t.get_text() for t in legend.get_texts()], frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+        ax.legend(
+            legend.legend_handles,
+            [t.get_text() for t in legend.get_texts()],
+            frameon=False,
+            fontsize=8,
+            ncols=4,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+        )
         return png(fig)
-    return dict(loss=one(lambda ax: plot_loss(history, ax)), z=one(lambda ax: plot_z_prior(history, K, ax)))
+
+    return dict(
+        loss=one(lambda ax: plot_loss(history, ax)),
+        z=one(lambda ax: plot_z_prior(history, K, ax)),
+    )
 
 # %% ../nbs/report.ipynb #21b587dc
 MARKER_CELLS = 3  # clusters with fewer cells are not tested
@@ -110,23 +159,58 @@ def marker_genes(
     "The genes that mark each cluster."
     import scanpy as sc
 
-    columns = ["cluster", "rank", "gene", "score", "log2_fold_change", "share_in", "share_out"]
+    columns = [
+        "cluster",
+        "rank",
+        "gene",
+        "score",
+        "log2_fold_change",
+        "share_in",
+        "share_out",
+    ]
     sizes = pd.Series(clusters).value_counts()
-    tested = [c for c in clusters.categories if MARKER_CELLS <= sizes[c] < len(clusters)]
+    tested = [
+        c for c in clusters.categories if MARKER_CELLS <= sizes[c] < len(clusters)
+    ]
     if not tested:
         return pd.DataFrame(columns=columns)
-    a = AnnData(counts.copy(), obs=pd.DataFrame({"cluster": clusters}, index=[str(i) for i in range(len(clusters))]), var=pd.DataFrame(index=list(genes)))
+    a = AnnData(
+        counts.copy(),
+        obs=pd.DataFrame(
+            {"cluster": clusters}, index=[str(i) for i in range(len(clusters))]
+        ),
+        var=pd.DataFrame(index=list(genes)),
+    )
     sc.pp.normalize_total(a, target_sum=1e4)
     sc.pp.log1p(a)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scanpy's, about the speed of its own tables
-        sc.tl.rank_genes_groups(a, "cluster", groups=tested, method="t-test", pts=True, n_genes=min(n_genes, a.n_vars))
+        warnings.simplefilter(
+            "ignore"
+        )  # scanpy's, about the speed of its own tables
+        sc.tl.rank_genes_groups(
+            a,
+            "cluster",
+            groups=tested,
+            method="t-test",
+            pts=True,
+            n_genes=min(n_genes, a.n_vars),
+        )
         found = sc.get.rank_genes_groups_df(a, group=None)
     if "group" not in found:  # scanpy leaves it out for a single group
         found["group"] = tested[0]
     found = found[(found["logfoldchanges"] > 0) & (found["scores"] > 0)]
-    found = found.assign(rank=found.groupby("group", observed=True).cumcount() + 1).rename(
-        columns={"group": "cluster", "names": "gene", "scores": "score", "logfoldchanges": "log2_fold_change", "pct_nz_group": "share_in", "pct_nz_reference": "share_out"})
+    found = found.assign(
+        rank=found.groupby("group", observed=True).cumcount() + 1
+    ).rename(
+        columns={
+            "group": "cluster",
+            "names": "gene",
+            "scores": "score",
+            "logfoldchanges": "log2_fold_change",
+            "pct_nz_group": "share_in",
+            "pct_nz_reference": "share_out",
+        }
+    )
     return found[columns].reset_index(drop=True)
 
 # %% ../nbs/report.ipynb #c350afbe
@@ -136,15 +220,29 @@ def cluster_rows(
     labels: pd.Categorical | None,
     markers: pd.DataFrame,  # from marker_genes
     n_genes: int = 8,
-) -> list[dict]:  # one per cluster that has cells: name, cells, share, confidence, unsure, batches, label, label_share, genes
+) -> list[
+    dict
+]:  # one per cluster that has cells: name, cells, share, confidence, unsure, batches, label, label_share, genes
     "A cluster in one row."
     rows = []
     for name in obs["gmvae_cluster"].cat.categories:
         here = (obs["gmvae_cluster"] == name).to_numpy()
-        row = dict(name=name, cells=int(here.sum()), share=here.mean(), confidence=obs["gmvae_confidence"][here].mean(), unsure=obs["gmvae_unsure"][here].mean(),
-                   genes=list(markers.loc[markers["cluster"] == name, "gene"][:n_genes]), batches=[], label=None, label_share=None)
+        row = dict(
+            name=name,
+            cells=int(here.sum()),
+            share=here.mean(),
+            confidence=obs["gmvae_confidence"][here].mean(),
+            unsure=obs["gmvae_unsure"][here].mean(),
+            genes=list(markers.loc[markers["cluster"] == name, "gene"][:n_genes]),
+            batches=[],
+            label=None,
+            label_share=None,
+        )
         if batch is not None:
-            row["batches"] = list(np.bincount(batch.codes[here], minlength=len(batch.categories)) / here.sum())
+            row["batches"] = list(
+                np.bincount(batch.codes[here], minlength=len(batch.categories))
+                / here.sum()
+            )
         if labels is not None:
             top = pd.Series(labels[here]).value_counts(normalize=True)
             row |= dict(label=top.index[0], label_share=top.iloc[0])
@@ -162,7 +260,10 @@ def unsure_pairs(
         return []
     two = np.sort(np.argsort(-prob[unsure], axis=1, kind="stable")[:, :2], axis=1)
     pairs, cells = np.unique(two, axis=0, return_counts=True)
-    return [(int(a), int(b), int(c)) for (a, b), c in sorted(zip(pairs, cells), key=lambda p: -p[1])[:n]]
+    return [
+        (int(a), int(b), int(c))
+        for (a, b), c in sorted(zip(pairs, cells), key=lambda p: -p[1])[:n]
+    ]
 
 # %% ../nbs/report.ipynb #5931a7ac
 def remarks(
@@ -174,18 +275,36 @@ def remarks(
     "What a reader should know before she believes the clusters."
     said, last = [], history.iloc[-1]
     if K > 1 and last["effective_K"] < 1.5:
-        said.append(f"The mixture has collapsed: of {K} clusters practically one carries all cells (effective number {last['effective_K']:.1f}). The clusters below mean nothing; "
-                    "the embedding may still be good. Cluster it with Leiden (sc.pp.neighbors with use_rep=\"X_gmvae\", then sc.tl.leiden), or train with another preset.")
+        said.append(
+            f"The mixture has collapsed: of {K} clusters practically one carries all cells (effective number {last['effective_K']:.1f}). The clusters below mean nothing; "
+            'the embedding may still be good. Cluster it with Leiden (sc.pp.neighbors with use_rep="X_gmvae", then sc.tl.leiden), or train with another preset.'
+        )
     elif used < K / 2:
-        said.append(f"Of {K} clusters {used} are in use. That need not be wrong: the data may not support more. Compare with a smaller K.")
-    loss = history["test_neg_elbo" if "test_neg_elbo" in history else "train_neg_elbo"]
-    recent = loss.iloc[-min(4, len(loss)):]
-    fall = -np.polyfit(range(len(recent)), recent, 1)[0] if len(recent) > 1 else np.inf
+        said.append(
+            f"Of {K} clusters {used} are in use. That need not be wrong: the data may not support more. Compare with a smaller K."
+        )
+    loss = history[
+        "test_neg_elbo" if "test_neg_elbo" in history else "train_neg_elbo"
+    ]
+    recent = loss.iloc[-min(4, len(loss)) :]
+    fall = (
+        -np.polyfit(range(len(recent)), recent, 1)[0]
+        if len(recent) > 1
+        else np.inf
+    )
     if len(loss) < 5 or fall > 5e-4 * abs(recent.iloc[-1]):
-        still = f"the loss was still falling by {fall:.1f} nats per cell and epoch" if np.isfinite(fall) else "there was one epoch"
-        said.append(f"Training stopped early, after {len(loss)} epoch{'s' * (len(loss) > 1)}: {still}. Give it more with a larger max_epochs and resume.")
+        still = (
+            f"the loss was still falling by {fall:.1f} nats per cell and epoch"
+            if np.isfinite(fall)
+            else "there was one epoch"
+        )
+        said.append(
+            f"Training stopped early, after {len(loss)} epoch{'s' * (len(loss) > 1)}: {still}. Give it more with a larger max_epochs and resume."
+        )
     if unsure > 0.1:
-        said.append(f"{unsure:.0%} of the cells are unsure of their cluster: K may be too large, or these cells lie between types.")
+        said.append(
+            f"{unsure:.0%} of the cells are unsure of their cluster: K may be too large, or these cells lie between types."
+        )
     return said
 
 # %% ../nbs/report.ipynb #2cb9541c
@@ -409,9 +528,23 @@ PAGE = """<!doctype html>
 """
 
 # %% ../nbs/report.ipynb #45cf3e4f
-SCORE_NAMES = {**COLUMNS, "ari_oracle": "ARI, best of k-means", "nmi_oracle": "NMI, best of Leiden", "batch_asw": "batch ASW", "bras": "BRAS", "ilisi": "iLISI", "clisi": "cLISI",
-               "graph_connectivity": "graph connectivity", "pcr": "PCR", "isolated_labels_asw": "isolated labels ASW", "nmi_leiden1": "NMI, Leiden",
-               "ari_leiden1": "ARI, Leiden", "ari_kmeans": "ARI, k-means", "ari_clusters": "ARI, these clusters", "nmi_clusters": "NMI, these clusters"}
+SCORE_NAMES = {
+    **COLUMNS,
+    "ari_oracle": "ARI, best of k-means",
+    "nmi_oracle": "NMI, best of Leiden",
+    "batch_asw": "batch ASW",
+    "bras": "BRAS",
+    "ilisi": "iLISI",
+    "clisi": "cLISI",
+    "graph_connectivity": "graph connectivity",
+    "pcr": "PCR",
+    "isolated_labels_asw": "isolated labels ASW",
+    "nmi_leiden1": "NMI, Leiden",
+    "ari_leiden1": "ARI, Leiden",
+    "ari_kmeans": "ARI, k-means",
+    "ari_clusters": "ARI, these clusters",
+    "nmi_clusters": "NMI, these clusters",
+}
 
 # %% ../nbs/report.ipynb #6fde7b04
 def write_report(
@@ -421,52 +554,153 @@ def write_report(
     out = Path(out)
     run, metrics = read_json(out / "run.json"), read_json(out / "metrics.json")
     if not (out / "annotated.h5ad").is_file():
-        raise ValueError(f"{out} has no annotated.h5ad: the run is not finished; run gmvae_train again with --resume")
-    adata, history = read_h5ad(out / "annotated.h5ad"), pd.read_csv(out / "history.csv")
-    found, obs, prob = find_counts(adata, run["layer"]), adata.obs, adata.obsm["gmvae_prob"]
+        raise ValueError(
+            f"{out} has no annotated.h5ad: the run is not finished; run gmvae_train again with --resume"
+        )
+    adata, history = (
+        read_h5ad(out / "annotated.h5ad"),
+        pd.read_csv(out / "history.csv"),
+    )
+    found, obs, prob = (
+        find_counts(adata, run["layer"]),
+        adata.obs,
+        adata.obsm["gmvae_prob"],
+    )
     genes = make_index_unique(found.adata.var_names.astype(str))
-    markers = marker_genes(get_counts(found.adata, found.layer, allow_empty_genes=True), genes, obs["gmvae_cluster"].values)
-    write_atomically(out / "markers.csv", lambda path: markers.to_csv(path, index=False))
+    markers = marker_genes(
+        get_counts(found.adata, found.layer, allow_empty_genes=True),
+        genes,
+        obs["gmvae_cluster"].values,
+    )
+    write_atomically(
+        out / "markers.csv", lambda path: markers.to_csv(path, index=False)
+    )
 
-    key, labels_key, settings = run["settings"]["batch_key"], run["labels_key"], run["settings"]
+    key, labels_key, settings = (
+        run["settings"]["batch_key"],
+        run["labels_key"],
+        run["settings"],
+    )
     batch = None if key is None else get_categories(adata, key, "batch_key")
-    labels = None if labels_key is None else get_categories(adata, labels_key, "labels_key")
+    labels = (
+        None
+        if labels_key is None
+        else get_categories(adata, labels_key, "labels_key")
+    )
     shown = np.arange(adata.n_obs)
     if adata.n_obs > MAP_CELLS:
-        shown = np.sort(np.random.default_rng(0).choice(adata.n_obs, MAP_CELLS, replace=False))
+        shown = np.sort(
+            np.random.default_rng(0).choice(adata.n_obs, MAP_CELLS, replace=False)
+        )
     place = on_map(adata.obsm["X_gmvae_umap"][shown])
-    numbers = pd.Categorical(obs["gmvae_cluster"].astype(str), categories=sorted(obs["gmvae_cluster"].astype(str).unique(), key=int))
+    numbers = pd.Categorical(
+        obs["gmvae_cluster"].astype(str),
+        categories=sorted(obs["gmvae_cluster"].astype(str).unique(), key=int),
+    )
     maps = []
-    for title, groups in (("cluster", numbers), (key, batch), (labels_key, labels)):
+    for title, groups in (
+        ("cluster", numbers),
+        (key, batch),
+        (labels_key, labels),
+    ):
         if groups is not None:
             colours = palette(len(groups.categories))
-            maps.append(dict(title=title, names=list(groups.categories), colours=colours, src=png(draw_map(place, np.array(colours)[groups.codes[shown]], groups[shown] if groups is numbers else None)),
-                             codes=base64.b64encode(groups.codes[shown].astype("<u2").tobytes()).decode()))
-    maps.append(dict(title="confidence", names=[], colours=[], codes="", src=png(draw_map(place, obs["gmvae_confidence"].to_numpy()[shown]))))
+            maps.append(
+                dict(
+                    title=title,
+                    names=list(groups.categories),
+                    colours=colours,
+                    src=png(
+                        draw_map(
+                            place,
+                            np.array(colours)[groups.codes[shown]],
+                            groups[shown] if groups is numbers else None,
+                        )
+                    ),
+                    codes=base64.b64encode(
+                        groups.codes[shown].astype("<u2").tobytes()
+                    ).decode(),
+                )
+            )
+    maps.append(
+        dict(
+            title="confidence",
+            names=[],
+            colours=[],
+            codes="",
+            src=png(draw_map(place, obs["gmvae_confidence"].to_numpy()[shown])),
+        )
+    )
 
     clusters = cluster_rows(obs, batch, labels, markers)
     for row in clusters:
-        row["colour"] = maps[0]["colours"][list(numbers.categories).index(row["name"])]
+        row["colour"] = maps[0]["colours"][
+            list(numbers.categories).index(row["name"])
+        ]
     unsure = obs["gmvae_unsure"].to_numpy()
     least = obs["gmvae_confidence"][unsure].nsmallest(8)
-    scores = [dict(row, key=row["name"], title=SCORE_NAMES.get(row["name"], row["name"])) for row in metrics["table"]]
+    scores = [
+        dict(
+            row, key=row["name"], title=SCORE_NAMES.get(row["name"], row["name"])
+        )
+        for row in metrics["table"]
+    ]
     listed = {
-        "file": run["file"], "counts": f"{run['where']}: {run['why']}", "remarks": "; ".join(run["notes"]) or "none", "cells and genes used": f"{run['n_cells']:,} × {run['n_genes']:,}",
-        "batch_key": key or "none", "labels_key": labels_key or "none", "K": settings["K"], "preset": run["preset_name"], "seed": settings["seed"], "epochs": metrics["epochs"],
-        **{name: value for name, value in settings["preset"].items() if name != "max_epochs"},
-        "fingerprint of counts and names (sha256)": settings["counts_sha256"], "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
-        "machine": run["machine"], "command": run["command"] or "from Python",
+        "file": run["file"],
+        "counts": f"{run['where']}: {run['why']}",
+        "remarks": "; ".join(run["notes"]) or "none",
+        "cells and genes used": f"{run['n_cells']:,} × {run['n_genes']:,}",
+        "batch_key": key or "none",
+        "labels_key": labels_key or "none",
+        "K": settings["K"],
+        "preset": run["preset_name"],
+        "seed": settings["seed"],
+        "epochs": metrics["epochs"],
+        **{
+            name: value
+            for name, value in settings["preset"].items()
+            if name != "max_epochs"
+        },
+        "fingerprint of counts and names (sha256)": settings["counts_sha256"],
+        "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
+        "machine": run["machine"],
+        "command": run["command"] or "from Python",
     }
     values = dict(
-        run=run, metrics=metrics, preset=settings["preset"], n=lambda what: f"{run['n_' + what]:,}", clusters=clusters, markers=len(markers), maps=maps, scores=scores,
-        remarks=remarks(history, prob.shape[1], len(clusters), unsure.mean()), thinned=len(shown) if len(shown) < adata.n_obs else 0,
-        batch_colours=maps[1]["colours"] if key else [], batch_shares=[] if batch is None else list(np.bincount(batch.codes) / adata.n_obs),
-        confidence=obs["gmvae_confidence"].mean(), unsure_share=unsure.mean(), unsure_cells=int(unsure.sum()), unsure_below=adata.uns["gmvae"]["unsure_below"],
-        pairs=unsure_pairs(prob, unsure), least=list(zip(least.index, least)), curves=draw_curves(history, settings["K"]), log_K=np.log(settings["K"]),
-        settings=list(listed.items()), place=base64.b64encode(place.astype("<u2").tobytes()).decode(), bibtex=BIBTEX.replace("VERSION", run["versions"]["gmvae_nb"]),
+        run=run,
+        metrics=metrics,
+        preset=settings["preset"],
+        n=lambda what: f"{run['n_' + what]:,}",
+        clusters=clusters,
+        markers=len(markers),
+        maps=maps,
+        scores=scores,
+        remarks=remarks(history, prob.shape[1], len(clusters), unsure.mean()),
+        thinned=len(shown) if len(shown) < adata.n_obs else 0,
+        batch_colours=maps[1]["colours"] if key else [],
+        batch_shares=[]
+        if batch is None
+        else list(np.bincount(batch.codes) / adata.n_obs),
+        confidence=obs["gmvae_confidence"].mean(),
+        unsure_share=unsure.mean(),
+        unsure_cells=int(unsure.sum()),
+        unsure_below=adata.uns["gmvae"]["unsure_below"],
+        pairs=unsure_pairs(prob, unsure),
+        least=list(zip(least.index, least)),
+        curves=draw_curves(history, settings["K"]),
+        log_K=np.log(settings["K"]),
+        settings=list(listed.items()),
+        place=base64.b64encode(place.astype("<u2").tobytes()).decode(),
+        bibtex=BIBTEX.replace("VERSION", run["versions"]["gmvae_nb"]),
     )
-    templates = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     methods = templates.from_string(METHODS).render(values)
-    page = templates.from_string(PAGE.replace("{{ css }}", CSS).replace("{{ script }}", SCRIPT)).render(values, methods=methods)
-    write_atomically(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    page = templates.from_string(
+        PAGE.replace("{{ css }}", CSS).replace("{{ script }}", SCRIPT)
+    ).render(values, methods=methods)
+    write_atomically(
+        out / "report.html", lambda path: path.write_text(page, encoding="utf-8")
+    )
     return out / "report.html"

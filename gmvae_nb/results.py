@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .data import write_atomically
-from .train import TERMS, GMVAE
+from .train import GMVAE, TERMS
 
 # %% ../nbs/06_results.ipynb #c42f90d3
 def plot_loss(
@@ -31,9 +31,14 @@ def plot_loss(
         if f"{part}_neg_elbo" in history:
             ax.plot(history["epoch"], history[f"{part}_neg_elbo"], label=part)
     # the first epochs fall from far above: let the later ones fill the axis
-    settled = history.filter(like="_neg_elbo").iloc[min(2, len(history) - 1):]
+    settled = history.filter(like="_neg_elbo").iloc[min(2, len(history) - 1) :]
     low, high = settled.min().min(), settled.max().max()
-    ax.set(xlabel="epoch", ylabel="-ELBO (nats per cell)", title="loss", ylim=(low - 0.1 * (high - low) - 1, high + 0.2 * (high - low) + 1))
+    ax.set(
+        xlabel="epoch",
+        ylabel="-ELBO (nats per cell)",
+        title="loss",
+        ylim=(low - 0.1 * (high - low) - 1, high + 0.2 * (high - low) + 1),
+    )
     ax.legend(frameon=False)
 
 # %% ../nbs/06_results.ipynb #5e363fd3
@@ -47,12 +52,27 @@ def plot_z_prior(
         if f"{part}_kl_z" in history:
             ax.plot(history["epoch"], history[f"{part}_kl_z"], label=f"{part}")
     ax.axhline(np.log(K), color="0.6", lw=0.8, ls=":", label="log K")
-    ax.set(xlabel="epoch", ylabel="KL_z (nats per cell)", title="z prior", ylim=(-0.05, max(np.log(K), 0.1) * 1.1))
+    ax.set(
+        xlabel="epoch",
+        ylabel="KL_z (nats per cell)",
+        title="z prior",
+        ylim=(-0.05, max(np.log(K), 0.1) * 1.1),
+    )
     right = ax.twinx()
-    right.plot(history["epoch"], history["effective_K"], color="C3", label="effective K (right)")
+    right.plot(
+        history["epoch"],
+        history["effective_K"],
+        color="C3",
+        label="effective K (right)",
+    )
     right.set(ylabel="effective number of clusters", ylim=(0, K * 1.05 + 0.5))
     lines = [line for axis in (ax, right) for line in axis.get_lines()]
-    ax.legend(lines, [line.get_label() for line in lines], frameon=False, loc="center right")
+    ax.legend(
+        lines,
+        [line.get_label() for line in lines],
+        frameon=False,
+        loc="center right",
+    )
 
 # %% ../nbs/06_results.ipynb #f7d7fd93
 def plot_umaps(
@@ -62,14 +82,32 @@ def plot_umaps(
 ) -> Figure:
     "Embeddings side by side, one row for each column of `obs`; the captions stand under the last row."
     colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
-    fig, axes = plt.subplots(len(obs.columns), len(umaps), figsize=(8.5, 2.9 * len(obs.columns)), squeeze=False)
+    fig, axes = plt.subplots(
+        len(obs.columns),
+        len(umaps),
+        figsize=(8.5, 2.9 * len(obs.columns)),
+        squeeze=False,
+    )
     for row, key in zip(axes, obs.columns):
         groups = obs.groupby(key, observed=True).indices
         for ax, (name, xy) in zip(row, umaps.items()):
             for i, (group, cells) in enumerate(groups.items()):
-                ax.scatter(*xy[cells].T, s=max(1, 3000 / len(xy)), color=colours[i % len(colours)], label=group, rasterized=True)
+                ax.scatter(
+                    *xy[cells].T,
+                    s=max(1, 3000 / len(xy)),
+                    color=colours[i % len(colours)],
+                    label=group,
+                    rasterized=True,
+                )
             ax.set(xticks=[], yticks=[], title=f"{name}: {key}")
-        row[-1].legend(fontsize=6, markerscale=2, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(groups) // 24)
+        row[-1].legend(
+            fontsize=6,
+            markerscale=2,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            ncols=1 + len(groups) // 24,
+        )
     for ax, name in zip(axes[-1], umaps):
         ax.set_xlabel(captions.get(name, ""), fontsize=8)
     fig.tight_layout()
@@ -82,21 +120,45 @@ def run_summary(
     *,
     data: str,  # name of the data
     preset: str,  # name of the preset
-    scores: Mapping[str, Mapping[str, float]],  # name of an embedding -> its scores, from Evaluation.scores
+    scores: Mapping[
+        str, Mapping[str, float]
+    ],  # name of an embedding -> its scores, from Evaluation.scores
 ) -> dict:  # the content of metrics.json
     "What a run came to: settings, scores, terms of -ELBO and -IWAE of the held-out cells (nats per cell), cluster usage."
     last = model.history.iloc[-1]
     test = {term: float(last[f"test_{term}"]) for term in TERMS}
     test["neg_iwae"] = float(-model.get_iwae(held_out, 50).mean())
     return dict(
-        data=data, preset=preset, K=model.K, seed=model.seed, epochs=len(model.history), n_train=len(model.train_idx),
-        n_test=held_out.n_obs, scores={name: dict(found) for name, found in scores.items()}, test=test,
-        clusters={k: last[k].item() for k in ("effective_K", "dead_components", "gamma_entropy", "mutual_information")},
+        data=data,
+        preset=preset,
+        K=model.K,
+        seed=model.seed,
+        epochs=len(model.history),
+        n_train=len(model.train_idx),
+        n_test=held_out.n_obs,
+        scores={name: dict(found) for name, found in scores.items()},
+        test=test,
+        clusters={
+            k: last[k].item()
+            for k in (
+                "effective_K",
+                "dead_components",
+                "gamma_entropy",
+                "mutual_information",
+            )
+        },
         train_seconds=float(model.history["seconds"].sum()),
     )
 
 # %% ../nbs/06_results.ipynb #4c82e295
-COLUMNS = {"ari_oracle": "ARI", "asw": "ASW", "nmi_oracle": "NMI", "batch_asw": "Batch ASW", "kbet": "kBET", "neg_elbo": "-ELBO"}
+COLUMNS = {
+    "ari_oracle": "ARI",
+    "asw": "ASW",
+    "nmi_oracle": "NMI",
+    "batch_asw": "Batch ASW",
+    "kbet": "kBET",
+    "neg_elbo": "-ELBO",
+}
 
 # %% ../nbs/06_results.ipynb #aa7c065b
 def collect_runs(
@@ -107,22 +169,47 @@ def collect_runs(
     for folder in map(Path, folders):
         try:
             found = json.loads((folder / "metrics.json").read_text())
-            rows.append({**{k: found[k] for k in ("data", "preset", "K", "seed")}, **found["scores"].get("latent", {}),
-                         **found["test"], **found["clusters"], "train_seconds": found["train_seconds"]})
+            rows.append(
+                {
+                    **{k: found[k] for k in ("data", "preset", "K", "seed")},
+                    **found["scores"].get("latent", {}),
+                    **found["test"],
+                    **found["clusters"],
+                    "train_seconds": found["train_seconds"],
+                }
+            )
         except FileNotFoundError:
-            raise ValueError(f"{folder} has no metrics.json: the run is not finished; run it again, or leave it out") from None
-        except (json.JSONDecodeError, KeyError, TypeError, NotADirectoryError) as error:
-            raise ValueError(f"{folder}/metrics.json was not written by a run of 06_results ({error!r})") from None
-    return pd.DataFrame(rows).sort_values(["data", "preset", "K", "seed"], ignore_index=True) if rows else pd.DataFrame()
+            raise ValueError(
+                f"{folder} has no metrics.json: the run is not finished; run it again, or leave it out"
+            ) from None
+        except (
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            NotADirectoryError,
+        ) as error:
+            raise ValueError(
+                f"{folder}/metrics.json was not written by a run of 06_results ({error!r})"
+            ) from None
+    return (
+        pd.DataFrame(rows).sort_values(
+            ["data", "preset", "K", "seed"], ignore_index=True
+        )
+        if rows
+        else pd.DataFrame()
+    )
 
 # %% ../nbs/06_results.ipynb #ab4a9c9f
 def results_table(
-    runs: pd.DataFrame | Sequence[str | Path],  # from collect_runs, or folders of finished runs
+    runs: pd.DataFrame
+    | Sequence[str | Path],  # from collect_runs, or folders of finished runs
 ) -> pd.DataFrame:  # text cells "mean ± sd", one row per data, preset and K
     "The seed's table: mean and sample standard deviation over repeats, per K. Raises ValueError if there are no runs."
     runs = runs if isinstance(runs, pd.DataFrame) else collect_runs(runs)
     if runs.empty:
-        raise ValueError("there are no finished runs to tabulate; give folders that hold a metrics.json")
+        raise ValueError(
+            "there are no finished runs to tabulate; give folders that hold a metrics.json"
+        )
 
     def cell(values, digits):
         if values.isna().all():
@@ -134,7 +221,9 @@ def results_table(
     table = {"runs": groups.size()}
     for score, name in COLUMNS.items():
         if score in runs:
-            table[name] = groups[score].apply(cell, digits=1 if score == "neg_elbo" else 3)
+            table[name] = groups[score].apply(
+                cell, digits=1 if score == "neg_elbo" else 3
+            )
     return pd.DataFrame(table).reset_index()
 
 # %% ../nbs/06_results.ipynb #1eaf8e8d

@@ -42,19 +42,41 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
-try: import fcntl
-except ImportError: fcntl = None  # Windows
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows
 
 from . import __version__
 from gmvae_nb.data import (
-    CountsOnDisk, _checked_h5ad, _is_count, _parts, _read_matrix, get_categories, get_counts, split_cells, write_atomically,
+    CountsOnDisk,
+    _checked_h5ad,
+    _is_count,
+    _parts,
+    _read_matrix,
+    get_categories,
+    get_counts,
+    split_cells,
+    write_atomically,
 )
 from .metrics import evaluate
 from .results import run_summary
-from .train import MIN_MATCHED, GMVAE, Cells, Preset, epochs_wanted, get_preset, seal
+from gmvae_nb.train import (
+    GMVAE,
+    MIN_MATCHED,
+    Cells,
+    Preset,
+    epochs_wanted,
+    get_preset,
+    seal,
+)
 
 # %% ../nbs/runs.ipynb #27c06261
-PARTS = ("spliced", "unspliced", "ambiguous")  # layers with some of a cell's molecules
+PARTS = (
+    "spliced",
+    "unspliced",
+    "ambiguous",
+)  # layers with some of a cell's molecules
 
 # %% ../nbs/runs.ipynb #67811dd2
 class Found(NamedTuple):
@@ -71,6 +93,7 @@ def find_counts(
     layer: str | None = None,  # take this layer and look no further
 ) -> Found:
     "The first place with counts: layers['counts'], other layers, raw, X. Every value is looked at. ValueError if there are none."
+
     def holds(a, name):
         "Whether all values are counts and one of them is above 1."
         if name is None and a.X is None:
@@ -86,40 +109,83 @@ def find_counts(
     if layer is not None or "counts" in adata.layers:
         name = "counts" if layer is None else layer
         get_counts(adata, name, allow_empty_genes=True)
-        return Found(adata, name, f"layers[{name!r}]", "this layer was asked for" if layer else "a layer of this name holds counts by custom")
+        return Found(
+            adata,
+            name,
+            f"layers[{name!r}]",
+            "this layer was asked for"
+            if layer
+            else "a layer of this name holds counts by custom",
+        )
     for name in sorted(set(adata.layers) - set(PARTS)):
         if holds(adata, name):
-            return Found(adata, name, f"layers[{name!r}]", "all its values are whole and there is no layer 'counts'")
+            return Found(
+                adata,
+                name,
+                f"layers[{name!r}]",
+                "all its values are whole and there is no layer 'counts'",
+            )
     if adata.raw is not None:
-        raw = AnnData(adata.raw.X, obs=adata.obs, var=pd.DataFrame(index=adata.raw.var_names))
+        raw = AnnData(
+            adata.raw.X,
+            obs=adata.obs,
+            var=pd.DataFrame(index=adata.raw.var_names),
+        )
         if holds(raw, None):
-            return Found(raw, None, "raw.X", "no layer holds counts, and all values of raw are whole")
+            return Found(
+                raw,
+                None,
+                "raw.X",
+                "no layer holds counts, and all values of raw are whole",
+            )
     get_counts(adata, None, allow_empty_genes=True)
-    return Found(adata, None, "X", "neither a layer nor raw holds counts, and all values of X are whole")
+    return Found(
+        adata,
+        None,
+        "X",
+        "neither a layer nor raw holds counts, and all values of X are whole",
+    )
 
 # %% ../nbs/runs.ipynb #7dfed374
 @contextmanager
 def open_h5ad(
     path: str | Path,  # an .h5ad file, or .h5ad.gz; it is only read
-) -> Iterator[tuple[Path, AnnData]]:  # the .h5ad; X, layers and raw are in the file, obs and var in memory, and nothing else
+) -> Iterator[
+    tuple[Path, AnnData]
+]:  # the .h5ad; X, layers and raw are in the file, obs and var in memory, and nothing else
     "A file without its matrices, as long as the `with` lasts. ValueError, in one sentence, for a file that cannot be used."
     path = _checked_h5ad(path)[0]
 
     def matrix(stored):
-        return sparse_dataset(stored) if isinstance(stored, h5py.Group) else stored
+        return (
+            sparse_dataset(stored) if isinstance(stored, h5py.Group) else stored
+        )
 
     with h5py.File(path, "r") as f:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # files of older anndata; names that occur twice, which are dealt with where they matter
+                warnings.simplefilter(
+                    "ignore"
+                )  # files of older anndata; names that occur twice, which are dealt with where they matter
                 raw = f.get("raw")
                 adata = AnnData(
-                    X=matrix(f["X"]) if "X" in f else None, obs=read_elem(f["obs"]), var=read_elem(f["var"]),
-                    layers={name: matrix(stored) for name, stored in f.get("layers", {}).items()},
-                    raw=None if raw is None else {"X": matrix(raw["X"]), "var": read_elem(raw["var"])},
+                    X=matrix(f["X"]) if "X" in f else None,
+                    obs=read_elem(f["obs"]),
+                    var=read_elem(f["var"]),
+                    layers={
+                        name: matrix(stored)
+                        for name, stored in f.get("layers", {}).items()
+                    },
+                    raw=None
+                    if raw is None
+                    else {"X": matrix(raw["X"]), "var": read_elem(raw["var"])},
                 )
-        except Exception as e:  # a damaged file can fail in any of the libraries below
-            raise ValueError(f"{str(path)!r} cannot be read as h5ad ({type(e).__name__}: {e})") from e
+        except (
+            Exception
+        ) as e:  # a damaged file can fail in any of the libraries below
+            raise ValueError(
+                f"{str(path)!r} cannot be read as h5ad ({type(e).__name__}: {e})"
+            ) from e
         yield path, adata
 
 # %% ../nbs/runs.ipynb #ca9a6e94
@@ -127,7 +193,9 @@ class Input(NamedTuple):
     "The cells of a file, ready for `GMVAE`."
 
     path: Path  # the file
-    cells: AnnData  # counts (CSR) in X or in `layer`, all columns of obs, gene names
+    cells: (
+        AnnData  # counts (CSR) in X or in `layer`, all columns of obs, gene names
+    )
     layer: str | None  # where the model finds the counts
     where: str  # where in the file they were found
     why: str  # the reason
@@ -142,7 +210,11 @@ def fingerprint(
 ) -> str:  # 64 hexadecimal digits
     "sha256 of counts and names."
     digest = hashlib.sha256("\n".join([*cell_names, "", *gene_names]).encode())
-    for part, dtype in ((counts.indptr, np.int64), (counts.indices, np.int32), (counts.data, np.float32)):
+    for part, dtype in (
+        (counts.indptr, np.int64),
+        (counts.indices, np.int32),
+        (counts.data, np.float32),
+    ):
         digest.update(np.ascontiguousarray(part, dtype=dtype))
     return digest.hexdigest()
 
@@ -159,16 +231,32 @@ def variable_genes(
         raise ValueError(f"n_top_genes is {n_top_genes}; expected 1 or more")
     if n_top_genes >= counts.shape[1]:
         return np.ones(counts.shape[1], dtype=bool)
-    names = np.full(counts.shape[0], "all") if batch is None else np.asarray(batch, dtype=str)
+    names = (
+        np.full(counts.shape[0], "all")
+        if batch is None
+        else np.asarray(batch, dtype=str)
+    )
     few = pd.Series(names).value_counts()
     if few.min() < 3:
-        raise ValueError(f"batch {few.idxmin()!r} has {few.min()} cell(s), too few to rank genes in it: leave n_top_genes out, or drop such batches")
-    a = AnnData(counts.copy(), obs=pd.DataFrame({"batch": pd.Categorical(names)}, index=[str(i) for i in range(len(names))]))
+        raise ValueError(
+            f"batch {few.idxmin()!r} has {few.min()} cell(s), too few to rank genes in it: leave n_top_genes out, or drop such batches"
+        )
+    a = AnnData(
+        counts.copy(),
+        obs=pd.DataFrame(
+            {"batch": pd.Categorical(names)},
+            index=[str(i) for i in range(len(names))],
+        ),
+    )
     sc.pp.normalize_total(a, target_sum=1e4)
     sc.pp.log1p(a)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scanpy's notes on its own future
-        sc.pp.highly_variable_genes(a, n_top_genes=n_top_genes, batch_key=None if batch is None else "batch")
+        sc.pp.highly_variable_genes(
+            a,
+            n_top_genes=n_top_genes,
+            batch_key=None if batch is None else "batch",
+        )
     return a.var["highly_variable"].to_numpy()
 
 # %% ../nbs/runs.ipynb #f52e02ec
@@ -178,7 +266,8 @@ def read_input(
     batch_key: str | None = None,  # column of obs; checked
     labels_key: str | None = None,  # column of obs; checked
     layer: str | None = None,  # layer with the counts; None: look for them
-    n_top_genes: int | None = None,  # highly variable genes to keep; None: all genes with counts
+    n_top_genes: int
+    | None = None,  # highly variable genes to keep; None: all genes with counts
 ) -> Input:
     "The counts of a file, found and checked. ValueError, in one sentence, for a file or a key that cannot be used."
     notes = []
@@ -192,25 +281,60 @@ def read_input(
             y = y[np.arange(len(adata))]
     names = found.adata.var_names.astype(str)
     if not names.is_unique:
-        notes.append(f"{names.duplicated().sum():,} gene names occur again (the first is {names[names.duplicated()][0]!r}): they got a number at their end")
+        notes.append(
+            f"{names.duplicated().sum():,} gene names occur again (the first is {names[names.duplicated()][0]!r}): they got a number at their end"
+        )
         names = make_index_unique(names)
     keep = np.asarray(y.sum(0)).ravel() > 0
     if not keep.all():
-        notes.append(f"{(~keep).sum():,} of {len(keep):,} genes have no count in any cell and are left out")
+        notes.append(
+            f"{(~keep).sum():,} of {len(keep):,} genes have no count in any cell and are left out"
+        )
     if n_top_genes is not None:
-        keep[keep] = variable_genes(y[:, keep], adata.obs[batch_key] if batch_key else None, n_top_genes)
-        notes.append(f"{keep.sum():,} highly variable genes were chosen" + (f", ranked in each {batch_key}" if batch_key else ""))
+        keep[keep] = variable_genes(
+            y[:, keep], adata.obs[batch_key] if batch_key else None, n_top_genes
+        )
+        notes.append(
+            f"{keep.sum():,} highly variable genes were chosen"
+            + (f", ranked in each {batch_key}" if batch_key else "")
+        )
     if not keep.all():
         y, names = y[:, keep], names[keep]
-    cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=names), **({"X": y} if found.layer is None else {"layers": {found.layer: y}}))
-    get_counts(cells, found.layer)  # cells that the chosen genes leave without a count
-    return Input(path, cells, found.layer, found.where, found.why, notes, fingerprint(y, cells.obs_names, names))
+    cells = AnnData(
+        obs=adata.obs.copy(),
+        var=pd.DataFrame(index=names),
+        **({"X": y} if found.layer is None else {"layers": {found.layer: y}}),
+    )
+    get_counts(
+        cells, found.layer
+    )  # cells that the chosen genes leave without a count
+    return Input(
+        path,
+        cells,
+        found.layer,
+        found.where,
+        found.why,
+        notes,
+        fingerprint(y, cells.obs_names, names),
+    )
 
 # %% ../nbs/runs.ipynb #5e98a942
 def versions() -> dict[str, str]:
     "Python and the packages that a result depends on."
-    packages = ("torch", "numpy", "scipy", "anndata", "scanpy", "scikit-learn", "umap-learn")
-    return {"gmvae_nb": __version__, "python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
+    packages = (
+        "torch",
+        "numpy",
+        "scipy",
+        "anndata",
+        "scanpy",
+        "scikit-learn",
+        "umap-learn",
+    )
+    return {
+        "gmvae_nb": __version__,
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in packages},
+    }
 
 # %% ../nbs/runs.ipynb #b2e87e96
 def read_json(path: Path) -> dict:
@@ -218,9 +342,13 @@ def read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: {path.parent} holds no run of gmvae_train, or one that is not finished") from None
+        raise ValueError(
+            f"{path} does not exist: {path.parent} holds no run of gmvae_train, or one that is not finished"
+        ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no JSON ({error}): run gmvae_train again") from None
+        raise ValueError(
+            f"{path} is damaged or no JSON ({error}): run gmvae_train again"
+        ) from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not what gmvae_train writes: run it again")
     return found
@@ -228,7 +356,12 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     "A JSON object as a whole file."
-    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    write_atomically(
+        path,
+        lambda tmp: tmp.write_text(
+            json.dumps(content, indent=1) + "\n", encoding="utf-8"
+        ),
+    )
 
 # %% ../nbs/runs.ipynb #b5a9543b
 def claim_folder(
@@ -244,12 +377,22 @@ def claim_folder(
         if differ:
             k = differ[0]
             if isinstance(ours[k], dict) and isinstance(old.get(k), dict):
-                k, old, ours = next((i, old[k], ours[k]) for i in ours[k] if old[k].get(i) != ours[k][i])
-            raise ValueError(f"{out} holds a run with other settings ({k} was {old.get(k)!r}, now {ours[k]!r}): choose another folder")
+                k, old, ours = next(
+                    (i, old[k], ours[k])
+                    for i in ours[k]
+                    if old[k].get(i) != ours[k][i]
+                )
+            raise ValueError(
+                f"{out} holds a run with other settings ({k} was {old.get(k)!r}, now {ours[k]!r}): choose another folder"
+            )
         if not resume:
-            raise ValueError(f"{out} already holds this run: add --resume to go on with it, or choose another folder")
+            raise ValueError(
+                f"{out} already holds this run: add --resume to go on with it, or choose another folder"
+            )
     elif (out / "model.safetensors").exists():
-        raise ValueError(f"{out} holds a model that this command did not make: choose another folder")
+        raise ValueError(
+            f"{out} holds a model that this command did not make: choose another folder"
+        )
 
 # %% ../nbs/runs.ipynb #79674bb5
 def run_settings(
@@ -260,7 +403,13 @@ def run_settings(
     seed: int,
 ) -> dict:
     "What training depends on, besides the number of epochs."
-    return dict(counts_sha256=given.sha256, K=K, batch_key=batch_key, seed=seed, preset=asdict(preset))
+    return dict(
+        counts_sha256=given.sha256,
+        K=K,
+        batch_key=batch_key,
+        seed=seed,
+        preset=asdict(preset),
+    )
 
 # %% ../nbs/runs.ipynb #2e67e9d9
 def finished_run(
@@ -268,17 +417,32 @@ def finished_run(
     max_epochs: int,
 ) -> bool:
     "Whether the folder's run has been trained for so many epochs and scored. ValueError if it has gone further."
-    epochs = read_json(out / "config.json")["epochs"] if (out / "config.json").exists() else 0
+    epochs = (
+        read_json(out / "config.json")["epochs"]
+        if (out / "config.json").exists()
+        else 0
+    )
     if epochs > max_epochs:
-        raise ValueError(f"{out} has been trained for {epochs} epochs, more than the {max_epochs} asked for: ask for {epochs} or more, or choose another folder")
+        raise ValueError(
+            f"{out} has been trained for {epochs} epochs, more than the {max_epochs} asked for: ask for {epochs} or more, or choose another folder"
+        )
     try:
-        return (out / "metrics.json").exists() and read_json(out / "metrics.json")["epochs"] == max_epochs
+        return (out / "metrics.json").exists() and read_json(
+            out / "metrics.json"
+        )["epochs"] == max_epochs
     except (ValueError, KeyError):  # damaged: to be made again
         return False
 
 # %% ../nbs/runs.ipynb #f0a2c3b1
 LOCK = ".lock"
-NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF}  # what file systems without locks say
+NO_LOCKS = {
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EBADF,
+}  # what file systems without locks say
 
 
 @contextmanager
@@ -292,12 +456,16 @@ def hold(
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise OSError(f"{path} could not be written ({os.strerror(error.errno)}): get the right to write there, or name another folder") from error
+        raise OSError(
+            f"{path} could not be written ({os.strerror(error.errno)}): get the right to write there, or name another folder"
+        ) from error
     try:
         _lock(handle, wait, folder)
         with suppress(OSError):  # a full disk: the lock holds without a name
             os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+            os.write(
+                handle, f"process {os.getpid()} on {platform.node()}".encode()
+            )
         yield
     finally:
         os.close(handle)  # and with it the lock
@@ -305,13 +473,18 @@ def hold(
 
 def _lock(handle: int, wait: bool, folder: Path) -> None:
     "Lock an open file, where this can be done."
-    if fcntl is None: return
-    try: fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         who = os.read(handle, 200).decode(errors="replace") or "another process"
-        raise BlockingIOError(f"{who} trains in {folder}: wait until it is done, or stop it") from None
+        raise BlockingIOError(
+            f"{who} trains in {folder}: wait until it is done, or stop it"
+        ) from None
     except OSError as error:
-        if error.errno not in NO_LOCKS: raise
+        if error.errno not in NO_LOCKS:
+            raise
 
 # %% ../nbs/runs.ipynb #acb4ca6d
 def train_run(
@@ -332,43 +505,92 @@ def train_run(
     "Train, and write model, run.json and metrics.json. A run that was stopped goes on from its last epoch."
     out, settled = Path(out), get_preset(preset)
     name = preset if isinstance(preset, str) else "custom"
-    model = GMVAE(given.cells, K=K, batch_key=batch_key, layer=given.layer, preset=settled, seed=seed)
+    model = GMVAE(
+        given.cells,
+        K=K,
+        batch_key=batch_key,
+        layer=given.layer,
+        preset=settled,
+        seed=seed,
+    )
     settings = run_settings(given, model.K, batch_key, settled, seed)
-    epochs = epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0])) if max_epochs is None else max_epochs
+    epochs = (
+        epochs_wanted(settled, len(split_cells(given.cells.n_obs)[0]))
+        if max_epochs is None
+        else max_epochs
+    )
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
     with hold(out, wait):
         claim_folder(out, settings, resume)
         finished_run(out, epochs)  # refuses to train less than was trained
         n_cells, n_genes = given.cells.shape
-        write_json(out / "run.json", dict(
-            command=command, started=datetime.now(timezone.utc).isoformat(timespec="seconds"), file=given.path.name, path=str(given.path.resolve()),
-            n_cells=n_cells, n_genes=n_genes, batches=model.batches, layer=given.layer, where=given.where, why=given.why, notes=given.notes, labels_key=labels_key,
-            preset_name=name, max_epochs=epochs, settings=settings, versions=versions(), machine=platform.platform(),
-        ))
+        write_json(
+            out / "run.json",
+            dict(
+                command=command,
+                started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                file=given.path.name,
+                path=str(given.path.resolve()),
+                n_cells=n_cells,
+                n_genes=n_genes,
+                batches=model.batches,
+                layer=given.layer,
+                where=given.where,
+                why=given.why,
+                notes=given.notes,
+                labels_key=labels_key,
+                preset_name=name,
+                max_epochs=epochs,
+                settings=settings,
+                versions=versions(),
+                machine=platform.platform(),
+            ),
+        )
         model.train(epochs, out=out, progress=progress)
         held_out = given.cells[model.test_idx].copy()
         scores, table, note = {}, [], ""
         if labels_key is not None:
             held_out.obsm["X_gmvae"] = model.get_latent_representation(held_out)
-            held_out.obs["gmvae_cluster"] = model.predict(held_out).remove_unused_categories()
+            held_out.obs["gmvae_cluster"] = model.predict(
+                held_out
+            ).remove_unused_categories()
             for key in filter(None, (batch_key, labels_key)):
                 held_out.obs[key] = get_categories(held_out, key, "key")
             try:
-                found = evaluate(held_out, batch_key=batch_key, labels_key=labels_key, clusters="gmvae_cluster", seed=seed, progress=progress)
+                found = evaluate(
+                    held_out,
+                    batch_key=batch_key,
+                    labels_key=labels_key,
+                    clusters="gmvae_cluster",
+                    seed=seed,
+                    progress=progress,
+                )
                 scores = {"latent": found.scores}
-                table = found.table.reset_index(names="name").replace({np.nan: None}).to_dict("records")
+                table = (
+                    found.table.reset_index(names="name")
+                    .replace({np.nan: None})
+                    .to_dict("records")
+                )
             except ValueError as error:
                 note = f"no scores: {error}"
-        summary = run_summary(model, held_out, data=given.path.name, preset=name, scores=scores)
-        write_json(out / "metrics.json", {**summary, "table": table, "note": note})
+        summary = run_summary(
+            model, held_out, data=given.path.name, preset=name, scores=scores
+        )
+        write_json(
+            out / "metrics.json", {**summary, "table": table, "note": note}
+        )
         seal(out, "run.json", "metrics.json")
     return model
 
 # %% ../nbs/runs.ipynb #aaec2b68
 def train_grid(
-    runs: Iterable[dict],  # arguments of train_run besides the input, with out, K, seed, max_epochs
-    each: Callable[[Iterable[dict]], Iterable[tuple[dict, str]]],  # trains them; run and reason of failure, "" for none, as they end
+    runs: Iterable[
+        dict
+    ],  # arguments of train_run besides the input, with out, K, seed, max_epochs
+    each: Callable[
+        [Iterable[dict]], Iterable[tuple[dict, str]]
+    ],  # trains them; run and reason of failure, "" for none, as they end
     say: Callable[[str], None],
 ) -> list[str]:  # those that failed, with the reason
     "Train each run that is not finished, or go on with it."
@@ -377,25 +599,32 @@ def train_grid(
     def unfinished() -> Iterator[dict]:
         for i, run in enumerate(runs, 1):
             finished = finished_run(run["out"], run["max_epochs"])
-            say(f"{i} of {len(runs)}: {run['out'].name}{' is finished' * finished}")
-            if not finished: yield run
+            say(
+                f"{i} of {len(runs)}: {run['out'].name}{' is finished' * finished}"
+            )
+            if not finished:
+                yield run
 
     for run, reason in each(unfinished()):
         say(f"{run['out'].name} {'failed: ' + reason if reason else 'is done'}")
-        if reason: failed.append(f"{run['out'].name} ({reason})")
+        if reason:
+            failed.append(f"{run['out'].name} ({reason})")
     return failed
 
 
 def attempt(given: Input, run: dict) -> str:
     "Train a run, or go on with it; why it failed, or nothing."
-    try: train_run(given, **run, resume=True, wait=True)
-    except FloatingPointError as error: return str(error)
+    try:
+        train_run(given, **run, resume=True, wait=True)
+    except FloatingPointError as error:
+        return str(error)
     return ""
 
 
 def in_turn(runs: Iterable[dict], given: Input) -> Iterator[tuple[dict, str]]:
     "One after the other, in this process."
-    for run in runs: yield run, attempt(given, run)
+    for run in runs:
+        yield run, attempt(given, run)
 
 # %% ../nbs/runs.ipynb #3a036f63
 RETRIES = 10  # how often a run may lose its worker or node
@@ -405,21 +634,45 @@ def find_cluster(
     address: str,  # auto, host:port, or local
 ) -> str:  # host:port, or local
     "Where the cluster is, if it answers. ValueError for an address that is none or ray not installed, OSError if nothing listens."
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere; Ray looks at these when it is imported
-    if address == "local":  # it listens to the network, and so asks everybody for a token
-        os.environ.setdefault("RAY_AUTH_MODE", "token"), os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try: from ray._private.services import canonicalize_bootstrap_address_or_die as look_up
-    except ImportError: raise ValueError("a sweep on a cluster needs ray, which is not installed: pip install 'gmvae_nb[ray]'") from None
-    if address == "local": return address
+    os.environ["RAY_USAGE_STATS_ENABLED"] = (
+        "0"  # nothing is sent anywhere; Ray looks at these when it is imported
+    )
+    if (
+        address == "local"
+    ):  # it listens to the network, and so asks everybody for a token
+        (
+            os.environ.setdefault("RAY_AUTH_MODE", "token"),
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        )
+    try:
+        from ray._private.services import (
+            canonicalize_bootstrap_address_or_die as look_up,
+        )
+    except ImportError:
+        raise ValueError(
+            "a sweep on a cluster needs ray, which is not installed: pip install 'gmvae_nb[ray]'"
+        ) from None
+    if address == "local":
+        return address
     try:
         found = look_up(address)
         host, port = found.rsplit(":", 1)
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()  # Ray itself tries for minutes
+        socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=5
+        ).close()  # Ray itself tries for minutes
     except OSError as error:
-        why = "no cluster runs on this machine" if address == "auto" else f"nothing answers there ({error})"
-        raise OSError(f"no Ray cluster at {address!r}, {why}: start one with ray start --head, or name its address as host:port") from None
+        why = (
+            "no cluster runs on this machine"
+            if address == "auto"
+            else f"nothing answers there ({error})"
+        )
+        raise OSError(
+            f"no Ray cluster at {address!r}, {why}: start one with ray start --head, or name its address as host:port"
+        ) from None
     except ValueError:
-        raise ValueError(f"{address!r} is no address of a Ray cluster: expected auto, local, or host:port as ray start prints it") from None
+        raise ValueError(
+            f"{address!r} is no address of a Ray cluster: expected auto, local, or host:port as ray start prints it"
+        ) from None
     return found
 
 
@@ -428,12 +681,22 @@ def connected(address: str) -> Iterator:
     "The module ray, connected to the cluster."
     where, handler = find_cluster(address), signal.getsignal(signal.SIGTERM)
     import ray
+
     try:
-        try: ray.init(where, log_to_driver=False, logging_level="error", **({"include_dashboard": False} if where == "local" else {}))
+        try:
+            ray.init(
+                where,
+                log_to_driver=False,
+                logging_level="error",
+                **({"include_dashboard": False} if where == "local" else {}),
+            )
         except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
             said = " ".join(str(error).split())[:200]
-            raise OSError(f"the Ray cluster at {address!r} cannot be joined ({said}): call this on one of its machines, with the same version of Ray and its RAY_AUTH_TOKEN") from None
-        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, handler)  # which Ray has made its own
+            raise OSError(
+                f"the Ray cluster at {address!r} cannot be joined ({said}): call this on one of its machines, with the same version of Ray and its RAY_AUTH_TOKEN"
+            ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # which Ray has made its own
         yield ray
     finally:
         ray.shutdown()
@@ -441,38 +704,60 @@ def connected(address: str) -> Iterator:
 
 def sees_lock(folder: Path) -> str:
     "What is wrong with the folder, seen from here, while another process holds it; or nothing."
-    if not (folder / LOCK).exists(): return f"does not see {folder} as it is here: share the folder with all nodes, under the same name"
+    if not (folder / LOCK).exists():
+        return f"does not see {folder} as it is here: share the folder with all nodes, under the same name"
     try:
-        with hold(folder): return f"sees {folder}, but not the locks of other machines: mount it with locks that reach all nodes"
-    except BlockingIOError: return ""
+        with hold(folder):
+            return f"sees {folder}, but not the locks of other machines: mount it with locks that reach all nodes"
+    except BlockingIOError:
+        return ""
 
 
 def on_node(given: Input, run: dict, grid: Path, threads: int) -> str:
     "As `attempt`, where the task has been sent."
-    if wrong := sees_lock(grid): raise OSError(f"node {platform.node()} {wrong}")
+    if wrong := sees_lock(grid):
+        raise OSError(f"node {platform.node()} {wrong}")
     torch.set_num_threads(threads)
-    return attempt(given._replace(cells=given.cells.copy()), run)  # what Ray shares may not be written to
+    return attempt(
+        given._replace(cells=given.cells.copy()), run
+    )  # what Ray shares may not be written to
 
 
 def check_nodes(ray, grid: Path, threads: int) -> None:
     "ValueError, naming the node, if one has another version or not this folder, or none has the cores."
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def look(folder): return versions(), sees_lock(folder)
+    def look(folder):
+        return versions(), sees_lock(folder)
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     most = int(max(node["Resources"].get("CPU", 0) for node in nodes))
     if most < threads:
-        raise ValueError(f"a run has {threads} threads here, and no node has more than {most} cores: set OMP_NUM_THREADS to {max(most, 1)}")
+        raise ValueError(
+            f"a run has {threads} threads here, and no node has more than {most} cores: set OMP_NUM_THREADS to {max(most, 1)}"
+        )
     for node in nodes:
-        name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        task = ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))(look)
-        try: there, wrong = ray.get(task.remote(grid), timeout=120)
+        name = (
+            f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        )
+        task = ray.remote(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            ),
+        )(look)
+        try:
+            there, wrong = ray.get(task.remote(grid), timeout=120)
         except ray.exceptions.RayError as error:
-            raise ValueError(f"{name} runs no task ({str(error).strip().splitlines()[-1]}): install gmvae_nb[ray] {__version__} there") from None
-        if wrong: raise ValueError(f"{name} {wrong}")
+            raise ValueError(
+                f"{name} runs no task ({str(error).strip().splitlines()[-1]}): install gmvae_nb[ray] {__version__} there"
+            ) from None
+        if wrong:
+            raise ValueError(f"{name} {wrong}")
         if differ := [k for k, v in versions().items() if there[k] != v]:
-            raise ValueError(f"{name} has {differ[0]} {there[differ[0]]}, here it is {versions()[differ[0]]}: install the same everywhere")
+            raise ValueError(
+                f"{name} has {differ[0]} {there[differ[0]]}, here it is {versions()[differ[0]]}: install the same everywhere"
+            )
 
 
 def on_ray(
@@ -483,16 +768,31 @@ def on_ray(
 ) -> Iterator[tuple[dict, str]]:
     "As tasks of a Ray cluster, each with as many threads as this process has."
     grid, threads, runs = grid.absolute(), torch.get_num_threads(), list(runs)
-    if not runs: return
+    if not runs:
+        return
     with hold(grid), connected(address) as ray:
         check_nodes(ray, grid, threads)
-        task, shared = ray.remote(num_cpus=threads, max_retries=RETRIES)(on_node), ray.put(given)
-        going = {task.remote(shared, {**run, "out": run["out"].absolute(), "progress": False}, grid, threads): run for run in runs}
+        task, shared = (
+            ray.remote(num_cpus=threads, max_retries=RETRIES)(on_node),
+            ray.put(given),
+        )
+        going = {
+            task.remote(
+                shared,
+                {**run, "out": run["out"].absolute(), "progress": False},
+                grid,
+                threads,
+            ): run
+            for run in runs
+        }
         while going:
             ended = ray.wait(list(going))[0][0]
-            try: reason = ray.get(ended)
-            except ray.exceptions.RayTaskError as error: raise (error.cause or error) from None
-            except ray.exceptions.RayError as error: reason = f"its worker or node died {RETRIES + 1} times, at last by {type(error).__name__}"
+            try:
+                reason = ray.get(ended)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause or error) from None
+            except ray.exceptions.RayError as error:
+                reason = f"its worker or node died {RETRIES + 1} times, at last by {type(error).__name__}"
             yield going.pop(ended), reason
 
 # %% ../nbs/runs.ipynb #96e9ffe2
@@ -501,14 +801,25 @@ UNSURE_BELOW = 0.5
 # %% ../nbs/runs.ipynb #9883c9cc
 def annotate(
     model: GMVAE,
-    cells: AnnData | Cells | None = None,  # None: the cells the model was made for
+    cells: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
 ) -> tuple[dict, dict]:  # columns for obs, arrays for obsm
     "Embedding, cluster probabilities, and what follows from them."
     prob = np.minimum(model.predict_proba(cells), 1)  # rounding
-    cluster = pd.Categorical.from_codes(prob.argmax(1), [str(k) for k in range(prob.shape[1])]).remove_unused_categories()
+    cluster = pd.Categorical.from_codes(
+        prob.argmax(1), [str(k) for k in range(prob.shape[1])]
+    ).remove_unused_categories()
     confidence = prob.max(1).astype(np.float32)
-    obs = {"gmvae_cluster": cluster, "gmvae_confidence": confidence, "gmvae_unsure": confidence < UNSURE_BELOW}
-    return obs, {"X_gmvae": model.get_latent_representation(cells), "gmvae_prob": prob}
+    obs = {
+        "gmvae_cluster": cluster,
+        "gmvae_confidence": confidence,
+        "gmvae_unsure": confidence < UNSURE_BELOW,
+    }
+    return obs, {
+        "X_gmvae": model.get_latent_representation(cells),
+        "gmvae_prob": prob,
+    }
 
 # %% ../nbs/runs.ipynb #b556895c
 def umap(
@@ -521,21 +832,35 @@ def umap(
     if len(X) < 4:
         return np.zeros((len(X), 2), dtype=np.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one thread is the price of a fixed seed; few cells have few neighbours
-        return UMAP(random_state=seed, n_neighbors=min(15, len(X) - 1), init="spectral" if len(X) > 50 else "random").fit_transform(X).astype(np.float32)
+        warnings.simplefilter(
+            "ignore"
+        )  # one thread is the price of a fixed seed; few cells have few neighbours
+        return (
+            UMAP(
+                random_state=seed,
+                n_neighbors=min(15, len(X) - 1),
+                init="spectral" if len(X) > 50 else "random",
+            )
+            .fit_transform(X)
+            .astype(np.float32)
+        )
 
 # %% ../nbs/runs.ipynb #216d5097
 def write_annotated(
     source: str | Path,  # an .h5ad file; it is only read
     target: str | Path,  # the annotated copy; replaced if it exists
-    obs: Mapping[str, object],  # column -> one value per cell, in the order of the file
+    obs: Mapping[
+        str, object
+    ],  # column -> one value per cell, in the order of the file
     obsm: Mapping[str, np.ndarray],  # key -> (N, d)
     uns: Mapping[str, object],  # under uns["gmvae"]
 ) -> None:
     "Copy an h5ad and add to it. ValueError if the target is the source."
     source, target = Path(source), Path(target)
     if target.exists() and source.samefile(target):
-        raise ValueError(f"{target} is the input, which is never changed: choose another name or folder")
+        raise ValueError(
+            f"{target} is the input, which is never changed: choose another name or folder"
+        )
 
     def write(path: Path) -> None:
         shutil.copyfile(source, path)
@@ -566,7 +891,14 @@ def annotate_run(
     "Write annotated.h5ad."
     obs, obsm = annotate(model)
     obsm["X_gmvae_umap"] = umap(obsm["X_gmvae"], model.seed)
-    uns = dict(gmvae_nb=__version__, K=model.K, seed=model.seed, counts=given.where, unsure_below=UNSURE_BELOW, counts_sha256=given.sha256)
+    uns = dict(
+        gmvae_nb=__version__,
+        K=model.K,
+        seed=model.seed,
+        counts=given.where,
+        unsure_below=UNSURE_BELOW,
+        counts_sha256=given.sha256,
+    )
     write_annotated(given.path, Path(out) / "annotated.h5ad", obs, obsm, uns)
     return pd.DataFrame(obs, index=given.cells.obs_names)
 
@@ -574,10 +906,17 @@ def annotate_run(
 def cluster_types(
     clusters: Sequence[str],  # of cells, (N,)
     labels: Sequence[str],  # of the same cells, (N,)
-) -> dict[str, str]:  # cluster -> the type that most of its cells have; of equals the first in the alphabet
+) -> dict[
+    str, str
+]:  # cluster -> the type that most of its cells have; of equals the first in the alphabet
     "What each cluster stands for, on cells with known types."
-    table = pd.crosstab(np.asarray(clusters, dtype=str), np.asarray(labels, dtype=str))
-    return {str(cluster): str(label) for cluster, label in table.idxmax(axis=1).items()}
+    table = pd.crosstab(
+        np.asarray(clusters, dtype=str), np.asarray(labels, dtype=str)
+    )
+    return {
+        str(cluster): str(label)
+        for cluster, label in table.idxmax(axis=1).items()
+    }
 
 # %% ../nbs/runs.ipynb #fe32e5e4
 class Calibration(NamedTuple):
@@ -593,14 +932,32 @@ def calibration(
     n_bins: int = 10,  # of equal width
 ) -> Calibration:
     "Expected calibration error (Guo et al. 2017, eq. 3), and the bins behind it."
-    confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
-    if not (len(confidence) == len(right) > 0 and ((confidence >= 0) & (confidence <= 1)).all()):
-        raise ValueError(f"confidence must be {len(right)} (at least one) numbers from 0 to 1, one for each cell that is right or not")
+    confidence, right = (
+        np.asarray(confidence, dtype=float),
+        np.asarray(right, dtype=bool),
+    )
+    if not (
+        len(confidence) == len(right) > 0
+        and ((confidence >= 0) & (confidence <= 1)).all()
+    ):
+        raise ValueError(
+            f"confidence must be {len(right)} (at least one) numbers from 0 to 1, one for each cell that is right or not"
+        )
     which = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    bins = pd.DataFrame({"confidence": confidence, "accuracy": right, "cells": 1}).groupby(which).agg({"confidence": "mean", "accuracy": "mean", "cells": "sum"})
+    bins = (
+        pd.DataFrame({"confidence": confidence, "accuracy": right, "cells": 1})
+        .groupby(which)
+        .agg({"confidence": "mean", "accuracy": "mean", "cells": "sum"})
+    )
     n, p, z = bins["cells"], bins["accuracy"], 1.96
-    middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return Calibration(float((n * (p - bins["confidence"]).abs()).sum() / n.sum()), bins.assign(low=middle - half, high=middle + half))
+    middle, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
+    return Calibration(
+        float((n * (p - bins["confidence"]).abs()).sum() / n.sum()),
+        bins.assign(low=middle - half, high=middle + half),
+    )
 
 # %% ../nbs/runs.ipynb #6b03cae0
 def embed_file(
@@ -608,10 +965,12 @@ def embed_file(
     path: str | Path,  # an .h5ad file; it is only read
     target: str | Path,  # the annotated copy
     *,
-    map_batch: Mapping[str, str] | None = None,  # new -> known; "*" stands for every other one
+    map_batch: Mapping[str, str]
+    | None = None,  # new -> known; "*" stands for every other one
     batch_key: str | None = None,  # column of obs; None: the model's
     layer: str | None = None,  # layer with the counts; None: look for them
-    gene_key: str | None = None,  # column of var with the gene names; None: its index
+    gene_key: str
+    | None = None,  # column of var with the gene names; None: its index
     min_matched: float = MIN_MATCHED,  # least share of the model's genes that the file must have
 ) -> dict:  # matched, missing, extra, batches, counts: what was done
     "Embed and cluster the cells of another file. ValueError where genes, batches or counts don't fit."
@@ -619,31 +978,81 @@ def embed_file(
         found = find_counts(adata, layer)
         var = found.adata.var
         if gene_key is not None and gene_key not in var:
-            raise ValueError(f"gene_key={gene_key!r} is not a column of var, which has {list(var.columns)}")
-        names = make_index_unique(pd.Index(var.index if gene_key is None else var[gene_key]).astype(str))  # as in training
-        matrix = found.adata.X if found.layer is None else found.adata.layers[found.layer]
+            raise ValueError(
+                f"gene_key={gene_key!r} is not a column of var, which has {list(var.columns)}"
+            )
+        names = make_index_unique(
+            pd.Index(var.index if gene_key is None else var[gene_key]).astype(str)
+        )  # as in training
+        matrix = (
+            found.adata.X
+            if found.layer is None
+            else found.adata.layers[found.layer]
+        )
         obs, key = adata.obs, batch_key or model.batch_key
         if model.batch_key is not None and key in obs:
             obs = pd.DataFrame({model.batch_key: obs[key]}, index=obs.index)
         elif batch_key is not None:
-            get_categories(adata, batch_key, "batch_key")  # says which columns there are
-        cells = AnnData(obs=obs, var=var.set_axis(names), **({"X": matrix} if model.layer is None else {"layers": {model.layer: matrix}}))
+            get_categories(
+                adata, batch_key, "batch_key"
+            )  # says which columns there are
+        cells = AnnData(
+            obs=obs,
+            var=var.set_axis(names),
+            **(
+                {"X": matrix}
+                if model.layer is None
+                else {"layers": {model.layer: matrix}}
+            ),
+        )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* are missing and count as zero")  # the report has them
-            matched = model.match_cells(cells, map_batch=map_batch, min_matched=min_matched)
+            warnings.filterwarnings(
+                "ignore", message=".* are missing and count as zero"
+            )  # the report has them
+            matched = model.match_cells(
+                cells, map_batch=map_batch, min_matched=min_matched
+            )
         columns, arrays = annotate(model, matched)
-    genes = dict(matched=matched.genes.matched, missing=len(matched.genes.missing), extra=matched.genes.extra)
-    write_annotated(path, target, columns, arrays, dict(gmvae_nb=__version__, K=model.K, counts=found.where, unsure_below=UNSURE_BELOW, **genes))
-    return dict(cells=adata.n_obs, genes=len(model.genes), **genes, missing_genes=matched.genes.missing, batches=matched.batches, counts=found.where, why=found.why)
+    genes = dict(
+        matched=matched.genes.matched,
+        missing=len(matched.genes.missing),
+        extra=matched.genes.extra,
+    )
+    write_annotated(
+        path,
+        target,
+        columns,
+        arrays,
+        dict(
+            gmvae_nb=__version__,
+            K=model.K,
+            counts=found.where,
+            unsure_below=UNSURE_BELOW,
+            **genes,
+        ),
+    )
+    return dict(
+        cells=adata.n_obs,
+        genes=len(model.genes),
+        **genes,
+        missing_genes=matched.genes.missing,
+        batches=matched.batches,
+        counts=found.where,
+        why=found.why,
+    )
 
 # %% ../nbs/runs.ipynb #30ee49fe
 def peak_memory() -> int:
     "The most memory this process has held so far, bytes."
     if sys.platform == "win32":
         import psutil
+
         return psutil.Process().memory_info().peak_wset
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 # %% ../nbs/runs.ipynb #9056cca5
 def expected(
@@ -659,12 +1068,34 @@ def expected(
     "Expected time and memory of `train_run`, `annotate_run` and the page, from a few timed steps."
     settled, y = get_preset(preset), get_counts(given.cells, given.layer)
     N = y.shape[0]
-    epochs = epochs_wanted(settled, len(split_cells(N)[0])) if max_epochs is None else max_epochs
+    epochs = (
+        epochs_wanted(settled, len(split_cells(N)[0]))
+        if max_epochs is None
+        else max_epochs
+    )
     n = min(N, max(5 * settled.batch_size, 256))
     rows = np.sort(np.random.default_rng(0).choice(N, n, replace=False))
-    part = sparse.vstack([y[rows[:-1]], csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))], format="csr")  # no gene is empty
-    few = AnnData(obs=given.cells.obs.iloc[rows], var=given.cells.var, **({"X": part} if given.layer is None else {"layers": {given.layer: part}}))
-    model = GMVAE(few, K=K, batch_key=batch_key, layer=given.layer, preset=settled, seed=seed)
+    part = sparse.vstack(
+        [y[rows[:-1]], csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))],
+        format="csr",
+    )  # no gene is empty
+    few = AnnData(
+        obs=given.cells.obs.iloc[rows],
+        var=given.cells.var,
+        **(
+            {"X": part}
+            if given.layer is None
+            else {"layers": {given.layer: part}}
+        ),
+    )
+    model = GMVAE(
+        few,
+        K=K,
+        batch_key=batch_key,
+        layer=given.layer,
+        preset=settled,
+        seed=seed,
+    )
     with tempfile.TemporaryDirectory() as folder:
         model.train(2, out=folder, progress=False)
     start = time.perf_counter()
@@ -674,5 +1105,13 @@ def expected(
     copies = 2 * (y.data.nbytes + y.indices.nbytes + y.indptr.nbytes)
     umap_bytes = 200e6 + 4000 * N
     train = epochs * per_epoch
-    return dict(seconds_per_epoch=per_epoch, train_seconds=train, seconds=train + after * N / n + 15 + 0.004 * N + (5 + 0.003 * N) * (labels_key is not None),
-                memory_gb=(peak_memory() + copies + umap_bytes) / 1e9)
+    return dict(
+        seconds_per_epoch=per_epoch,
+        train_seconds=train,
+        seconds=train
+        + after * N / n
+        + 15
+        + 0.004 * N
+        + (5 + 0.003 * N) * (labels_key is not None),
+        memory_gb=(peak_memory() + copies + umap_bytes) / 1e9,
+    )

@@ -35,9 +35,24 @@ from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
 from . import __version__
-from .data import _parts, CountsOnDisk, get_categories, get_counts, mean_and_std, minibatches, split_cells, write_atomically
+from gmvae_nb.data import (
+    CountsOnDisk,
+    _parts,
+    get_categories,
+    get_counts,
+    mean_and_std,
+    minibatches,
+    split_cells,
+    write_atomically,
+)
 from gmvae_nb.gmvae_loss import (
-    MixturePrior, ParameterMixture, component_log_probs, free_nats, gmvae_terms, mixture_log_weights, responsibilities,
+    MixturePrior,
+    ParameterMixture,
+    component_log_probs,
+    free_nats,
+    gmvae_terms,
+    mixture_log_weights,
+    responsibilities,
 )
 from .nb_likelihood import NBHeads
 from .vae import MLP, GaussianHead, gaussian_log_prob, reparametrize
@@ -56,17 +71,29 @@ class Preset:
     norm_first: bool = False  # LayerNorm before GELU instead of after it
     encoder_input: str = "standardised"  # or "log1p", "lognorm"
     encoder_batch: bool = False  # the encoder sees the batch too
-    library_size: bool = False  # the decoder's means scale with the cell's total count
-    prior: str = "network"  # components from w; "parameters": components without w
+    library_size: bool = (
+        False  # the decoder's means scale with the cell's total count
+    )
+    prior: str = (
+        "network"  # components from w; "parameters": components without w
+    )
     learn_weights: bool = False  # learn the mixture weights instead of 1/K each
-    dispersion: str = "cell"  # r for each cell and gene; "gene": for each gene alone
-    mean_head: bool = False  # the decoder's second head gives the log mean, not the logits
+    dispersion: str = (
+        "cell"  # r for each cell and gene; "gene": for each gene alone
+    )
+    mean_head: bool = (
+        False  # the decoder's second head gives the log mean, not the logits
+    )
     weight_decay: float = 0.0  # of the heads' weights, in cells: per step they lose the rate times this over the training cells
     refit: float = 0.0  # share of the training, at its end, in which the encoder rests; before it r is of the gene
-    input_dropout: float = 0.0  # share of the encoder's input values silenced at each training step
+    input_dropout: float = (
+        0.0  # share of the encoder's input values silenced at each training step
+    )
     init: str = "random"  # "data": genes' means, and after a seventh of the training k-means for the components
     align: float = 0.0  # pull of each batch's cells of a component towards all cells of that component
-    merge: bool = False  # a cluster may be several components that share their cells
+    merge: bool = (
+        False  # a cluster may be several components that share their cells
+    )
     original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
     bound: str = "paper"  # or "exact"
     lam: float = 0.0  # lambda: free nats of the z term
@@ -86,45 +113,108 @@ class Preset:
 
     def __post_init__(self):
         choices = dict(
-            encoder_input=("standardised", "log1p", "lognorm"), prior=("network", "parameters"),
-            bound=("paper", "exact"), lam_mode=("batch", "cell"), dtype=("auto", "float32", "bfloat16"),
-            dispersion=("cell", "gene"), init=("random", "data"), lr_schedule=("step", "cosine"),
+            encoder_input=("standardised", "log1p", "lognorm"),
+            prior=("network", "parameters"),
+            bound=("paper", "exact"),
+            lam_mode=("batch", "cell"),
+            dtype=("auto", "float32", "bfloat16"),
+            dispersion=("cell", "gene"),
+            init=("random", "data"),
+            lr_schedule=("step", "cosine"),
         )
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
+                )
         for field in fields(self):
             value, name = getattr(self, field.name), field.name
             if isinstance(field.default, tuple):
-                right, expected = isinstance(value, (tuple, list)) and all(type(v) is int and v > 0 for v in value) and 0 < len(value) <= 100, "whole numbers above 0, as (256, 128)"
+                right, expected = (
+                    isinstance(value, (tuple, list))
+                    and all(type(v) is int and v > 0 for v in value)
+                    and 0 < len(value) <= 100,
+                    "whole numbers above 0, as (256, 128)",
+                )
                 object.__setattr__(self, name, tuple(value) if right else value)
             elif isinstance(field.default, bool):
                 right, expected = isinstance(value, bool), "True or False"
             elif field.type is int:
-                right, expected = isinstance(value, Integral) and not isinstance(value, bool) and value >= (name != "min_steps"), f"a whole number, {int(name != 'min_steps')} or more"
+                right, expected = (
+                    isinstance(value, Integral)
+                    and not isinstance(value, bool)
+                    and value >= (name != "min_steps"),
+                    f"a whole number, {int(name != 'min_steps')} or more",
+                )
             elif field.type is float:
-                least, most = {"lr": (1e-300, math.inf), "lr_factor": (1e-300, math.inf), "dropout": (0, 1), "input_dropout": (0, 1), "refit": (0, 1)}.get(name, (0, math.inf))
-                right = isinstance(value, Real) and not isinstance(value, bool) and least <= value < most
-                expected = "0 or more, below 1" if most == 1 else "a number above 0" if least else "a number, 0 or more"
+                least, most = {
+                    "lr": (1e-300, math.inf),
+                    "lr_factor": (1e-300, math.inf),
+                    "dropout": (0, 1),
+                    "input_dropout": (0, 1),
+                    "refit": (0, 1),
+                }.get(name, (0, math.inf))
+                right = (
+                    isinstance(value, Real)
+                    and not isinstance(value, bool)
+                    and least <= value < most
+                )
+                expected = (
+                    "0 or more, below 1"
+                    if most == 1
+                    else "a number above 0"
+                    if least
+                    else "a number, 0 or more"
+                )
             else:
                 continue
             if not right:
                 raise ValueError(f"{name} is {value!r:.100}; expected {expected}")
         if self.M % min(self.M_w, self.M):
-            raise ValueError(f"M_w is {self.M_w} and M {self.M}; each draw of w needs equally many draws of x, so give a divisor of M")
-        if self.prior == "network" and (self.init != "random" or self.align or self.merge):
-            raise ValueError('prior is "network"; init="data", align and merge need components that are the same for all cells, prior="parameters"')
+            raise ValueError(
+                f"M_w is {self.M_w} and M {self.M}; each draw of w needs equally many draws of x, so give a divisor of M"
+            )
+        if self.prior == "network" and (
+            self.init != "random" or self.align or self.merge
+        ):
+            raise ValueError(
+                'prior is "network"; init="data", align and merge need components that are the same for all cells, prior="parameters"'
+            )
 
 # %% ../nbs/04_train.ipynb #3fe7b7a8
 PRESETS: dict[str, Preset] = {
     "blog": Preset(),  # the seed's text to the letter
     "original": Preset(  # what the code behind the seed's text did where it differs
-        encoder_hidden=(300, 200), lr=1e-4, norm_first=True, original_reshape=True, lam_mode="cell", M_heads=10, M_w=10, dtype="float32"
+        encoder_hidden=(300, 200),
+        lr=1e-4,
+        norm_first=True,
+        original_reshape=True,
+        lam_mode="cell",
+        M_heads=10,
+        M_w=10,
+        dtype="float32",
     ),
     "recommended": Preset(  # what our measurements say is best
-        n_x=10, encoder_hidden=(256, 128), decoder_hidden=(128, 256), input_dropout=0.5, encoder_input="lognorm",
-        library_size=True, mean_head=True, weight_decay=12_000.0, refit=0.3, prior="parameters", bound="exact", kl_warmup=0.3, init="data", align=5.0,
-        merge=True, M=1, lr=2e-3, lr_schedule="cosine", max_epochs=10, min_steps=1500,
+        n_x=10,
+        encoder_hidden=(256, 128),
+        decoder_hidden=(128, 256),
+        input_dropout=0.5,
+        encoder_input="lognorm",
+        library_size=True,
+        mean_head=True,
+        weight_decay=12_000.0,
+        refit=0.3,
+        prior="parameters",
+        bound="exact",
+        kl_warmup=0.3,
+        init="data",
+        align=5.0,
+        merge=True,
+        M=1,
+        lr=2e-3,
+        lr_schedule="cosine",
+        max_epochs=10,
+        min_steps=1500,
     ),
 }
 
@@ -137,7 +227,9 @@ def get_preset(
         return preset
     if isinstance(preset, str) and preset in PRESETS:
         return PRESETS[preset]
-    raise ValueError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}, or a Preset")
+    raise ValueError(
+        f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}, or a Preset"
+    )
 
 # %% ../nbs/04_train.ipynb #ca9ca5cc
 class EncoderInput(NamedTuple):
@@ -161,9 +253,25 @@ def encoder_input(
         values, c = values / std, mean / std
     else:
         if kind == "lognorm":
-            values = 1e4 * values / cell_totals(y).to(mean.dtype).repeat_interleave(y.crow_indices().diff())
+            values = (
+                1e4
+                * values
+                / cell_totals(y)
+                .to(mean.dtype)
+                .repeat_interleave(y.crow_indices().diff())
+            )
         values, c = values.log1p(), torch.zeros_like(mean)
-    return EncoderInput(torch.sparse_csr_tensor(y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False), c, b)
+    return EncoderInput(
+        torch.sparse_csr_tensor(
+            y.crow_indices(),
+            y.col_indices(),
+            values,
+            y.shape,
+            check_invariants=False,
+        ),
+        c,
+        b,
+    )
 
 # %% ../nbs/04_train.ipynb #12f8b1d0
 def cell_totals(
@@ -178,11 +286,19 @@ class CountsProduct(torch.autograd.Function):
     "(v - c) W, plus the batch's row of W, and the gradient of W: nothing dense of size (N, G)."
 
     @staticmethod
-    def forward(ctx, v, c, b, weight):  # CSR (N, G), (), (N,) or None, (G or G + B, H) -> (N, H)
+    def forward(
+        ctx, v, c, b, weight
+    ):  # CSR (N, G), (), (N,) or None, (G or G + B, H) -> (N, H)
         G = v.shape[1]
         ctx.save_for_backward(v, c, b)
         ctx.n_batches = len(weight) - G
-        out = F.embedding_bag(v.col_indices(), weight, v.crow_indices()[:-1], mode="sum", per_sample_weights=v.values())
+        out = F.embedding_bag(
+            v.col_indices(),
+            weight,
+            v.crow_indices()[:-1],
+            mode="sum",
+            per_sample_weights=v.values(),
+        )
         if c != 0:
             out -= c * weight[:G].sum(0)
         return out if b is None else out + weight[G + b]
@@ -192,12 +308,28 @@ class CountsProduct(torch.autograd.Function):
     def backward(ctx, grad):  # (N, H)
         v, c, b = ctx.saved_tensors
         by_gene = v.to_sparse_csc()
-        cells, starts = by_gene.row_indices(), by_gene.ccol_indices()[:-1]  # a gene's cells, summed by one thread: the same bits each time
-        d_weight = F.embedding_bag(cells, grad.contiguous(), starts, mode="sum", per_sample_weights=by_gene.values())  # (G, H)
+        cells, starts = (
+            by_gene.row_indices(),
+            by_gene.ccol_indices()[:-1],
+        )  # a gene's cells, summed by one thread: the same bits each time
+        d_weight = F.embedding_bag(
+            cells,
+            grad.contiguous(),
+            starts,
+            mode="sum",
+            per_sample_weights=by_gene.values(),
+        )  # (G, H)
         if c != 0:
             d_weight -= c * grad.sum(0)
         if b is not None:
-            d_weight = torch.cat([d_weight, grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(0, b, grad)])
+            d_weight = torch.cat(
+                [
+                    d_weight,
+                    grad.new_zeros(ctx.n_batches, grad.shape[1]).index_add_(
+                        0, b, grad
+                    ),
+                ]
+            )
         return None, None, None, d_weight
 
 # %% ../nbs/04_train.ipynb #dd3a4afa
@@ -209,7 +341,9 @@ class CountsLinear(nn.Module):
         linear: nn.Linear,  # whose weights it takes over; inputs: genes, then batches if it is told the batch
     ):
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().T.contiguous())  # (G or G + B, H)
+        self.weight = nn.Parameter(
+            linear.weight.detach().T.contiguous()
+        )  # (G or G + B, H)
         self.bias = linear.bias
 
     def forward(
@@ -235,14 +369,21 @@ def fast_dtype(
     "The type of the heads' products: with 'auto' bfloat16 where the processor has it, as sums stay in float32."
     if dtype != "auto":
         return getattr(torch, dtype)
-    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    has_bf16 = (
+        torch.cuda.is_bf16_supported()
+        if device.type == "cuda"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.bfloat16 if has_bf16 else torch.float32
 
 # %% ../nbs/04_train.ipynb #14619f77
 class BatchAlignment(nn.Module):
     "Running means of x by component and batch, and the pull of a batch's cells towards the mean of their component."
 
-    DECAY, SHRINK = 0.98, 10.0  # of the running sums at each step; cells at an offset of 0 added to each batch's own
+    DECAY, SHRINK = (
+        0.98,
+        10.0,
+    )  # of the running sums at each step; cells at an offset of 0 added to each batch's own
 
     def __init__(
         self,
@@ -263,12 +404,22 @@ class BatchAlignment(nn.Module):
     ) -> Tensor:  # (); its gradient, not its value, is meant
         "Takes a mini-batch into the running sums, and pulls its cells."
         with torch.no_grad():
-            by_batch = gamma.unsqueeze(-1) * F.one_hot(b, self.cells.shape[1]).to(gamma.dtype).unsqueeze(1)  # (N, K, B)
+            by_batch = gamma.unsqueeze(-1) * F.one_hot(b, self.cells.shape[1]).to(
+                gamma.dtype
+            ).unsqueeze(1)  # (N, K, B)
             self.cells.mul_(self.DECAY).add_(by_batch.sum(0))
-            self.sums.mul_(self.DECAY).add_(torch.einsum("nkb,nd->kbd", by_batch, x_mean))
-            centre = self.sums.sum(1, keepdim=True) / self.cells.sum(1)[:, None, None].clamp_min(1e-6)  # (K, 1, D)
+            self.sums.mul_(self.DECAY).add_(
+                torch.einsum("nkb,nd->kbd", by_batch, x_mean)
+            )
+            centre = self.sums.sum(1, keepdim=True) / self.cells.sum(1)[
+                :, None, None
+            ].clamp_min(1e-6)  # (K, 1, D)
             cells = self.cells.unsqueeze(-1)
-            offset = (self.sums - cells * centre) / (cells + self.SHRINK) / log_stds.mul(2).exp().unsqueeze(1)  # (K, B, D)
+            offset = (
+                (self.sums - cells * centre)
+                / (cells + self.SHRINK)
+                / log_stds.mul(2).exp().unsqueeze(1)
+            )  # (K, B, D)
             pull = torch.einsum("nkb,kbd->nd", by_batch, offset)
         return (pull * x_mean).sum(-1).mean()
 
@@ -291,22 +442,35 @@ class GMVAENetwork(nn.Module):
         self.encoder = MLP((n_in, *p.encoder_hidden), p.dropout, p.norm_first)
         self.encoder[0] = CountsLinear(self.encoder[0])
         self.q_x = GaussianHead(p.encoder_hidden[-1], p.n_x)
-        self.q_w = GaussianHead(p.encoder_hidden[-1], self.n_w) if self.n_w else None
+        self.q_w = (
+            GaussianHead(p.encoder_hidden[-1], self.n_w) if self.n_w else None
+        )
         if p.prior == "network":
             self.prior = MixturePrior(
-                p.n_w, p.n_x, K, p.prior_hidden,
-                dropout=p.dropout, norm_first=p.norm_first, original_reshape=p.original_reshape,
+                p.n_w,
+                p.n_x,
+                K,
+                p.prior_hidden,
+                dropout=p.dropout,
+                norm_first=p.norm_first,
+                original_reshape=p.original_reshape,
             )
         else:
             self.prior = ParameterMixture(p.n_x, K)
-        self.log_weights = nn.Parameter(torch.zeros(K)) if p.learn_weights else None
-        self.decoder = MLP((p.n_x + n_batches, *p.decoder_hidden), p.dropout, p.norm_first)
+        self.log_weights = (
+            nn.Parameter(torch.zeros(K)) if p.learn_weights else None
+        )
+        self.decoder = MLP(
+            (p.n_x + n_batches, *p.decoder_hidden), p.dropout, p.norm_first
+        )
         self.heads = NBHeads(p.decoder_hidden[-1], n_genes, p.mean_head)
         if p.dispersion == "gene" or p.refit:  # the bias alone
             nn.init.zeros_(self.heads.log_r.weight).requires_grad_(False)
         self.alignment = BatchAlignment(K, n_batches, p.n_x) if p.align else None
         if p.merge:
-            self.register_buffer("cluster_of", torch.arange(K))  # of each component
+            self.register_buffer(
+                "cluster_of", torch.arange(K)
+            )  # of each component
         self.register_buffer("y_mean", torch.zeros(()))  # of all training counts
         self.register_buffer("y_std", torch.ones(()))
 
@@ -316,20 +480,34 @@ class GMVAENetwork(nn.Module):
         b: Tensor,  # batch codes, (N,)
     ) -> Posterior:
         p = self.preset
-        seen = encoder_input(y, p.encoder_input, self.y_mean, self.y_std, b if p.encoder_batch else None)
+        seen = encoder_input(
+            y,
+            p.encoder_input,
+            self.y_mean,
+            self.y_std,
+            b if p.encoder_batch else None,
+        )
         F.dropout(seen.v.values(), p.input_dropout, self.training, inplace=True)
         h = self.encoder(seen)
         none = h.new_zeros(len(h), 0)
-        return Posterior(*self.q_x(h), *(self.q_w(h) if self.n_w else (none, none)))
+        return Posterior(
+            *self.q_x(h), *(self.q_w(h) if self.n_w else (none, none))
+        )
 
     def rest_encoder(
         self,
         rest: bool,
     ) -> None:
         "With a preset that refits: before, r is of the gene; while the encoder rests, it becomes what `dispersion` says."
-        for p in (*self.encoder.parameters(), *self.q_x.parameters(), *(self.q_w.parameters() if self.n_w else ())):
+        for p in (
+            *self.encoder.parameters(),
+            *self.q_x.parameters(),
+            *(self.q_w.parameters() if self.n_w else ()),
+        ):
             p.requires_grad_(not rest)
-        self.heads.log_r.weight.requires_grad_(rest and self.preset.dispersion == "cell")
+        self.heads.log_r.weight.requires_grad_(
+            rest and self.preset.dispersion == "cell"
+        )
 
     def decode(
         self,
@@ -344,7 +522,12 @@ class GMVAENetwork(nn.Module):
         y: Tensor,  # counts, (N, G), sparse CSR
     ) -> Tensor | None:  # (N, 1), or None if the preset has none
         "Each cell's total count relative to an average training cell's."
-        return cell_totals(y).to(self.y_mean.dtype).unsqueeze(-1) / (self.y_mean * y.shape[-1]) if self.preset.library_size else None
+        return (
+            cell_totals(y).to(self.y_mean.dtype).unsqueeze(-1)
+            / (self.y_mean * y.shape[-1])
+            if self.preset.library_size
+            else None
+        )
 
     def log_likelihood(
         self,
@@ -355,16 +538,24 @@ class GMVAENetwork(nn.Module):
     ) -> Tensor:  # log p(y|x,b) in nats, (M, N), or ()
         "The decoder's log-likelihood of the counts at draws of x."
         p, h = self.preset, self.decode(x, b)
-        how = dict(M_heads=min(p.M_heads, len(x)), reduction="mean") if reduction == "mean" else {}
+        how = (
+            dict(M_heads=min(p.M_heads, len(x)), reduction="mean")
+            if reduction == "mean"
+            else {}
+        )
         dtype = fast_dtype(p.dtype, h.device) if self.training else torch.float32
-        return self.heads.log_prob(h, y, self.size_factor(y), impl="fused", dtype=dtype, **how)
+        return self.heads.log_prob(
+            h, y, self.size_factor(y), impl="fused", dtype=dtype, **how
+        )
 
     def draw(
         self,
         q: Posterior,
         eps_x: Tensor,  # standard normal noise, (M, N, n_x), or (M, 1, n_x) to share it between cells
         eps_w: Tensor,  # likewise, (M_w, N, n_w) or (M_w, 1, n_w)
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # x (M, N, n_x), and the prior's components at w
+    ) -> tuple[
+        Tensor, tuple[Tensor, Tensor]
+    ]:  # x (M, N, n_x), and the prior's components at w
         "Draws of x, and the components of its prior at draws of w."
         w = reparametrize(q.w_mean, q.w_log_std, eps_w)
         return reparametrize(q.x_mean, q.x_log_std, eps_x), self.prior(w)
@@ -376,15 +567,21 @@ class GMVAENetwork(nn.Module):
         eps_x: Tensor,  # standard normal noise, (M, N, n_x), or (M, 1, n_x) to share it between cells
         eps_w: Tensor,  # likewise, (M_w, N, n_w) or (M_w, 1, n_w)
         reduction: str = "none",  # "mean": `rec` is the mean over cells, as fast as can be
-    ) -> dict[str, Tensor]:  # rec, kl_w, kl_z, cond, kl_xz: nats per cell, each (N,); gamma: (N, K); x_mean: (N, n_x)
+    ) -> dict[
+        str, Tensor
+    ]:  # rec, kl_w, kl_z, cond, kl_xz: nats per cell, each (N,); gamma: (N, K); x_mean: (N, n_x)
         "The terms of -ELBO, averaged over draws; their sum rec + kl_w + kl_xz is -ELBO. gamma: the responsibilities, averaged too."
         q = self.encode(y, b)
         x, components = self.draw(q, eps_x, eps_w)
-        terms = gmvae_terms(x, *q, *components, self.log_weights, bound=self.preset.bound)
+        terms = gmvae_terms(
+            x, *q, *components, self.log_weights, bound=self.preset.bound
+        )
         log_lik = self.log_likelihood(y, b, x, reduction)
         terms["rec"] = -log_lik if reduction == "mean" else -log_lik.mean(0)
         with torch.no_grad():
-            terms["gamma"] = responsibilities(x, *components, self.log_weights).exp().mean(0)
+            terms["gamma"] = (
+                responsibilities(x, *components, self.log_weights).exp().mean(0)
+            )
         return terms | {"x_mean": q.x_mean}
 
     def log_responsibilities(
@@ -419,9 +616,13 @@ class GMVAENetwork(nn.Module):
         x, components = self.draw(q, eps_x, eps_w)
         w = reparametrize(q.w_mean, q.w_log_std, eps_w)
         log_p = component_log_probs(x, *components)
-        log_p_x = (log_p + mixture_log_weights(self.log_weights, log_p)).logsumexp(-1)
+        log_p_x = (
+            log_p + mixture_log_weights(self.log_weights, log_p)
+        ).logsumexp(-1)
         log_p_w = gaussian_log_prob(w, torch.zeros_like(w), torch.zeros_like(w))
-        log_q = gaussian_log_prob(x, q.x_mean, q.x_log_std) + gaussian_log_prob(w, q.w_mean, q.w_log_std)
+        log_q = gaussian_log_prob(x, q.x_mean, q.x_log_std) + gaussian_log_prob(
+            w, q.w_mean, q.w_log_std
+        )
         return self.log_likelihood(y, b, x) + log_p_x + log_p_w - log_q
 
     def noise(
@@ -433,7 +634,10 @@ class GMVAENetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
         "Standard normal noise for `forward`."
         sizes = (M, N, self.preset.n_x), (M_w or M, N, self.n_w)
-        return tuple(torch.randn(*size, generator=generator).to(self.y_mean.device) for size in sizes)
+        return tuple(
+            torch.randn(*size, generator=generator).to(self.y_mean.device)
+            for size in sizes
+        )
 
     def paired_noise(
         self,
@@ -443,7 +647,10 @@ class GMVAENetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
         "Noise in antithetic pairs: every second draw is minus the one before, and standard normal all the same."
         half = self.noise((M + 1) // 2, N, M_w=(M_w + 1) // 2)
-        return tuple(torch.stack([eps, -eps], 1).flatten(0, 1)[:m] for eps, m in zip(half, (M, M_w)))
+        return tuple(
+            torch.stack([eps, -eps], 1).flatten(0, 1)[:m]
+            for eps, m in zip(half, (M, M_w))
+        )
 
 # %% ../nbs/04_train.ipynb #b7ac8ae5
 def neg_elbo(
@@ -460,7 +667,9 @@ def training_loss(
 ) -> Tensor:  # nats per cell, ()
     "Mean -ELBO of a mini-batch with the first `lam` nats of KL_z free of charge."
     without_z = (terms["kl_w"] + terms["kl_xz"] - terms["kl_z"]).mean()
-    return terms["rec"].mean() + kl_weight * (without_z + free_nats(terms["kl_z"], preset.lam, preset.lam_mode))
+    return terms["rec"].mean() + kl_weight * (
+        without_z + free_nats(terms["kl_z"], preset.lam, preset.lam_mode)
+    )
 
 # %% ../nbs/04_train.ipynb #40da6bb9
 def kl_weight(
@@ -480,7 +689,11 @@ def learning_rate(
 ) -> float:
     "The initial rate, multiplied by `lr_factor` after every `lr_step` epochs; or half a cosine, to 0 after `max_epochs`."
     if preset.lr_schedule == "cosine":
-        return preset.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / max_epochs)))
+        return (
+            preset.lr
+            * 0.5
+            * (1 + math.cos(math.pi * min(1.0, epoch / max_epochs)))
+        )
     return preset.lr * preset.lr_factor ** (epoch // preset.lr_step)
 
 # %% ../nbs/04_train.ipynb #8ac486e8
@@ -489,7 +702,10 @@ def epochs_wanted(
     n_train: int,  # training cells
 ) -> int:
     "How long a model is trained unless it is told: `max_epochs`, or more, until `min_steps` mini-batches are seen."
-    return max(preset.max_epochs, math.ceil(preset.min_steps / math.ceil(n_train / preset.batch_size)))
+    return max(
+        preset.max_epochs,
+        math.ceil(preset.min_steps / math.ceil(n_train / preset.batch_size)),
+    )
 
 # %% ../nbs/04_train.ipynb #889079e9
 @contextmanager
@@ -530,7 +746,9 @@ class GMVAE:
     batches: list[str]  # the model's, (B,)
     device: torch.device
     network: GMVAENetwork
-    counts: csr_matrix | CountsOnDisk | None  # of the cells the model was made for, (N, G)
+    counts: (
+        csr_matrix | CountsOnDisk | None
+    )  # of the cells the model was made for, (N, G)
     batch: np.ndarray | None  # their batch codes, (N,)
     train_idx: np.ndarray | None  # rows that are trained on, and ...
     test_idx: np.ndarray | None  # ... rows that are held out
@@ -538,46 +756,86 @@ class GMVAE:
     def __init__(
         self,
         adata: AnnData,  # cells x genes with raw counts
-        K: int | None = 20,  # number of mixture components (clusters); None: let the data choose, for a preset with `merge`
+        K: int
+        | None = 20,  # number of mixture components (clusters); None: let the data choose, for a preset with `merge`
         *,
-        batch_key: str | None = None,  # column of obs with the batch; None: one batch
+        batch_key: str
+        | None = None,  # column of obs with the batch; None: one batch
         layer: str | None = None,  # layer with the counts; None: X
         preset: str | Preset = "blog",  # a name in PRESETS, or a Preset
         seed: int = 0,  # one seed, one result (same machine, same number of threads)
-        device: str | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one
+        device: str
+        | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one
     ):
         "Raises ValueError, before anything is trained, for data or settings that cannot be used."
         preset = get_preset(preset)
         if K is None and not preset.merge:
-            raise ValueError("K is None; a preset that merges components, as 'recommended' does, can choose it, this one cannot: give K")
+            raise ValueError(
+                "K is None; a preset that merges components, as 'recommended' does, can choose it, this one cannot: give K"
+            )
         K = MANY if K is None else K
-        if isinstance(K, bool) or not isinstance(K, (int, np.integer)) or not 1 <= K <= 10_000:
-            raise ValueError(f"K is {K!r}; the number of clusters must be an integer from 1 to 10,000")
+        if (
+            isinstance(K, bool)
+            or not isinstance(K, (int, np.integer))
+            or not 1 <= K <= 10_000
+        ):
+            raise ValueError(
+                f"K is {K!r}; the number of clusters must be an integer from 1 to 10,000"
+            )
         if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-            raise ValueError(f"seed is {seed!r}; expected a whole number, 0 or more")
+            raise ValueError(
+                f"seed is {seed!r}; expected a whole number, 0 or more"
+            )
         counts = get_counts(adata, layer)
         batch, batches = batch_codes(adata, batch_key)
         self._build(
-            K=int(K), batch_key=batch_key, layer=layer, preset=preset, seed=int(seed),
-            genes=[str(g) for g in adata.var_names], batches=batches, device=device,
+            K=int(K),
+            batch_key=batch_key,
+            layer=layer,
+            preset=preset,
+            seed=int(seed),
+            genes=[str(g) for g in adata.var_names],
+            batches=batches,
+            device=device,
         )
         self.counts, self.batch = counts, batch
 
-    def _build(self, *, K, batch_key, layer, preset, seed, genes, batches, device):
+    def _build(
+        self, *, K, batch_key, layer, preset, seed, genes, batches, device
+    ):
         "Everything that does not need the cells; shared by the constructor and `load`."
         if len(set(genes)) < len(genes):
             twice = pd.Series(genes)[pd.Series(genes).duplicated()].iloc[0]
-            raise ValueError(f"gene {twice!r} occurs more than once in var_names; call adata.var_names_make_unique()")
-        self.K, self.batch_key, self.layer, self.preset, self.seed = K, batch_key, layer, preset, seed
+            raise ValueError(
+                f"gene {twice!r} occurs more than once in var_names; call adata.var_names_make_unique()"
+            )
+        self.K, self.batch_key, self.layer, self.preset, self.seed = (
+            K,
+            batch_key,
+            layer,
+            preset,
+            seed,
+        )
         self.genes, self.batches = genes, list(batches)
         try:
-            self.device = torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device
+            self.device = torch.empty(
+                0,
+                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            ).device
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]:.100}); expected 'cpu', 'cuda', or None to choose") from None
+            raise ValueError(
+                f"device {device!r} cannot be used here ({str(error).splitlines()[0]:.100}); expected 'cpu', 'cuda', or None to choose"
+            ) from None
         with seeded(seed):
-            self.network = GMVAENetwork(len(genes), len(self.batches), K, preset).to(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=preset.lr, fused=True)
-        self.counts: csr_matrix | CountsOnDisk | None = None  # the cells the model was made for
+            self.network = GMVAENetwork(
+                len(genes), len(self.batches), K, preset
+            ).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=preset.lr, fused=True
+        )
+        self.counts: csr_matrix | CountsOnDisk | None = (
+            None  # the cells the model was made for
+        )
         self.batch: np.ndarray | None = None  # their batch codes
         self.train_idx = self.test_idx = None
         self._rows: list[dict] = []
@@ -590,12 +848,22 @@ class GMVAE:
     @property
     def n_clusters(self) -> int:
         "Number of clusters: K, or what is left of it once components are merged."
-        return int(self.network.cluster_of.max()) + 1 if self.preset.merge else self.K
+        return (
+            int(self.network.cluster_of.max()) + 1
+            if self.preset.merge
+            else self.K
+        )
 
     def __repr__(self):
-        cells = "no cells" if self.counts is None else f"{self.counts.shape[0]:,} cells"
-        return (f"GMVAE(K={self.K}): {cells}, {len(self.genes):,} genes, {len(self.batches)} batch(es), "
-                f"{len(self._rows)} epoch(s) trained")
+        cells = (
+            "no cells"
+            if self.counts is None
+            else f"{self.counts.shape[0]:,} cells"
+        )
+        return (
+            f"GMVAE(K={self.K}): {cells}, {len(self.genes):,} genes, {len(self.batches)} batch(es), "
+            f"{len(self._rows)} epoch(s) trained"
+        )
 
 # %% ../nbs/04_train.ipynb #de76d6dc
 import warnings
@@ -621,22 +889,34 @@ def match_genes(
     genes: Sequence[str],  # the model's, (G,)
     names: Sequence[str],  # those of the data, all different
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
-    columns: pd.DataFrame | None = None,  # var of the data: other names to suggest
+    columns: pd.DataFrame
+    | None = None,  # var of the data: other names to suggest
 ) -> GeneMatch:
     "Match genes by name. ValueError for names that occur twice, and if fewer than `min_matched` of the model's genes are there."
     names = pd.Index(names).astype(str)
     if not names.is_unique:
-        raise ValueError("var_names has duplicates; call adata.var_names_make_unique()")
+        raise ValueError(
+            "var_names has duplicates; call adata.var_names_make_unique()"
+        )
     position = names.get_indexer(pd.Index(genes))
     missing = [g for g, p in zip(genes, position) if p < 0]
     matched = len(genes) - len(missing)
     if matched < min_matched * len(genes) or not matched:
-        hits = {} if columns is None else {c: columns[c].astype(str).isin(genes).sum() for c in columns}
+        hits = (
+            {}
+            if columns is None
+            else {c: columns[c].astype(str).isin(genes).sum() for c in columns}
+        )
         best = max(hits, key=hits.get, default=None)
-        fix = (f"var[{best!r}] has {hits[best]:,} of them: use it for the names (gene_key={best!r})" if best is not None and hits[best] > matched
-               else "give data with the genes of the training data, or lower min_matched to count the missing ones as zero")
-        raise ValueError(f"{matched:,} of the model's {len(genes):,} genes are in the data, fewer than {min_matched:.0%} ({len(missing):,} missing: "
-                         f"{', '.join(missing[:3])}{', …' * (len(missing) > 3)}): {fix}")
+        fix = (
+            f"var[{best!r}] has {hits[best]:,} of them: use it for the names (gene_key={best!r})"
+            if best is not None and hits[best] > matched
+            else "give data with the genes of the training data, or lower min_matched to count the missing ones as zero"
+        )
+        raise ValueError(
+            f"{matched:,} of the model's {len(genes):,} genes are in the data, fewer than {min_matched:.0%} ({len(missing):,} missing: "
+            f"{', '.join(missing[:3])}{', …' * (len(missing) > 3)}): {fix}"
+        )
     return GeneMatch(position, matched, missing, len(names) - matched)
 
 # %% ../nbs/04_train.ipynb #76d94335
@@ -645,7 +925,9 @@ def take_genes(
     position: np.ndarray,  # (G,) columns; -1: zeros
 ) -> csr_matrix:  # (N, G)
     "Columns of `y`, in this order, with zeros for those that are missing."
-    wider = csr_matrix((y.data, y.indices, y.indptr), shape=(y.shape[0], y.shape[1] + 1))  # a last column without counts, which is -1
+    wider = csr_matrix(
+        (y.data, y.indices, y.indptr), shape=(y.shape[0], y.shape[1] + 1)
+    )  # a last column without counts, which is -1
     return wider[:, position]
 
 # %% ../nbs/04_train.ipynb #e2a89507
@@ -679,14 +961,23 @@ def map_batches(
     here = set(names)
     for new, old in map_batch.items():
         if old not in known:
-            raise ValueError(f"map_batch {new}={old}: the model has no batch {old!r}, only {', '.join(known)}")
+            raise ValueError(
+                f"map_batch {new}={old}: the model has no batch {old!r}, only {', '.join(known)}"
+            )
         if new != "*" and new not in here:
-            raise ValueError(f"map_batch {new}={old}: the data have no batch {new!r}, only {', '.join(sorted(here))}")
-    to = {name: map_batch.get(name, name if name in known else map_batch.get("*")) for name in here}
+            raise ValueError(
+                f"map_batch {new}={old}: the data have no batch {new!r}, only {', '.join(sorted(here))}"
+            )
+    to = {
+        name: map_batch.get(name, name if name in known else map_batch.get("*"))
+        for name in here
+    }
     lost = sorted(name for name, old in to.items() if old is None)
     if lost:
-        raise ValueError(f"batch {lost[0]!r} was not trained on ({len(lost)} such): say which known one it shall be treated as, "
-                         f"as in map_batch {lost[0]}={known[0]}; the model knows {', '.join(known)}")
+        raise ValueError(
+            f"batch {lost[0]!r} was not trained on ({len(lost)} such): say which known one it shall be treated as, "
+            f"as in map_batch {lost[0]}={known[0]}; the model knows {', '.join(known)}"
+        )
     return np.array([to[name] for name in names], dtype=object)
 
 # %% ../nbs/04_train.ipynb #087b2f82
@@ -697,7 +988,9 @@ class Cells(NamedTuple):
     batch: np.ndarray  # (N,) codes of the model's batches
     names: pd.Index  # (N,) of the cells
     genes: GeneMatch
-    batches: dict[str, str]  # each batch of the data -> the known one it is treated as
+    batches: dict[
+        str, str
+    ]  # each batch of the data -> the known one it is treated as
 
 # %% ../nbs/04_train.ipynb #49103706
 @patch
@@ -705,7 +998,8 @@ def match_cells(
     self: GMVAE,
     adata: AnnData,  # cells x genes with raw counts where the model's were: in X or in its layer
     *,
-    map_batch: Mapping[str, str] | None = None,  # new -> known; "*" stands for every other one
+    map_batch: Mapping[str, str]
+    | None = None,  # new -> known; "*" stands for every other one
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
 ) -> Cells:
     """Match genes and batches by name, and check the counts; those of an AnnData on disk stay there.
@@ -714,48 +1008,82 @@ def match_cells(
     """
     genes = match_genes(self.genes, adata.var_names, min_matched, adata.var)
     if genes.missing:
-        warnings.warn(f"{len(genes.missing):,} of the model's {len(self.genes):,} genes are missing and count as zero: "
-                      f"{', '.join(genes.missing[:3])}{', …' * (len(genes.missing) > 3)}", stacklevel=2)
+        warnings.warn(
+            f"{len(genes.missing):,} of the model's {len(self.genes):,} genes are missing and count as zero: "
+            f"{', '.join(genes.missing[:3])}{', …' * (len(genes.missing) > 3)}",
+            stacklevel=2,
+        )
     map_batch, key, batches = map_batch or {}, self.batch_key, {}
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     if key is not None:
-        lacks = key not in adata.obs and "*" in map_batch  # all cells are of one batch, which has no name
-        given = np.full(adata.n_obs, "*") if lacks else np.asarray(get_categories(adata, key, "batch_key"))
+        lacks = (
+            key not in adata.obs and "*" in map_batch
+        )  # all cells are of one batch, which has no name
+        given = (
+            np.full(adata.n_obs, "*")
+            if lacks
+            else np.asarray(get_categories(adata, key, "batch_key"))
+        )
         known = map_batches(given, self.batches, map_batch)
-        batches = {str(new): str(old) for new, old in sorted(set(zip(given, known)))}
+        batches = {
+            str(new): str(old) for new, old in sorted(set(zip(given, known)))
+        }
         batch = pd.Index(self.batches).get_indexer(known).astype(np.int64)
     counts = get_counts(adata, self.layer, allow_empty_genes=True)
-    if len(genes.position) != adata.n_vars or (genes.position != np.arange(adata.n_vars)).any():
-        counts = MatchedCounts(counts, genes.position) if isinstance(counts, CountsOnDisk) else take_genes(counts, genes.position)
+    if (
+        len(genes.position) != adata.n_vars
+        or (genes.position != np.arange(adata.n_vars)).any()
+    ):
+        counts = (
+            MatchedCounts(counts, genes.position)
+            if isinstance(counts, CountsOnDisk)
+            else take_genes(counts, genes.position)
+        )
     return Cells(counts, batch, adata.obs_names, genes, batches)
 
 # %% ../nbs/04_train.ipynb #56e8ff3c
 @patch
 def _cells(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     map_batch: Mapping[str, str] | None = None,  # new -> known batch
     min_matched: float = 1.0,  # least share of the model's genes: all of them for cells to train on
-) -> tuple[csr_matrix | CountsOnDisk, np.ndarray]:  # counts (N, G) in the model's gene order, batch codes (N,)
+) -> tuple[
+    csr_matrix | CountsOnDisk, np.ndarray
+]:  # counts (N, G) in the model's gene order, batch codes (N,)
     "Checked counts and batch codes. Raises ValueError for missing genes and unknown batches."
     if adata is None:
         if self.counts is None:
-            raise ValueError("the model was loaded without cells; pass an AnnData here, or to GMVAE.load")
+            raise ValueError(
+                "the model was loaded without cells; pass an AnnData here, or to GMVAE.load"
+            )
         return self.counts, self.batch
-    cells = adata if isinstance(adata, Cells) else self.match_cells(adata, map_batch=map_batch, min_matched=min_matched)
+    cells = (
+        adata
+        if isinstance(adata, Cells)
+        else self.match_cells(adata, map_batch=map_batch, min_matched=min_matched)
+    )
     return cells.counts, cells.batch
 
 # %% ../nbs/04_train.ipynb #13e1deb4
 def cluster_usage(
     gamma: Tensor,  # responsibilities, (N, K)
-) -> dict[str, float]:  # effective_K, dead_components, gamma_entropy (nats), mutual_information (nats)
+) -> dict[
+    str, float
+]:  # effective_K, dead_components, gamma_entropy (nats), mutual_information (nats)
     "How many of the K components carry cells, and how sure the cells are of theirs."
-    def entropy(p): return torch.special.entr(p).sum(-1)
+
+    def entropy(p):
+        return torch.special.entr(p).sum(-1)
 
     mean = gamma.mean(0)
     return dict(
         effective_K=entropy(mean).exp().item(),
-        dead_components=int((mean < 0.01 / len(mean)).sum()),  # less than 1 % of an equal share
+        dead_components=int(
+            (mean < 0.01 / len(mean)).sum()
+        ),  # less than 1 % of an equal share
         gamma_entropy=entropy(gamma).mean().item(),
         mutual_information=(entropy(mean) - entropy(gamma).mean()).item(),
     )
@@ -770,7 +1098,9 @@ def merge_components(
     """
     gamma = gamma.double()
     shared, w = gamma.T @ gamma / len(gamma), gamma.mean(0)
-    excess = shared - w * w[:, None]  # (C, C); of a group it is the sum over its members
+    excess = (
+        shared - w * w[:, None]
+    )  # (C, C); of a group it is the sum over its members
     group = torch.eye(len(w), dtype=gamma.dtype)  # (K, C)
     while (C := group.shape[1]) > 1:
         gain = (group.T @ excess @ group).fill_diagonal_(-1)
@@ -779,11 +1109,16 @@ def merge_components(
             i, j = divmod(gain.argmax().item(), C)
         elif empty.any():
             i = empty.nonzero()[0].item()
-            j = (group.T @ shared @ group / (group.T @ w).clamp_min(1e-300)).fill_diagonal_(-1)[i].argmax().item()
+            j = (
+                (group.T @ shared @ group / (group.T @ w).clamp_min(1e-300))
+                .fill_diagonal_(-1)[i]
+                .argmax()
+                .item()
+            )
         else:
             break
         group[:, i] += group[:, j]
-        group = torch.cat([group[:, :j], group[:, j + 1:]], 1)
+        group = torch.cat([group[:, :j], group[:, j + 1 :]], 1)
     size = (gamma @ group).argmax(1).bincount(minlength=group.shape[1])
     return group[:, size.argsort(descending=True, stable=True)].argmax(1)
 
@@ -792,18 +1127,35 @@ def merge_components(
 def _visit(
     self: GMVAE,
     idx: np.ndarray | None,  # rows; None: all
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     map_batch: Mapping[str, str] | None = None,  # new -> known batch
-) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:  # y (n, G) and b (n,) on the device, and the rows
+) -> Iterator[
+    tuple[Tensor, Tensor, np.ndarray]
+]:  # y (n, G) and b (n,) on the device, and the rows
     "Cells in order, a mini-batch at a time, for the network without dropout. ValueError for a cell that has no count in the model's genes."
     counts, batch = self._cells(adata, map_batch, MIN_MATCHED)
     self.network.eval()
-    for y, b, rows in minibatches(counts, batch, np.arange(counts.shape[0]) if idx is None else idx, self.preset.batch_size):
+    for y, b, rows in minibatches(
+        counts,
+        batch,
+        np.arange(counts.shape[0]) if idx is None else idx,
+        self.preset.batch_size,
+    ):
         empty = (y.crow_indices().diff() == 0).nonzero()
         if len(empty):
             row = rows[empty[0].item()]
-            name = row if adata is None else (adata.names if isinstance(adata, Cells) else adata.obs_names)[row]
-            raise ValueError(f"cell {name!r} has no count in any of the model's genes: drop such cells")
+            name = (
+                row
+                if adata is None
+                else (
+                    adata.names if isinstance(adata, Cells) else adata.obs_names
+                )[row]
+            )
+            raise ValueError(
+                f"cell {name!r} has no count in any of the model's genes: drop such cells"
+            )
         yield y.to(self.device), b.to(self.device), rows
 
 # %% ../nbs/04_train.ipynb #2c26ddbe
@@ -813,11 +1165,15 @@ def _over(
     self: GMVAE,
     idx: np.ndarray | None,  # rows; None: all
     function,  # (y, b) -> tensor whose first axis is the cells
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     map_batch: Mapping[str, str] | None = None,  # new -> known batch
 ) -> Tensor:
     "Apply `function` to cells, a mini-batch at a time, without dropout."
-    return torch.cat([function(y, b).cpu() for y, b, _ in self._visit(idx, adata, map_batch)])
+    return torch.cat(
+        [function(y, b).cpu() for y, b, _ in self._visit(idx, adata, map_batch)]
+    )
 
 # %% ../nbs/04_train.ipynb #174d44c2
 @patch
@@ -830,8 +1186,15 @@ def _evaluate(
     self.network.eval()
     with seeded(self.seed):
         return [
-            self.network(y.to(self.device), b.to(self.device), *self.network.noise(self.preset.M, len(y)), reduction="mean")
-            for y, b, _ in minibatches(self.counts, self.batch, idx, self.preset.batch_size)
+            self.network(
+                y.to(self.device),
+                b.to(self.device),
+                *self.network.noise(self.preset.M, len(y)),
+                reduction="mean",
+            )
+            for y, b, _ in minibatches(
+                self.counts, self.batch, idx, self.preset.batch_size
+            )
         ]
 
 # %% ../nbs/04_train.ipynb #6f97781b
@@ -839,22 +1202,37 @@ TERMS = ("neg_elbo", "rec", "kl_w", "kl_z", "cond")
 
 # %% ../nbs/04_train.ipynb #e2f9db56
 def epoch_means(
-    parts: list[dict[str, Tensor]],  # terms of mini-batches, from GMVAENetwork.forward
+    parts: list[
+        dict[str, Tensor]
+    ],  # terms of mini-batches, from GMVAENetwork.forward
     prefix: str,  # "train" or "test"
 ) -> dict[str, float]:  # e.g. train_neg_elbo, train_rec, ..., nats per cell
     "Mean of each term over cells."
-    sizes = torch.tensor([len(part["kl_w"]) for part in parts], dtype=torch.float64)
+    sizes = torch.tensor(
+        [len(part["kl_w"]) for part in parts], dtype=torch.float64
+    )
     parts = [{**part, "neg_elbo": neg_elbo(part)} for part in parts]
-    return {f"{prefix}_{t}": (torch.stack([part[t].double().mean() for part in parts]).cpu() @ sizes / sizes.sum()).item() for t in TERMS}
+    return {
+        f"{prefix}_{t}": (
+            torch.stack([part[t].double().mean() for part in parts]).cpu()
+            @ sizes
+            / sizes.sum()
+        ).item()
+        for t in TERMS
+    }
 
 # %% ../nbs/04_train.ipynb #6451a7a3
 @patch
 def train(
     self: GMVAE,
-    max_epochs: int | None = None,  # stop when this many epochs are done in all; None: as many as the preset wants
+    max_epochs: int
+    | None = None,  # stop when this many epochs are done in all; None: as many as the preset wants
     *,
-    test_idx: np.ndarray | None = None,  # cells held out; None: a seeded random 15 %; empty: none
-    out: str | Path | None = None,  # folder for a checkpoint after every epoch; one of the same run is gone on from
+    test_idx: np.ndarray
+    | None = None,  # cells held out; None: a seeded random 15 %; empty: none
+    out: str
+    | Path
+    | None = None,  # folder for a checkpoint after every epoch; one of the same run is gone on from
     progress: bool = True,  # show a progress bar
 ) -> GMVAE:  # the model itself
     """Train until `max_epochs` epochs are done; called again, go on from there. After the last one, merge components if the preset says so.
@@ -869,34 +1247,67 @@ def train(
         self._hold_out(test_idx)
     if max_epochs is None:
         max_epochs = epochs_wanted(preset, len(self.train_idx))
-    if isinstance(max_epochs, bool) or not isinstance(max_epochs, Integral) or max_epochs < 0:
-        raise ValueError(f"max_epochs is {max_epochs!r}; expected a whole number, 0 or more")
+    if (
+        isinstance(max_epochs, bool)
+        or not isinstance(max_epochs, Integral)
+        or max_epochs < 0
+    ):
+        raise ValueError(
+            f"max_epochs is {max_epochs!r}; expected a whole number, 0 or more"
+        )
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
     if out is not None and not self._rows:
         self._resume(out, max_epochs)
 
-    with tqdm(total=max_epochs, initial=len(self._rows), desc=f"GMVAE K={self.K}", unit="epoch", disable=not progress) as bar:
+    with tqdm(
+        total=max_epochs,
+        initial=len(self._rows),
+        desc=f"GMVAE K={self.K}",
+        unit="epoch",
+        disable=not progress,
+    ) as bar:
         for epoch in range(len(self._rows), max_epochs):
             last_good = self._state()
             try:
                 self._rows.append(self._train_epoch(epoch, max_epochs))
                 if preset.merge and epoch + 1 == max_epochs:
-                    with seeded(self.seed):  # noise of its own for each cell: noise that they share would not average out over cells
-                        gamma = self._over(self._sample(), lambda y, b: self.network.log_responsibilities(y, b, *self.network.noise(20, len(y))).exp().mean(0))
+                    with seeded(
+                        self.seed
+                    ):  # noise of its own for each cell: noise that they share would not average out over cells
+                        gamma = self._over(
+                            self._sample(),
+                            lambda y, b: (
+                                self.network.log_responsibilities(
+                                    y, b, *self.network.noise(20, len(y))
+                                )
+                                .exp()
+                                .mean(0)
+                            ),
+                        )
                     self.network.cluster_of.copy_(merge_components(gamma))
             except (KeyboardInterrupt, FloatingPointError) as stop:
                 self._restore(last_good)
                 del self._rows[epoch:]
                 if isinstance(stop, FloatingPointError):
-                    raise FloatingPointError(f"{stop}; the model is as it was after {epoch} epochs") from None
-                raise KeyboardInterrupt(f"stopped; {epoch} epochs are done, call train again to go on") from None
+                    raise FloatingPointError(
+                        f"{stop}; the model is as it was after {epoch} epochs"
+                    ) from None
+                raise KeyboardInterrupt(
+                    f"stopped; {epoch} epochs are done, call train again to go on"
+                ) from None
             if out is not None:
                 self._checkpoint(out)
             bar.update()
             row = self._rows[-1]
-            bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_neg_elbo", "test_neg_elbo", "effective_K") if k in row})
+            bar.set_postfix(
+                {
+                    k: f"{row[k]:.4g}"
+                    for k in ("train_neg_elbo", "test_neg_elbo", "effective_K")
+                    if k in row
+                }
+            )
     return self
 
 # %% ../nbs/04_train.ipynb #dcaf5d0d
@@ -904,7 +1315,9 @@ def not_finite(
     state: dict[str, Tensor],
 ) -> str | None:  # its name
     "The first tensor with a value that is not finite."
-    return next((name for name, t in state.items() if not t.isfinite().all()), None)
+    return next(
+        (name for name, t in state.items() if not t.isfinite().all()), None
+    )
 
 # %% ../nbs/04_train.ipynb #5570ce22
 @patch
@@ -915,7 +1328,10 @@ def _train_epoch(
 ) -> dict[str, float]:  # a row of the history
     "One pass over the training cells."
     preset, start, seen = self.preset, time.perf_counter(), []
-    n_steps, placed = math.ceil(len(self.train_idx) / preset.batch_size), max_epochs // 7  # epoch of placing the components
+    n_steps, placed = (
+        math.ceil(len(self.train_idx) / preset.batch_size),
+        max_epochs // 7,
+    )  # epoch of placing the components
     if preset.init == "data" and epoch in (0, placed):
         self._start_from_data(components=epoch == placed)
     resting = epoch >= (1 - preset.refit) * max_epochs
@@ -924,15 +1340,37 @@ def _train_epoch(
     self.network.train()
     with seeded(self.seed, epoch) as rng:
         for step, (y, b, rows) in enumerate(
-            minibatches(self.counts, self.batch, self.train_idx, preset.batch_size, rng=rng)
+            minibatches(
+                self.counts,
+                self.batch,
+                self.train_idx,
+                preset.batch_size,
+                rng=rng,
+            )
         ):
-            lr = self.optimizer.param_groups[0]["lr"] = learning_rate(epoch + step / n_steps, preset, max_epochs)
+            lr = self.optimizer.param_groups[0]["lr"] = learning_rate(
+                epoch + step / n_steps, preset, max_epochs
+            )
             y, b = y.to(self.device), b.to(self.device)
-            noise = self.network.paired_noise(preset.M, len(y), min(preset.M_w, preset.M))
+            noise = self.network.paired_noise(
+                preset.M, len(y), min(preset.M_w, preset.M)
+            )
             terms = self.network(y, b, *noise, reduction="mean")
-            loss = training_loss(terms, preset, kl_weight(epoch, preset, max_epochs))
-            if preset.align and len(self.batches) > 1 and epoch >= placed and not resting:
-                loss = loss + preset.align * self.network.alignment(terms["x_mean"], terms["gamma"], b, self.network.prior.log_stds[0, 0])
+            loss = training_loss(
+                terms, preset, kl_weight(epoch, preset, max_epochs)
+            )
+            if (
+                preset.align
+                and len(self.batches) > 1
+                and epoch >= placed
+                and not resting
+            ):
+                loss = loss + preset.align * self.network.alignment(
+                    terms["x_mean"],
+                    terms["gamma"],
+                    b,
+                    self.network.prior.log_stds[0, 0],
+                )
             if not loss.isfinite():
                 raise FloatingPointError(
                     f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}{self._why(y, b, rows, noise)}; lower the learning rate ({preset.lr})"
@@ -940,16 +1378,28 @@ def _train_epoch(
             self.optimizer.zero_grad()
             loss.backward()
             if preset.weight_decay:
-                self.network.heads.decay(lr * preset.weight_decay / len(self.train_idx))
+                self.network.heads.decay(
+                    lr * preset.weight_decay / len(self.train_idx)
+                )
             self.optimizer.step()
             seen.append({name: value.detach() for name, value in terms.items()})
     if not_finite(dict(self.network.named_parameters())):
-        raise FloatingPointError(f"after epoch {epoch + 1}, step {step + 1}{self._why(y, b, rows, noise)}; lower the learning rate ({preset.lr})")
-    row = {"epoch": epoch + 1, "lr": learning_rate(epoch, preset, max_epochs), **epoch_means(seen, "train")}
+        raise FloatingPointError(
+            f"after epoch {epoch + 1}, step {step + 1}{self._why(y, b, rows, noise)}; lower the learning rate ({preset.lr})"
+        )
+    row = {
+        "epoch": epoch + 1,
+        "lr": learning_rate(epoch, preset, max_epochs),
+        **epoch_means(seen, "train"),
+    }
     if len(self.test_idx):
         seen = self._evaluate(self.test_idx)
         row |= epoch_means(seen, "test")
-    return row | cluster_usage(torch.cat([part["gamma"] for part in seen])) | {"seconds": time.perf_counter() - start}
+    return (
+        row
+        | cluster_usage(torch.cat([part["gamma"] for part in seen]))
+        | {"seconds": time.perf_counter() - start}
+    )
 
 # %% ../nbs/04_train.ipynb #27ded152
 @patch
@@ -962,7 +1412,9 @@ def _why(
     noise: tuple[Tensor, Tensor],  # as for GMVAENetwork.forward
 ) -> str:  # to follow on "at epoch 3, step 7"; empty: not known
     "Where numbers are no longer finite: a count, a weight, or the first cell."
-    for start, part in _parts(self.counts):  # all of them: the encoder's input depends on their mean
+    for start, part in _parts(
+        self.counts
+    ):  # all of them: the encoder's input depends on their mean
         bad = np.flatnonzero(~np.isfinite(part.data))
         if len(bad):
             cell = start + np.searchsorted(part.indptr, bad[0], side="right") - 1
@@ -970,10 +1422,18 @@ def _why(
     for name, p in self.network.named_parameters():
         if not p.isfinite().all():
             first = (~p.isfinite()).nonzero()[0, 0].item()
-            of_gene = name.startswith("heads.") or name == "encoder.0.weight" and first < len(self.genes)
+            of_gene = (
+                name.startswith("heads.")
+                or name == "encoder.0.weight"
+                and first < len(self.genes)
+            )
             return f": the weight {name}{f' of gene {self.genes[first]!r}' * of_gene} is not finite"
     bad = (~neg_elbo(self.network(y, b, *noise)).isfinite()).nonzero()
-    return f": the first such cell is number {rows[bad[0].item()]}" if len(bad) else ""
+    return (
+        f": the first such cell is number {rows[bad[0].item()]}"
+        if len(bad)
+        else ""
+    )
 
 # %% ../nbs/04_train.ipynb #e8fdd84c
 @patch
@@ -982,7 +1442,15 @@ def _sample(
 ) -> np.ndarray:  # rows, at most SAMPLE of them
     "A seeded sample of the training cells."
     n = len(self.train_idx)
-    return self.train_idx if n <= SAMPLE else np.sort(np.random.default_rng(self.seed).choice(self.train_idx, SAMPLE, replace=False))
+    return (
+        self.train_idx
+        if n <= SAMPLE
+        else np.sort(
+            np.random.default_rng(self.seed).choice(
+                self.train_idx, SAMPLE, replace=False
+            )
+        )
+    )
 
 # %% ../nbs/04_train.ipynb #d5039afe
 @patch
@@ -997,19 +1465,30 @@ def _start_from_data(
     net, sample = self.network, self._sample()
     if not self._rows:
         r = net.heads.log_r.bias.zero_().exp()
-        mean = torch.from_numpy(np.asarray(self.counts[sample].mean(0)).ravel()).to(r)
-        net.heads.second.bias.copy_((mean + 1e-3).log())  # at r = 1 the logits are the log mean
+        mean = torch.from_numpy(
+            np.asarray(self.counts[sample].mean(0)).ravel()
+        ).to(r)
+        net.heads.second.bias.copy_(
+            (mean + 1e-3).log()
+        )  # at r = 1 the logits are the log mean
     if not components:
         return
-    q = self._over(sample, lambda y, b: torch.stack(net.encode(y, b)[:2], 1)).double()
+    q = self._over(
+        sample, lambda y, b: torch.stack(net.encode(y, b)[:2], 1)
+    ).double()
     x, q_var = q[:, 0].numpy(), q[:, 1].mul(2).exp().numpy()
     K = min(self.K, len(np.unique(x, axis=0)))
     found = KMeans(K, n_init=4, random_state=self.seed).fit(x)
     size = np.bincount(found.labels_, minlength=K)
-    by_cluster = csr_matrix((1 / size[found.labels_], (found.labels_, np.arange(len(x)))))  # rows: averages
-    var = by_cluster @ ((x - found.cluster_centers_[found.labels_]) ** 2 + q_var)  # of draws of q(x|y), not of its means alone
+    by_cluster = csr_matrix(
+        (1 / size[found.labels_], (found.labels_, np.arange(len(x))))
+    )  # rows: averages
+    var = by_cluster @ (
+        (x - found.cluster_centers_[found.labels_]) ** 2 + q_var
+    )  # of draws of q(x|y), not of its means alone
     means, log_stds = net.prior.means[0, 0, :K], net.prior.log_stds[0, 0, :K]
-    means.copy_(torch.from_numpy(found.cluster_centers_)); log_stds.copy_(torch.from_numpy(0.5 * np.log(var)))
+    means.copy_(torch.from_numpy(found.cluster_centers_))
+    log_stds.copy_(torch.from_numpy(0.5 * np.log(var)))
     if net.log_weights is not None:
         net.log_weights[:K].copy_(torch.from_numpy(np.log(size / len(x))))
     for p in (*net.prior.parameters(), net.log_weights):
@@ -1028,10 +1507,16 @@ def _hold_out(
     else:
         test_idx = np.asarray(test_idx)
         if test_idx.size and test_idx.dtype.kind not in "iu":
-            raise ValueError(f"test_idx holds {test_idx.dtype}; expected the positions of cells: for a mask, np.flatnonzero(mask)")
+            raise ValueError(
+                f"test_idx holds {test_idx.dtype}; expected the positions of cells: for a mask, np.flatnonzero(mask)"
+            )
         self.test_idx = np.unique(test_idx.astype(np.int64))
-        if len(self.test_idx) and not (0 <= self.test_idx[0] and self.test_idx[-1] < n):
-            raise ValueError(f"test_idx names cell {self.test_idx[-1]} of {n}; expected positions from 0 to {n - 1}")
+        if len(self.test_idx) and not (
+            0 <= self.test_idx[0] and self.test_idx[-1] < n
+        ):
+            raise ValueError(
+                f"test_idx names cell {self.test_idx[-1]} of {n}; expected positions from 0 to {n - 1}"
+            )
         self.train_idx = np.setdiff1d(np.arange(n), self.test_idx)
     if len(self.train_idx) < self.preset.batch_size:
         raise ValueError(
@@ -1043,11 +1528,18 @@ def _hold_out(
 @patch
 def _state(
     self: GMVAE,
-) -> dict[str, Tensor]:  # weights under "network.*", Adam's moments under "optimizer.*"
+) -> dict[
+    str, Tensor
+]:  # weights under "network.*", Adam's moments under "optimizer.*"
     "A copy of all that training changes, as one flat dict of tensors."
-    state = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+    state = {
+        f"network.{name}": t for name, t in self.network.state_dict().items()
+    }
     for i, moments in self.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in moments.items()}
+        state |= {
+            f"optimizer.{i}.{name}": torch.as_tensor(t)
+            for name, t in moments.items()
+        }
     return {name: t.detach().cpu().clone() for name, t in state.items()}
 
 # %% ../nbs/04_train.ipynb #897b4ca1
@@ -1062,8 +1554,16 @@ def _restore(
         if name.startswith("optimizer."):
             _, i, key = name.split(".")
             moments.setdefault(int(i), {})[key] = t
-    self.network.load_state_dict({n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")})
-    self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+    self.network.load_state_dict(
+        {
+            n.removeprefix("network."): t
+            for n, t in state.items()
+            if n.startswith("network.")
+        }
+    )
+    self.optimizer.load_state_dict(
+        {**self.optimizer.state_dict(), "state": moments}
+    )
 
 # %% ../nbs/04_train.ipynb #d4a0f7b8
 @patch
@@ -1084,80 +1584,120 @@ def _shared_noise(
 ) -> tuple[Tensor, Tensor]:
     "Noise shared by all cells: a cell's result depends on the cell alone."
     if not isinstance(n_draws, Integral) or n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws!r}; expected a whole number, at least one draw is needed")
-    return self.network.noise(n_draws, 1, torch.Generator().manual_seed(self.seed))
+        raise ValueError(
+            f"n_draws is {n_draws!r}; expected a whole number, at least one draw is needed"
+        )
+    return self.network.noise(
+        n_draws, 1, torch.Generator().manual_seed(self.seed)
+    )
 
 # %% ../nbs/04_train.ipynb #9b44095e
 @patch
 def get_latent_representation(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> np.ndarray:  # (N, n_x)
     "The embedding: the mean of q(x|y) of each cell."
-    return self._per_cell(adata, lambda y, b: self.network.encode(y, b).x_mean, map_batch)
+    return self._per_cell(
+        adata, lambda y, b: self.network.encode(y, b).x_mean, map_batch
+    )
 
 # %% ../nbs/04_train.ipynb #4664d360
 @patch
 def predict_proba(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     n_draws: int = 50,  # draws of (x, w) to average over
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
     "Probability of each cluster for each cell."
     noise = self._shared_noise(n_draws)
-    return self._per_cell(adata, lambda y, b: self.network.by_cluster(self.network.log_responsibilities(y, b, *noise).exp().mean(0)), map_batch)
+    return self._per_cell(
+        adata,
+        lambda y, b: self.network.by_cluster(
+            self.network.log_responsibilities(y, b, *noise).exp().mean(0)
+        ),
+        map_batch,
+    )
 
 # %% ../nbs/04_train.ipynb #d2685805
 @patch
 def predict(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     n_draws: int = 50,  # draws of (x, w) to average over
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> pd.Categorical:  # (N,), categories "0" to str(n_clusters - 1)
     "The most probable cluster of each cell."
-    return pd.Categorical.from_codes(self.predict_proba(adata, n_draws, map_batch=map_batch).argmax(1), [str(k) for k in range(self.n_clusters)])
+    return pd.Categorical.from_codes(
+        self.predict_proba(adata, n_draws, map_batch=map_batch).argmax(1),
+        [str(k) for k in range(self.n_clusters)],
+    )
 
 # %% ../nbs/04_train.ipynb #5bee5e7b
 @patch
 def get_elbo(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     n_draws: int = 10,  # draws to average over
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> np.ndarray:  # nats per cell, (N,)
     "Evidence lower bound of each cell, under the preset's bound."
     noise = self._shared_noise(n_draws)
-    return self._per_cell(adata, lambda y, b: -neg_elbo(self.network(y, b, *noise)), map_batch)
+    return self._per_cell(
+        adata, lambda y, b: -neg_elbo(self.network(y, b, *noise)), map_batch
+    )
 
 # %% ../nbs/04_train.ipynb #3e202d7f
 @patch
 def get_iwae(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     n_draws: int = 50,  # importance samples per cell
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> np.ndarray:  # nats per cell, (N,)
     "Importance-weighted lower bound of log p(y|b) of each cell (Burda et al. 2016, eq. 8)."
     noise = self._shared_noise(n_draws)
     return self._per_cell(
-        adata, lambda y, b: self.network.log_importance_weights(y, b, *noise).logsumexp(0) - np.log(n_draws), map_batch
+        adata,
+        lambda y, b: (
+            self.network.log_importance_weights(y, b, *noise).logsumexp(0)
+            - np.log(n_draws)
+        ),
+        map_batch,
     )
 
 # %% ../nbs/04_train.ipynb #c4105a9c
 @patch
 def cluster_report(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> dict:  # usage, kl_z and log K - kl_z (nats per cell), and cells: cluster -> number of cells
     """Which clusters carry cells, and how sure the cells are.
 
@@ -1168,22 +1708,42 @@ def cluster_report(
 
     def gamma_and_kl(y, b):
         log_gamma = self.network.log_responsibilities(y, b, *noise)
-        kl_z = (log_gamma.exp() * (log_gamma - mixture_log_weights(self.network.log_weights, log_gamma))).sum(-1, keepdim=True)
+        kl_z = (
+            log_gamma.exp()
+            * (
+                log_gamma
+                - mixture_log_weights(self.network.log_weights, log_gamma)
+            )
+        ).sum(-1, keepdim=True)
         return torch.cat([log_gamma.exp(), kl_z], -1).mean(0)
 
     found = torch.from_numpy(self._per_cell(adata, gamma_and_kl, map_batch))
     gamma, kl_z, sure = found[:, :-1], found[:, -1].mean().item(), {}
     if self.preset.merge:
         rng, n = np.random.default_rng(self.seed), min(len(gamma), SAMPLE)
-        numbers = [merge_components(gamma[rng.integers(0, len(gamma), n)]).max().item() + 1 for _ in range(40)]
+        numbers = [
+            merge_components(gamma[rng.integers(0, len(gamma), n)]).max().item()
+            + 1
+            for _ in range(40)
+        ]
         gamma = self.network.by_cluster(gamma.to(self.device)).cpu()
-        sure = {"confidence": gamma.amax(1).mean().item(), "n_clusters_95": np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()}
+        sure = {
+            "confidence": gamma.amax(1).mean().item(),
+            "n_clusters_95": np.quantile(numbers, [0.025, 0.975])
+            .round()
+            .astype(int)
+            .tolist(),
+        }
     cells = gamma.argmax(1).bincount(minlength=self.n_clusters)
-    return cluster_usage(gamma) | sure | {
-        "kl_z": kl_z,
-        "log_K_minus_kl_z": float(np.log(self.K)) - kl_z,
-        "cells": {str(k): int(n) for k, n in enumerate(cells)},
-    }
+    return (
+        cluster_usage(gamma)
+        | sure
+        | {
+            "kl_z": kl_z,
+            "log_K_minus_kl_z": float(np.log(self.K)) - kl_z,
+            "cells": {str(k): int(n) for k, n in enumerate(cells)},
+        }
+    )
 
 # %% ../nbs/04_train.ipynb #1121230e
 @patch
@@ -1201,45 +1761,84 @@ def likelihood_params(
 @torch.no_grad()
 def get_normalized_expression(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     *,
-    transform_batch: str | Sequence[str] | None = None,  # decode as if the cells were of this batch; several: the average; None: each its own
+    transform_batch: str
+    | Sequence[str]
+    | None = None,  # decode as if the cells were of this batch; several: the average; None: each its own
     gene_list: Sequence[str] | None = None,  # genes to return; None: all
-    library_size: float | Literal["latent"] = 1,  # what a cell's expression sums to over all genes; "latent": what the model expects of this very cell
+    library_size: float
+    | Literal[
+        "latent"
+    ] = 1,  # what a cell's expression sums to over all genes; "latent": what the model expects of this very cell
     n_draws: int = 10,  # draws of x to average over
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
 ) -> pd.DataFrame:  # (N, genes), float32; index: the cells' names, or positions if they are the model's own; columns: genes
     """Expected expression of each cell without the noise of counting: shares of the cell, times `library_size`; with "latent" the expected counts at its own depth.
 
     The encoder always sees the cell's own batch. The result is dense, 4 bytes times cells times genes: name the genes you need, or pass the cells in parts.
     ValueError for a batch or a gene that the model does not know. Lopez et al. 2018.
     """
-    wanted = [transform_batch] if isinstance(transform_batch, str) else transform_batch
+    wanted = (
+        [transform_batch] if isinstance(transform_batch, str) else transform_batch
+    )
     if wanted is not None:
         unknown = [name for name in wanted if name not in self.batches]
         if unknown or not len(wanted):
-            raise ValueError(f"transform_batch is {transform_batch!r}; expected one or more of the model's batches: {', '.join(self.batches)}")
+            raise ValueError(
+                f"transform_batch is {transform_batch!r}; expected one or more of the model's batches: {', '.join(self.batches)}"
+            )
     genes = self.genes if gene_list is None else [str(g) for g in gene_list]
     column = pd.Index(self.genes).get_indexer(genes)
     if (column < 0).any():
-        raise ValueError(f"gene_list has {genes[int((column < 0).argmax())]!r}, which is not one of the model's {len(self.genes):,} genes")
-    if library_size != "latent" and (isinstance(library_size, str) or not library_size > 0):
-        raise ValueError(f"library_size is {library_size!r}; expected a positive number, or 'latent'")
-    eps, column = self._shared_noise(n_draws)[0], torch.from_numpy(column).to(self.device)
+        raise ValueError(
+            f"gene_list has {genes[int((column < 0).argmax())]!r}, which is not one of the model's {len(self.genes):,} genes"
+        )
+    if library_size != "latent" and (
+        isinstance(library_size, str) or not library_size > 0
+    ):
+        raise ValueError(
+            f"library_size is {library_size!r}; expected a positive number, or 'latent'"
+        )
+    eps, column = (
+        self._shared_noise(n_draws)[0],
+        torch.from_numpy(column).to(self.device),
+    )
 
     def expected(y, b):
         q, total = self.network.encode(y, b), 0
         x = reparametrize(q.x_mean, q.x_log_std, eps)
-        codes = [b] if wanted is None else [torch.full_like(b, self.batches.index(name)) for name in wanted]
+        codes = (
+            [b]
+            if wanted is None
+            else [torch.full_like(b, self.batches.index(name)) for name in wanted]
+        )
         for code in codes:
-            for draw in x.unsqueeze(1):  # (1, N, n_x): one draw at a time holds memory at N x G
-                log_mean = sum(self.network.likelihood_params(y, code, draw))[0]  # (N, G)
-                part = log_mean.exp() if library_size == "latent" else log_mean.softmax(-1) * library_size
+            for draw in x.unsqueeze(
+                1
+            ):  # (1, N, n_x): one draw at a time holds memory at N x G
+                log_mean = sum(self.network.likelihood_params(y, code, draw))[
+                    0
+                ]  # (N, G)
+                part = (
+                    log_mean.exp()
+                    if library_size == "latent"
+                    else log_mean.softmax(-1) * library_size
+                )
                 total = total + part[:, column]
         return total / (len(codes) * len(x))
 
     found = self._over(None, expected, adata, map_batch).numpy()
-    names = None if adata is None else adata.names if isinstance(adata, Cells) else adata.obs_names
+    names = (
+        None
+        if adata is None
+        else adata.names
+        if isinstance(adata, Cells)
+        else adata.obs_names
+    )
     return pd.DataFrame(found, index=names, columns=genes)
 
 # %% ../nbs/04_train.ipynb #67c8179f
@@ -1256,11 +1855,16 @@ def draw_nb(
 @torch.no_grad()
 def posterior_predictive(
     self: GMVAE,
-    adata: AnnData | Cells | None = None,  # None: the cells the model was made for
+    adata: AnnData
+    | Cells
+    | None = None,  # None: the cells the model was made for
     n_draws: int = 1,  # simulated counts of each cell
     *,
-    map_batch: Mapping[str, str] | None = None,  # treat a batch that was not trained on as a known one: new -> known
-) -> list[csr_matrix]:  # n_draws of them, each (N, G), float32, in the model's order of genes
+    map_batch: Mapping[str, str]
+    | None = None,  # treat a batch that was not trained on as a known one: new -> known
+) -> list[
+    csr_matrix
+]:  # n_draws of them, each (N, G), float32, in the model's order of genes
     "Counts simulated by the model, cell for cell: each from a draw of x from q(x|y), with the cell's batch and, if the decoder has one, its library size."
     if n_draws < 1:
         raise ValueError(f"n_draws is {n_draws}; at least one draw is needed")
@@ -1268,10 +1872,23 @@ def posterior_predictive(
     for y, b, rows in self._visit(None, adata, map_batch):
         rngs = [np.random.default_rng([self.seed, row]) for row in rows]
         q, size = self.network.encode(y, b), (n_draws, self.preset.n_x)
-        eps = torch.from_numpy(np.stack([rng.standard_normal(size, dtype=np.float32) for rng in rngs], 1)).to(y.device)
+        eps = torch.from_numpy(
+            np.stack(
+                [rng.standard_normal(size, dtype=np.float32) for rng in rngs], 1
+            )
+        ).to(y.device)
         for part, x in zip(parts, reparametrize(q.x_mean, q.x_log_std, eps)):
-            log_r, logits = (t[0].double().cpu().numpy() for t in self.network.likelihood_params(y, b, x[None]))
-            part.append(csr_matrix(np.stack([draw_nb(*cell) for cell in zip(log_r, logits, rngs)]).astype(np.float32)))
+            log_r, logits = (
+                t[0].double().cpu().numpy()
+                for t in self.network.likelihood_params(y, b, x[None])
+            )
+            part.append(
+                csr_matrix(
+                    np.stack(
+                        [draw_nb(*cell) for cell in zip(log_r, logits, rngs)]
+                    ).astype(np.float32)
+                )
+            )
     return [vstack(part, format="csr") for part in parts]
 
 # %% ../nbs/04_train.ipynb #600c0e09
@@ -1306,18 +1923,34 @@ def seal(
     "Note the sha256 of these files in config.json, where `gmvae_verify` looks them up."
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.setdefault("sha256", {}).update({name: sha256_of(path.with_name(name)) for name in names})
-    write_atomically(path, lambda tmp: tmp.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
+    config.setdefault("sha256", {}).update(
+        {name: sha256_of(path.with_name(name)) for name in names}
+    )
+    write_atomically(
+        path,
+        lambda tmp: tmp.write_text(
+            json.dumps(config, indent=1) + "\n", encoding="utf-8"
+        ),
+    )
 
 # %% ../nbs/04_train.ipynb #5ec68296
 @patch
 def _config(self: GMVAE) -> dict:
     "Everything but tensors that `load` needs."
     return dict(
-        format=FORMAT, gmvae_nb=__version__, torch=torch.__version__, K=self.K, batch_key=self.batch_key, layer=self.layer,
-        seed=self.seed, preset=asdict(self.preset), epochs=len(self._rows), batches=self.batches,
+        format=FORMAT,
+        gmvae_nb=__version__,
+        torch=torch.__version__,
+        K=self.K,
+        batch_key=self.batch_key,
+        layer=self.layer,
+        seed=self.seed,
+        preset=asdict(self.preset),
+        epochs=len(self._rows),
+        batches=self.batches,
         n_cells=None if self.counts is None else self.counts.shape[0],
-        test_idx=None if self.test_idx is None else self.test_idx.tolist(), genes=self.genes,
+        test_idx=None if self.test_idx is None else self.test_idx.tolist(),
+        genes=self.genes,
     )
 
 # %% ../nbs/04_train.ipynb #259f9c73
@@ -1329,12 +1962,28 @@ def _write(
 ) -> None:
     "Write the folder; the weights first, since they alone are read back. FloatingPointError for weights that are not finite."
     if bad := not_finite(state):
-        raise FloatingPointError(f"{bad} is not finite: this model is not written, {folder} stays as it is")
+        raise FloatingPointError(
+            f"{bad} is not finite: this model is not written, {folder} stays as it is"
+        )
     folder, config = Path(folder), self._config()
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in self._rows]
+    rows = [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in self._rows
+    ]
     # one metadata entry: safetensors does not keep the order of several
-    header = {"gmvae_nb": json.dumps({"config": config, "history": rows, "sha256": model_digest(config, rows, state)})}
-    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(to_bytes(state, header)))
+    header = {
+        "gmvae_nb": json.dumps(
+            {
+                "config": config,
+                "history": rows,
+                "sha256": model_digest(config, rows, state),
+            }
+        )
+    }
+    write_atomically(
+        folder / "model.safetensors",
+        lambda path: path.write_bytes(to_bytes(state, header)),
+    )
     self._describe(folder)
 
 
@@ -1345,10 +1994,21 @@ def _describe(
 ) -> None:
     "Write what stands beside the weights, for people and for `gmvae_verify`: history.csv, and then config.json."
     config = self._config()
-    write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
+    write_atomically(
+        folder / "history.csv",
+        lambda path: self.history.to_csv(path, index=False),
+    )
     config["seconds"] = [row["seconds"] for row in self._rows]
-    config["sha256"] = {name: sha256_of(folder / name) for name in ("model.safetensors", "history.csv")}
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8"))
+    config["sha256"] = {
+        name: sha256_of(folder / name)
+        for name in ("model.safetensors", "history.csv")
+    }
+    write_atomically(
+        folder / "config.json",
+        lambda path: path.write_text(
+            json.dumps(config, indent=1) + "\n", encoding="utf-8"
+        ),
+    )
 
 # %% ../nbs/04_train.ipynb #363fc14b
 @patch
@@ -1357,7 +2017,10 @@ def save(
     folder: str | Path,  # made if need be; a model in it is replaced
 ) -> Path:  # the folder
     "Write the model: `model.safetensors`, `config.json`, `history.csv`."
-    self._write(folder, {n: t for n, t in self._state().items() if n.startswith("network.")})
+    self._write(
+        folder,
+        {n: t for n, t in self._state().items() if n.startswith("network.")},
+    )
     return Path(folder)
 
 # %% ../nbs/04_train.ipynb #2aa56467
@@ -1381,14 +2044,22 @@ def _resume(
         return
     config, rows, state = read_model(folder)
     ours = json.loads(json.dumps(self._config()))
-    same = all(config.get(k) == ours[k] for k in ours if k not in ("epochs", "torch", "gmvae_nb"))
+    same = all(
+        config.get(k) == ours[k]
+        for k in ours
+        if k not in ("epochs", "torch", "gmvae_nb")
+    )
     complete = any(name.startswith("optimizer.") for name in state)
     if same and len(rows) > max_epochs:
-        raise ValueError(f"{folder} holds this run after {len(rows)} epochs, more than the {max_epochs} asked for: ask for {len(rows)} or more, or choose another folder")
+        raise ValueError(
+            f"{folder} holds this run after {len(rows)} epochs, more than the {max_epochs} asked for: ask for {len(rows)} or more, or choose another folder"
+        )
     if same and (len(rows) == max_epochs or complete and len(rows) < max_epochs):
         self._restore(state)
         self._rows = rows
-        if _beside(Path(folder)).get("epochs") != len(rows):  # a write was stopped after the weights, and there may be no epoch left to train
+        if (
+            _beside(Path(folder)).get("epochs") != len(rows)
+        ):  # a write was stopped after the weights, and there may be no epoch left to train
             self._describe(Path(folder))
 
 # %% ../nbs/04_train.ipynb #fe33da57
@@ -1398,20 +2069,41 @@ def tensors_of(
 ) -> dict[str, Tensor]:  # without memory
     "The tensors of a model with these settings, Adam's moments included."
     with torch.device("meta"):
-        network = GMVAENetwork(len(config["genes"]), len(config["batches"]), config["K"], preset)
-    moments = {f"optimizer.{i}.{name}": p for i, p in enumerate(network.parameters()) for name in ("exp_avg", "exp_avg_sq")}
-    steps = {f"optimizer.{i}.step": torch.empty((), device="meta") for i in range(len(moments) // 2)}
-    return {f"network.{name}": t for name, t in network.state_dict().items()} | moments | steps
+        network = GMVAENetwork(
+            len(config["genes"]), len(config["batches"]), config["K"], preset
+        )
+    moments = {
+        f"optimizer.{i}.{name}": p
+        for i, p in enumerate(network.parameters())
+        for name in ("exp_avg", "exp_avg_sq")
+    }
+    steps = {
+        f"optimizer.{i}.step": torch.empty((), device="meta")
+        for i in range(len(moments) // 2)
+    }
+    return (
+        {f"network.{name}": t for name, t in network.state_dict().items()}
+        | moments
+        | steps
+    )
 
 # %% ../nbs/04_train.ipynb #25cfa7fe
-LATER = {"mean_head", "weight_decay", "refit"}  # settings that older models do not name; the defaults are what they were trained with
+LATER = {
+    "mean_head",
+    "weight_decay",
+    "refit",
+}  # settings that older models do not name; the defaults are what they were trained with
 
 # %% ../nbs/04_train.ipynb #913abf8a
 def read_preset(
     settings: dict,  # from JSON
 ) -> Preset:
     "The same as a Preset. Raises TypeError or ValueError for anything else."
-    if missing := {field.name for field in fields(Preset)} - set(settings) - LATER:
+    if (
+        missing := {field.name for field in fields(Preset)}
+        - set(settings)
+        - LATER
+    ):
         raise TypeError(f"the preset has no {min(missing)}")
     return Preset(**settings)
 
@@ -1422,20 +2114,55 @@ def check_model(
     state: dict[str, Tensor],
 ) -> None:
     "ValueError or TypeError for settings of a wrong type, and for tensors that are not finite or do not fit the settings."
-    kinds = dict(K=int, seed=int, epochs=int, genes=list, batches=list, batch_key=(str, type(None)), layer=(str, type(None)),
-                 n_cells=(int, type(None)), test_idx=(list, type(None)))
+    kinds = dict(
+        K=int,
+        seed=int,
+        epochs=int,
+        genes=list,
+        batches=list,
+        batch_key=(str, type(None)),
+        layer=(str, type(None)),
+        n_cells=(int, type(None)),
+        test_idx=(list, type(None)),
+    )
     for name, kind in kinds.items():
         if not isinstance(config[name], kind) or isinstance(config[name], bool):
             raise TypeError(f"{name} is {str(config[name])[:50]!r}")
-    lists = (config["genes"], str), (config["batches"], str), (config["test_idx"] or [], int), (rows, dict)
-    if not (config["K"] > 0 <= config["seed"] and config["genes"] and config["batches"]) or any(type(v) is not kind for values, kind in lists for v in values):
+    lists = (
+        (config["genes"], str),
+        (config["batches"], str),
+        (config["test_idx"] or [], int),
+        (rows, dict),
+    )
+    if not (
+        config["K"] > 0 <= config["seed"]
+        and config["genes"]
+        and config["batches"]
+    ) or any(type(v) is not kind for values, kind in lists for v in values):
         raise TypeError("settings or history are not as GMVAE.save writes them")
     expected = tensors_of(config, read_preset(config["preset"]))
-    wrong = next((n for n in state.keys() | expected if (n not in state and n.startswith("network.")) or n not in expected or
-                  n in state and (state[n].shape, state[n].dtype) != (expected[n].shape, expected[n].dtype)), None)
+    wrong = next(
+        (
+            n
+            for n in state.keys() | expected
+            if (n not in state and n.startswith("network."))
+            or n not in expected
+            or n in state
+            and (state[n].shape, state[n].dtype)
+            != (expected[n].shape, expected[n].dtype)
+        ),
+        None,
+    )
     if wrong:
-        found, wanted = (f"{list(d[wrong].shape)} {d[wrong].dtype}" if wrong in d else "nothing" for d in (state, expected))
-        raise ValueError(f"the weights do not fit the settings: {wrong} is {found}, expected {wanted}")
+        found, wanted = (
+            f"{list(d[wrong].shape)} {d[wrong].dtype}"
+            if wrong in d
+            else "nothing"
+            for d in (state, expected)
+        )
+        raise ValueError(
+            f"the weights do not fit the settings: {wrong} is {found}, expected {wanted}"
+        )
     if bad := not_finite(state):
         raise ValueError(f"{bad} is not finite")
     clusters = state.get("network.cluster_of", torch.zeros(1))
@@ -1449,38 +2176,67 @@ def read_model(
     "Read `model.safetensors`. Raises ValueError, in one sentence, for anything that is not a model of ours."
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a folder written by GMVAE.save")
+        raise ValueError(
+            f"{path} does not exist; expected a folder written by GMVAE.save"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["gmvae_nb"])
-            config, rows, version = header["config"], header["history"], header["config"]["format"]
+            config, rows, version = (
+                header["config"],
+                header["history"],
+                header["config"]["format"],
+            )
             if known := version in (1, FORMAT):
                 state = {name: file.get_tensor(name) for name in file.keys()}
-                if version > 1 and model_digest(config, rows, state) != header["sha256"]:
+                if (
+                    version > 1
+                    and model_digest(config, rows, state) != header["sha256"]
+                ):
                     raise ValueError("its checksum differs")
                 check_model(config, rows, state)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, OSError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        OSError,
+    ) as error:
         said = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} is not a model written by gmvae_nb, or is damaged ({type(error).__name__}: {said}): get it again, or train again") from None
+        raise ValueError(
+            f"{path} is not a model written by gmvae_nb, or is damaged ({type(error).__name__}: {said}): get it again, or train again"
+        ) from None
     if not known:
-        raise ValueError(f"{path} has format {str(version)[:20]}, this version of gmvae_nb ({__version__}) reads formats 1 to {FORMAT}: "
-                         "install a newer gmvae_nb, with pip install --upgrade gmvae_nb")
+        raise ValueError(
+            f"{path} has format {str(version)[:20]}, this version of gmvae_nb ({__version__}) reads formats 1 to {FORMAT}: "
+            "install a newer gmvae_nb, with pip install --upgrade gmvae_nb"
+        )
     if version > 1:
-        rows = [{**row, "seconds": seconds} for row, seconds in zip(rows, _seconds(path.parent, len(rows)))]
+        rows = [
+            {**row, "seconds": seconds}
+            for row, seconds in zip(rows, _seconds(path.parent, len(rows)))
+        ]
     return {**config, "format": FORMAT}, rows, state
 
 
 def _beside(folder: Path) -> dict:
     "config.json of a model, which people may have changed; empty where it is no JSON object."
-    try: found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError): return {}
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
     return found if isinstance(found, dict) else {}
 
 
 def _seconds(folder: Path, n: int) -> list[float]:
     "How long each of n epochs took, from config.json; NaN where it does not say."
-    try: found = [float(s) for s in _beside(folder)["seconds"]]
-    except (ValueError, KeyError, TypeError, OverflowError): found = []
+    try:
+        found = [float(s) for s in _beside(folder)["seconds"]]
+    except (ValueError, KeyError, TypeError, OverflowError):
+        found = []
     return (found + [math.nan] * n)[:n]
 
 # %% ../nbs/04_train.ipynb #d1e66036
@@ -1495,7 +2251,14 @@ def load(
     "Read a model back. Raises ValueError if the folder holds none, or if it does not fit `adata`."
     config, rows, state = read_model(folder)
     model = cls.__new__(cls)
-    model._build(device=device, preset=read_preset(config["preset"]), **{k: config[k] for k in ("K", "batch_key", "layer", "seed", "genes", "batches")})
+    model._build(
+        device=device,
+        preset=read_preset(config["preset"]),
+        **{
+            k: config[k]
+            for k in ("K", "batch_key", "layer", "seed", "genes", "batches")
+        },
+    )
     model._restore(state)
     model._rows = rows
     if adata is not None:

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
-from .data import CountsOnDisk
+from gmvae_nb.data import CountsOnDisk
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 

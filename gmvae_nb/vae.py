@@ -21,7 +21,9 @@ def gaussian_log_prob(
 ) -> Tensor:  # log-density in nats, (...)
     "Log-density of a diagonal Gaussian N(mean, diag exp(2 log_std)) at `x`, summed over the last dimension."
     standardised = (x - mean) * torch.exp(-log_std)
-    return (-0.5 * standardised**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+    return (-0.5 * standardised**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(
+        -1
+    )
 
 # %% ../nbs/01_vae.ipynb #23eb3b8a
 def reparametrize(
@@ -65,10 +67,16 @@ class MLP(nn.Sequential):
     ):
         "Raise ValueError unless there are an input and a hidden width, all >= 1."
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes is {tuple(sizes)}: give the input width and a hidden width, all >= 1.")
+            raise ValueError(
+                f"sizes is {tuple(sizes)}: give the input width and a hidden width, all >= 1."
+            )
         layers = []
         for n_in, n_out in zip(sizes, sizes[1:]):
-            middle = [nn.LayerNorm(n_out), nn.GELU()] if norm_first else [nn.GELU(), nn.LayerNorm(n_out)]
+            middle = (
+                [nn.LayerNorm(n_out), nn.GELU()]
+                if norm_first
+                else [nn.GELU(), nn.LayerNorm(n_out)]
+            )
             layers += [nn.Linear(n_in, n_out), *middle, nn.Dropout(dropout)]
         super().__init__(*layers)
 
@@ -87,7 +95,9 @@ class GaussianHead(nn.Module):
     def forward(
         self,
         h: Tensor,  # hidden layer, (..., n_in)
-    ) -> tuple[Tensor, Tensor]:  # mean and log standard deviation, each (..., n_out)
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # mean and log standard deviation, each (..., n_out)
         mean, log_std = self.linear(h).chunk(2, dim=-1)
         return mean, log_std
 
@@ -99,7 +109,10 @@ class VAE(nn.Module):
         self,
         n_genes: int,  # G
         n_latent: int,  # D
-        hidden: Sequence[int] = (300, 250),  # hidden widths of the encoder; the decoder has them in reverse
+        hidden: Sequence[int] = (
+            300,
+            250,
+        ),  # hidden widths of the encoder; the decoder has them in reverse
         *,
         dropout: float = 0.05,  # see MLP
         norm_first: bool = False,  # see MLP
@@ -128,9 +141,13 @@ class VAE(nn.Module):
         self,
         x: Tensor,  # zeros and ones, (N, G)
         eps: Tensor,  # standard normal noise, (M, N, D)
-    ) -> tuple[Tensor, Tensor]:  # reconstruction and KL in nats, each (N,); their sum is -ELBO
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # reconstruction and KL in nats, each (N,); their sum is -ELBO
         "The two terms of each cell's -ELBO, the reconstruction averaged over the M draws."
         mean, log_std = self.encode(x)
         logits = self.decode(reparametrize(mean, log_std, eps))  # (M, N, G)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+        cross_entropy = F.binary_cross_entropy_with_logits(
+            logits, x.expand_as(logits), reduction="none"
+        )
         return cross_entropy.sum(-1).mean(0), kl_standard_normal(mean, log_std)

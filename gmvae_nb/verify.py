@@ -26,26 +26,62 @@ def verify(
     epochs = read_model(folder)[0]["epochs"]
     files, notes, path = ["model.safetensors"], [], folder / "config.json"
     try:
-        listed = json_.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        listed = (
+            json_.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        )
         sums = dict(listed.get("sha256", {}))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}): train on with --resume, which writes it anew") from None
-    if strange := [name for name in sums if not isinstance(name, str) or Path(name).name != name]:
-        raise ValueError(f"{path} lists {strange[0]!r}, which is no file of this folder: it was not written by gmvae_nb")
-    whole = {name for name, expected in sums.items() if (folder / name).is_file() and sha256_of(folder / name) == expected}
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}): train on with --resume, which writes it anew"
+        ) from None
+    if strange := [
+        name
+        for name in sums
+        if not isinstance(name, str) or Path(name).name != name
+    ]:
+        raise ValueError(
+            f"{path} lists {strange[0]!r}, which is no file of this folder: it was not written by gmvae_nb"
+        )
+    whole = {
+        name
+        for name, expected in sums.items()
+        if (folder / name).is_file() and sha256_of(folder / name) == expected
+    }
     behind = "model.safetensors" not in whole
     if behind:
-        notes.append(f"model.safetensors, after {epochs} epochs, is newer than config.json: a write was stopped between the two, train on with --resume")
-    wrong = sums.keys() - whole - ({"model.safetensors", "history.csv"} if behind else set())
+        notes.append(
+            f"model.safetensors, after {epochs} epochs, is newer than config.json: a write was stopped between the two, train on with --resume"
+        )
+    wrong = (
+        sums.keys()
+        - whole
+        - ({"model.safetensors", "history.csv"} if behind else set())
+    )
     if wrong:
         name = min(wrong)
-        found = "not what was written (its sha256 differs)" if (folder / name).is_file() else "missing"
-        raise ValueError(f"{folder / name} is {found}: make it again from the model, or get it again")
+        found = (
+            "not what was written (its sha256 differs)"
+            if (folder / name).is_file()
+            else "missing"
+        )
+        raise ValueError(
+            f"{folder / name} is {found}: make it again from the model, or get it again"
+        )
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if re.fullmatch(r"\.[0-9a-f]{32}(\..*)?", file.name):
-            notes.append(f"{file.name} is being written, or is what a write that was killed has left: the next write from the same machine deletes it then")
+            notes.append(
+                f"{file.name} is being written, or is what a write that was killed has left: the next write from the same machine deletes it then"
+            )
         elif file.name not in (*sums, *files, path.name, LOCK):
-            notes.append(f"{file.name} has no checksum: it was not written by the last run of a command")
+            notes.append(
+                f"{file.name} has no checksum: it was not written by the last run of a command"
+            )
     return dict(files=sorted(whole | {"model.safetensors"}), notes=notes)
 
 # %% ../nbs/promises.ipynb #1211cac0
@@ -58,15 +94,26 @@ exit codes: 0 all files are as they were written, 2 a file is damaged, missing, 
 # %% ../nbs/promises.ipynb #5c7c40d3
 @command(VERIFY)
 def gmvae_verify(
-    runs: Param("folders of runs, or of models written by GMVAE.save", str, nargs="+"),
+    runs: Param(
+        "folders of runs, or of models written by GMVAE.save", str, nargs="+"
+    ),
     json: Param("print the result as JSON", store_true) = False,
 ):
     "Compare folders with the checksums that are kept in them."
     found, wrong = {}, []
     for run in runs:
-        try: found[run] = verify(run)
-        except ValueError as error: wrong.append(str(error))
-    lines = [line for run, f in found.items() for line in (f"{run}: {len(f['files'])} files are as they were written", *(f"  {note}" for note in f["notes"]))]
+        try:
+            found[run] = verify(run)
+        except ValueError as error:
+            wrong.append(str(error))
+    lines = [
+        line
+        for run, f in found.items()
+        for line in (
+            f"{run}: {len(f['files'])} files are as they were written",
+            *(f"  {note}" for note in f["notes"]),
+        )
+    ]
     show(found, "\n".join(lines), json)
     if wrong:
         raise ValueError("; ".join(wrong))

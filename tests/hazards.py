@@ -1,4 +1,5 @@
 """What test_promises.py and soak/soak_promises.py do to the package: kill it, fill its disk, damage its files."""
+
 import contextlib
 import os
 import random
@@ -15,17 +16,35 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
-
 from gmvae_nb.data import get_counts, load_data, write_atomically
 from gmvae_nb.train import GMVAE, PRESETS, Preset
+from scipy.sparse import csr_matrix
 
-try: import resource
-except ImportError: resource = None  # Windows
+try:
+    import resource
+except ImportError:
+    resource = None  # Windows
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = Preset(n_x=3, n_w=2, encoder_hidden=(8,), decoder_hidden=(8,), prior_hidden=8, M=1, M_w=1, batch_size=16, dtype="float32")
-SMALL = replace(PRESETS["recommended"], n_x=3, encoder_hidden=(8,), decoder_hidden=(8,), batch_size=16, min_steps=0)  # every part of it, in small
+TINY = Preset(
+    n_x=3,
+    n_w=2,
+    encoder_hidden=(8,),
+    decoder_hidden=(8,),
+    prior_hidden=8,
+    M=1,
+    M_w=1,
+    batch_size=16,
+    dtype="float32",
+)
+SMALL = replace(
+    PRESETS["recommended"],
+    n_x=3,
+    encoder_hidden=(8,),
+    decoder_hidden=(8,),
+    batch_size=16,
+    min_steps=0,
+)  # every part of it, in small
 
 
 def cells(n=100, G=20, seed=0) -> ad.AnnData:
@@ -34,12 +53,21 @@ def cells(n=100, G=20, seed=0) -> ad.AnnData:
     group, batch = np.arange(n) % 3, np.arange(n) // 3 % 2
     y = rng.poisson(rng.gamma(1.0, 2.0, (3, G))[group]) + (np.arange(G) == 0)
     y[0] += 1
-    obs = pd.DataFrame({"batch": batch.astype(str), "cell_type": [f"type{g}" for g in group]}, index=[f"cell{i}" for i in range(n)])
-    return ad.AnnData(csr_matrix(y.astype(np.float32)), obs=obs, var=pd.DataFrame(index=[f"gene{g}" for g in range(G)]))
+    obs = pd.DataFrame(
+        {"batch": batch.astype(str), "cell_type": [f"type{g}" for g in group]},
+        index=[f"cell{i}" for i in range(n)],
+    )
+    return ad.AnnData(
+        csr_matrix(y.astype(np.float32)),
+        obs=obs,
+        var=pd.DataFrame(index=[f"gene{g}" for g in range(G)]),
+    )
 
 
 def model(epochs=1, preset=TINY, seed=0, **kw) -> GMVAE:
-    return GMVAE(cells(**kw), K=3, batch_key="batch", preset=preset, seed=seed).train(epochs, progress=False)
+    return GMVAE(cells(**kw), K=3, batch_key="batch", preset=preset, seed=seed).train(
+        epochs, progress=False
+    )
 
 
 def fork(work) -> int:
@@ -56,6 +84,7 @@ def fork(work) -> int:
         os._exit(2 if "\n" not in str(error) else 5)
     except BaseException:
         import traceback
+
         traceback.print_exc()
         os._exit(7)
 
@@ -100,7 +129,13 @@ def die_at_step(folder: Path, step: int, epochs: int) -> None:
 def small_disk(folder: Path, size: str = "5m"):
     "A file system of 5 MB at `folder`; None where mounting is not permitted."
     folder.mkdir(exist_ok=True)
-    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode == 0
+    mounted = (
+        shutil.which("mount")
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode
+        == 0
+    )
     try:
         yield folder if mounted else None
     finally:
@@ -114,7 +149,10 @@ def read_all(path) -> None:
 
 def cpu_seconds() -> float:
     "Of this process and of those that it has started and seen end. On a busy machine they do not grow, as seconds on the clock do."
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def memory_of(work) -> tuple[int, float, float]:
@@ -129,6 +167,7 @@ def memory_of(work) -> tuple[int, float, float]:
             took = cpu_seconds() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             os.write(write, f"{took} {peak / 1024}".encode())
+
     code = outcome(fork(measured))
     os.close(write)
     with os.fdopen(read) as f:
@@ -139,7 +178,7 @@ def memory_of(work) -> tuple[int, float, float]:
 def damaged(raw: bytes, rng: random.Random, how: str) -> bytes:
     "Cut off at a random place, or with one bit (sometimes eight) flipped."
     if how == "cut":
-        return raw[:rng.randrange(len(raw))]
+        return raw[: rng.randrange(len(raw))]
     raw = bytearray(raw)
     for _ in range(rng.choice([1, 1, 1, 8])):
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
@@ -149,7 +188,11 @@ def damaged(raw: bytes, rng: random.Random, how: str) -> bytes:
 def try_damaged(folder: Path, n: int, how: str, seed: int) -> dict[int, int]:
     "How often which outcome: 0 read, 2 refused in a sentence; anything else breaks the promise."
     a = cells(40, 25)
-    a.layers["counts"], a.obsm["X_pca"], a.uns["x"] = a.X.copy(), np.random.default_rng(0).normal(size=(40, 3)), {"y": 1, "s": "t"}
+    a.layers["counts"], a.obsm["X_pca"], a.uns["x"] = (
+        a.X.copy(),
+        np.random.default_rng(0).normal(size=(40, 3)),
+        {"y": 1, "s": "t"},
+    )
     a.obs["batch"] = a.obs["batch"].astype("category")
     a.write_h5ad(folder / "whole.h5ad")
     raw, rng, found = (folder / "whole.h5ad").read_bytes(), random.Random(seed), {}
@@ -164,6 +207,7 @@ def try_damaged(folder: Path, n: int, how: str, seed: int) -> dict[int, int]:
 
 # --- files that are made to do harm --------------------------------------------------------------------------------
 
+
 def external_link(f, secret):
     "Another HDF5 file, with a text for each cell: followed, they would come out as batches."
     with h5py.File(secret.with_suffix(".h5"), "w") as other:
@@ -172,17 +216,24 @@ def external_link(f, secret):
     del f["obs/batch"]
     f["obs/batch"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/text")
 
+
 def external_storage(f, secret):
     f["obsm"].create_dataset("X_pca", (100, 1), "u1", external=[(str(secret), 0, 100)])
+
 
 def virtual(f, secret):
     layout = h5py.VirtualLayout((100, 1), "f4")
     layout[:] = h5py.VirtualSource(str(secret), "x", (100, 1))
     f["obsm"].create_virtual_dataset("X_pca", layout)
 
-def soft_link(f, secret): f["layers/again"] = h5py.SoftLink("/X")
 
-def circle(f, secret): f["uns/again"] = f["uns"]
+def soft_link(f, secret):
+    f["layers/again"] = h5py.SoftLink("/X")
+
+
+def circle(f, secret):
+    f["uns/again"] = f["uns"]
+
 
 def many_names(f, secret):
     inside = f["uns"]
@@ -191,28 +242,46 @@ def many_names(f, secret):
         group["a"], group["b"] = inside, inside
         inside = group
 
+
 def shape_bomb(f, secret):
     del f["X"]
     f.create_dataset("X", (300_000, 300_000), "f4", chunks=(100, 100), compression="gzip")
     f["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
-def filled_bomb(f, secret): f["obsm"].create_dataset("X_pca", (100, 2_500_000), "f8", chunks=(1, 1000), fillvalue=1.0)  # 2 GB, which there are
 
-def wide_sparse(f, secret): f["X"].attrs["shape"] = np.array([100, 2**40])
+def filled_bomb(f, secret):
+    f["obsm"].create_dataset(
+        "X_pca", (100, 2_500_000), "f8", chunks=(1, 1000), fillvalue=1.0
+    )  # 2 GB, which there are
 
-def far_indices(f, secret): f["X/indices"][3] = 2_000_000_000
 
-def negative_indices(f, secret): f["X/indices"][3] = -5
+def wide_sparse(f, secret):
+    f["X"].attrs["shape"] = np.array([100, 2**40])
 
-def falling_indptr(f, secret): f["X/indptr"][40] = 0
+
+def far_indices(f, secret):
+    f["X/indices"][3] = 2_000_000_000
+
+
+def negative_indices(f, secret):
+    f["X/indices"][3] = -5
+
+
+def falling_indptr(f, secret):
+    f["X/indptr"][40] = 0
+
 
 def codes_outside(f, secret):
     del f["obs/batch"]
     g = f["obs"].create_group("batch")
     g.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
-    g["categories"], g["codes"] = np.array(["a"], dtype=h5py.string_dtype()), np.full(100, 77, dtype="i1")
+    g["categories"], g["codes"] = (
+        np.array(["a"], dtype=h5py.string_dtype()),
+        np.full(100, 77, dtype="i1"),
+    )
     for key, kind in (("categories", "string-array"), ("codes", "array")):
         g[key].attrs.update({"encoding-type": kind, "encoding-version": "0.2.0"})
+
 
 def same_text(f, secret):
     "20,000 names that are one text of 60 kB: 1.2 GB."
@@ -220,10 +289,28 @@ def same_text(f, secret):
     f["uns/x"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     f.attrs["repeat"] = f["uns/x"].id.get_offset()
 
-def unknown_kind(f, secret): f["X"].attrs["encoding-type"] = "pickle"
 
-HOSTILE = [external_link, external_storage, virtual, soft_link, circle, many_names, shape_bomb, filled_bomb, wide_sparse, far_indices,
-           negative_indices, falling_indptr, codes_outside, same_text, unknown_kind]
+def unknown_kind(f, secret):
+    f["X"].attrs["encoding-type"] = "pickle"
+
+
+HOSTILE = [
+    external_link,
+    external_storage,
+    virtual,
+    soft_link,
+    circle,
+    many_names,
+    shape_bomb,
+    filled_bomb,
+    wide_sparse,
+    far_indices,
+    negative_indices,
+    falling_indptr,
+    codes_outside,
+    same_text,
+    unknown_kind,
+]
 
 
 def hostile(build, folder: Path) -> Path:
@@ -236,6 +323,6 @@ def hostile(build, folder: Path) -> Path:
         at = f.attrs.get("repeat")
     if at is not None:
         raw = bytearray(path.read_bytes())
-        raw[at:at + 16 * 20_000] = raw[at:at + 16] * 20_000
+        raw[at : at + 16 * 20_000] = raw[at : at + 16] * 20_000
         path.write_bytes(raw)
     return path

@@ -1,4 +1,5 @@
 """Commands and runs on files of a user's own: what is found, refused, written, and gone on with."""
+
 import inspect
 import json
 import os
@@ -13,22 +14,33 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
-
 from gmvae_nb import commands, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.runs import claim_folder, find_counts, read_input, write_annotated
-from gmvae_nb.train import MIN_MATCHED, GMVAE, map_batches, match_genes
+from gmvae_nb.train import GMVAE, MIN_MATCHED, map_batches, match_genes
+from scipy.sparse import csr_matrix
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["gmvae_metrics", "gmvae_train", "gmvae_report", "gmvae_embed", "gmvae_sweep", "gmvae_demo"]
+COMMANDS = [
+    "gmvae_metrics",
+    "gmvae_train",
+    "gmvae_report",
+    "gmvae_embed",
+    "gmvae_sweep",
+    "gmvae_demo",
+]
 
 
 def shell(name, *words, **kw):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", f"from gmvae_nb.commands import {name}; {name}()", *map(str, words)],
-                          capture_output=True, text=True, env=env, **kw)
+    return subprocess.run(
+        [sys.executable, "-c", f"from gmvae_nb.commands import {name}; {name}()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=env,
+        **kw,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +62,28 @@ PEAK = "import sys; from gmvae_nb.commands import gmvae_train; gmvae_train(); fr
 def with_peak(*words):
     "gmvae_train in a process of its own: what it printed, and the most memory it held in bytes."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words), "--json", "--quiet"], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, words), "--json", "--quiet"],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout), int(done.stderr.strip().split("\n")[-1])
 
 
-WORDS = ["--batch_key", "donor", "--labels_key", "type", "--K", "3", "--max_epochs", "1", "--preset", "blog"]
+WORDS = [
+    "--batch_key",
+    "donor",
+    "--labels_key",
+    "type",
+    "--K",
+    "3",
+    "--max_epochs",
+    "1",
+    "--preset",
+    "blog",
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +104,36 @@ def finished(trained):
 def test_help_teaches_by_examples_and_imports_nothing_heavy(name):
     done = shell(name, "--help")
     assert done.returncode == 0 and f"\n  {name} " in done.stdout
-    code = f"import sys; import gmvae_nb.commands; print([m for m in ('torch', 'numpy', 'anndata', 'scanpy') if m in sys.modules])"
+    code = "import sys; import gmvae_nb.commands; print([m for m in ('torch', 'numpy', 'anndata', 'scanpy') if m in sys.modules])"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=env
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_every_command_is_installed():
-    assert all(f"{name}=gmvae_nb.commands:{name}" in (ROOT / "settings.ini").read_text() for name in COMMANDS)
+    assert all(
+        f"{name}=gmvae_nb.commands:{name}" in (ROOT / "settings.ini").read_text()
+        for name in COMMANDS
+    )
 
 
 def test_train_leaves_everything_it_promises(finished, mine):
     out = mine.parent / "run"
-    assert {p.name for p in out.iterdir()} == {"annotated.h5ad", "report.html", "markers.csv", "model.safetensors", "config.json", "history.csv", "run.json", "metrics.json", ".lock"}
+    assert {p.name for p in out.iterdir()} == {
+        "annotated.h5ad",
+        "report.html",
+        "markers.csv",
+        "model.safetensors",
+        "config.json",
+        "history.csv",
+        "run.json",
+        "metrics.json",
+        ".lock",
+    }
     kept, original = ad.read_h5ad(out / "annotated.h5ad"), ad.read_h5ad(mine)
     pd.testing.assert_frame_equal(kept.obs[original.obs.columns], original.obs)
     assert (kept.X != original.X).nnz == 0
@@ -125,7 +171,9 @@ def test_a_failed_write_leaves_the_old_file(finished, mine, monkeypatch):
 def test_embedding_gives_the_training_cells_back_in_any_order(finished, mine, tmp_path, capsys):
     a = ad.read_h5ad(mine)
     a[::-2, ::-1].copy().write_h5ad(tmp_path / "new.h5ad")
-    gmvae_embed(finished["out"], str(tmp_path / "new.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True)
+    gmvae_embed(
+        finished["out"], str(tmp_path / "new.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True
+    )
     assert f"{a.n_vars} of {a.n_vars} matched, 0 missing" in capsys.readouterr().out
     new, kept = ad.read_h5ad(tmp_path / "out.h5ad"), ad.read_h5ad(finished["annotated"])
     np.testing.assert_allclose(new.obsm["X_gmvae"], kept[new.obs_names].obsm["X_gmvae"], atol=1e-5)
@@ -136,7 +184,13 @@ def test_unseen_batches_are_refused_or_mapped(finished, mine, tmp_path):
     a = ad.read_h5ad(mine)
     a.obs["donor"] = "x=y"
     a.write_h5ad(tmp_path / "new.h5ad")
-    call = lambda **kw: gmvae_embed(finished["out"], str(tmp_path / "new.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True, **kw)
+    call = lambda **kw: gmvae_embed(
+        finished["out"],
+        str(tmp_path / "new.h5ad"),
+        out=str(tmp_path / "out.h5ad"),
+        quiet=True,
+        **kw,
+    )
     with pytest.raises(ValueError, match="'x=y' was not trained on"):
         call()
     assert not (tmp_path / "out.h5ad").exists()
@@ -153,7 +207,12 @@ def test_map_batches_and_match_genes_name_what_is_wrong():
     with pytest.raises(ValueError, match="the data have no batch 'm'"):
         map_batches(["n"], ["a"], {"m": "a"})
     found = match_genes(["A", "B", "C"], ["C", "x", "A"], min_matched=0.6)
-    assert (list(found.position), found.matched, found.missing, found.extra) == ([2, -1, 0], 2, ["B"], 1)
+    assert (list(found.position), found.matched, found.missing, found.extra) == (
+        [2, -1, 0],
+        2,
+        ["B"],
+        1,
+    )
     with pytest.raises(ValueError, match="fewer than 90%"):
         match_genes(["A", "B", "C"], ["C", "x", "A"])
     with pytest.raises(ValueError, match="gene_key='ids'"):
@@ -164,9 +223,13 @@ def test_one_bad_value_is_named_and_so_is_the_layer_that_holds_counts():
     y = csr_matrix(np.random.default_rng(0).poisson(1, (300, 100)).astype(np.float32))
     y.data[777] = np.nan
     cell = np.searchsorted(y.indptr, 777, side="right") - 1
-    a = ad.AnnData(y * 1.5, layers={"counts": y, "umi": csr_matrix(np.ones((300, 100), dtype=np.float32) * 2)})
+    a = ad.AnnData(
+        y * 1.5, layers={"counts": y, "umi": csr_matrix(np.ones((300, 100), dtype=np.float32) * 2)}
+    )
     state = np.random.get_state()[1].copy()
-    with pytest.raises(ValueError, match=rf"nan for cell '{cell}' and gene '{y.indices[777]}'.*layer='umi'"):
+    with pytest.raises(
+        ValueError, match=rf"nan for cell '{cell}' and gene '{y.indices[777]}'.*layer='umi'"
+    ):
         find_counts(a)
     assert (np.random.get_state()[1] == state).all()
     del a.layers["counts"]
@@ -190,7 +253,9 @@ def test_genes_are_dropped_made_unique_and_chosen_and_all_is_said(mine, tmp_path
     a.write_h5ad(tmp_path / "a.h5ad")
     given = read_input(tmp_path / "a.h5ad", batch_key="donor")
     assert given.cells.n_vars == a.n_vars - 1 and given.cells.var_names.is_unique
-    assert any("occur again" in n for n in given.notes) and any(n.startswith("1 of") for n in given.notes)
+    assert any("occur again" in n for n in given.notes) and any(
+        n.startswith("1 of") for n in given.notes
+    )
     assert read_input(tmp_path / "a.h5ad", batch_key="donor", n_top_genes=120).cells.n_vars == 120
 
 
@@ -199,14 +264,24 @@ def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):
     a.var["symbol"] = a.var_names
     a.var_names = [f"ENSG{i}" for i in range(a.n_vars)]
     a[:, : a.n_vars // 2].copy().write_h5ad(tmp_path / "half.h5ad")
-    call = lambda **kw: gmvae_embed(finished["out"], str(tmp_path / "half.h5ad"), out=str(tmp_path / "out.h5ad"), quiet=True, **kw)
+    call = lambda **kw: gmvae_embed(
+        finished["out"],
+        str(tmp_path / "half.h5ad"),
+        out=str(tmp_path / "out.h5ad"),
+        quiet=True,
+        **kw,
+    )
     with pytest.raises(ValueError, match="gene_key='symbol'"):
         call()
     with pytest.raises(ValueError, match="fewer than 90%"):
         call(gene_key="symbol")
     assert call(gene_key="symbol", min_matched=0.5)["matched"] == a.n_vars // 2
-    by_default = gmvae_embed(finished["out"], str(tmp_path / "half.h5ad"), quiet=True, gene_key="symbol", min_matched=0.5)
-    assert by_default["out"] == str(tmp_path / "half_gmvae.h5ad") and Path(by_default["out"]).exists()
+    by_default = gmvae_embed(
+        finished["out"], str(tmp_path / "half.h5ad"), quiet=True, gene_key="symbol", min_matched=0.5
+    )
+    assert (
+        by_default["out"] == str(tmp_path / "half_gmvae.h5ad") and Path(by_default["out"]).exists()
+    )
     with pytest.raises(ValueError, match="gene_key='nonsense' is not a column of var"):
         call(gene_key="nonsense")
     with pytest.raises(ValueError, match="batch_key='nobody'"):
@@ -216,19 +291,40 @@ def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):
 
 def test_a_cell_is_unsure_below_one_half():
     prob = np.array([[0.45, 0.35, 0.2], [0.5, 0.5, 0], [0.2, 0.7, 0.1], [1.0000001, 0, 0]])
-    model = SimpleNamespace(predict_proba=lambda cells: prob, get_latent_representation=lambda cells: np.zeros((4, 2)))
+    model = SimpleNamespace(
+        predict_proba=lambda cells: prob, get_latent_representation=lambda cells: np.zeros((4, 2))
+    )
     obs, obsm = runs.annotate(model)
-    assert list(obs["gmvae_unsure"]) == [True, False, False, False] and list(obs["gmvae_cluster"]) == ["0", "0", "1", "0"]
+    assert list(obs["gmvae_unsure"]) == [True, False, False, False] and list(
+        obs["gmvae_cluster"]
+    ) == ["0", "0", "1", "0"]
     np.testing.assert_allclose(obs["gmvae_confidence"], [0.45, 0.5, 0.7, 1])
-    assert obs["gmvae_confidence"].max() <= 1 and list(obs["gmvae_cluster"].categories) == ["0", "1"]
+    assert obs["gmvae_confidence"].max() <= 1 and list(obs["gmvae_cluster"].categories) == [
+        "0",
+        "1",
+    ]
 
 
 def test_the_seed_is_the_models(mine, tmp_path):
     given = read_input(mine, batch_key="donor")
-    model = runs.train_run(given, tmp_path / "run", K=2, batch_key="donor", preset="blog", seed=3, max_epochs=1, progress=False)
+    model = runs.train_run(
+        given,
+        tmp_path / "run",
+        K=2,
+        batch_key="donor",
+        preset="blog",
+        seed=3,
+        max_epochs=1,
+        progress=False,
+    )
     assert model.seed == json.loads((tmp_path / "run/config.json").read_text())["seed"] == 3
     assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["seed"] == 3
-    assert (model.train_idx != GMVAE(given.cells, K=2, batch_key="donor", layer=given.layer, preset="blog").train(0, progress=False).train_idx).any()
+    assert (
+        model.train_idx
+        != GMVAE(given.cells, K=2, batch_key="donor", layer=given.layer, preset="blog")
+        .train(0, progress=False)
+        .train_idx
+    ).any()
 
 
 def test_a_batch_key_that_is_not_there_is_told_on_reading(mine):
@@ -241,21 +337,45 @@ def test_variable_genes_are_ranked_in_each_batch(mine):
     "The order of genes by scanpy's rule is that of the batches taken one by one."
     given = read_input(mine, batch_key="donor")
     y, batch = given.cells.layers["counts"], given.cells.obs["donor"]
-    few = [set(np.flatnonzero(runs.variable_genes(y[(batch == name).to_numpy()], None, 30))) for name in batch.unique()]
+    few = [
+        set(np.flatnonzero(runs.variable_genes(y[(batch == name).to_numpy()], None, 30)))
+        for name in batch.unique()
+    ]
     chosen = [set(np.flatnonzero(runs.variable_genes(y, b, 30))) for b in (batch, None)]
     in_both = few[0] & few[1]  # a gene that is variable in every batch comes first
-    assert len(in_both) > 5 and in_both <= chosen[0] and not in_both <= chosen[1], (len(in_both), len(in_both - chosen[1]))
+    assert len(in_both) > 5 and in_both <= chosen[0] and not in_both <= chosen[1], (
+        len(in_both),
+        len(in_both - chosen[1]),
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_code_4(mine, tmp_path):
     (tmp_path / "file").touch()
-    done = shell("gmvae_train", mine, "--out", tmp_path / "file/run", "--K", "2", "--max_epochs", "1", "--quiet")
+    done = shell(
+        "gmvae_train",
+        mine,
+        "--out",
+        tmp_path / "file/run",
+        "--K",
+        "2",
+        "--max_epochs",
+        "1",
+        "--quiet",
+    )
     assert done.returncode == 4 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_the_fingerprint_is_of_counts_and_names():
     y, cells, genes = csr_matrix(np.arange(6.0).reshape(2, 3)), ["c", "d"], ["x", "y", "z"]
-    found = {runs.fingerprint(*v) for v in ((y, cells, genes), (y * 2, cells, genes), (y, ["d", "c"], genes), (y, cells, ["x", "y", "w"]))}
+    found = {
+        runs.fingerprint(*v)
+        for v in (
+            (y, cells, genes),
+            (y * 2, cells, genes),
+            (y, ["d", "c"], genes),
+            (y, cells, ["x", "y", "w"]),
+        )
+    }
     assert len(found) == 4 and runs.fingerprint(y.astype(np.float32), cells, genes) in found
 
 
@@ -275,24 +395,36 @@ def test_the_sweep_skips_what_is_finished_and_makes_the_table(mine, tmp_path, mo
 def test_bad_input_is_a_sentence_and_code_2(mine, tmp_path):
     done = shell("gmvae_train", mine, "--out", tmp_path / "run", "--batch_key", "nobody")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip().split("\n")[-1].startswith("gmvae_train: batch_key='nobody' is not a column")
+    assert (
+        done.stderr.strip()
+        .split("\n")[-1]
+        .startswith("gmvae_train: batch_key='nobody' is not a column")
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))  # half a minute of compiling
+    monkeypatch.setattr(
+        runs, "umap", lambda X, seed: X[:, :2].astype(np.float32)
+    )  # half a minute of compiling
     code = "from gmvae_nb.commands import gmvae_train; gmvae_train()"
     words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "500"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=env)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=env
+    )
     until = time.time() + 120
     while not (tmp_path / "run/config.json").exists() and time.time() < until:
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
     said = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "to go on" in said and said.strip().endswith("--resume"), said[-500:]
+    assert child.returncode == 130 and "to go on" in said and said.strip().endswith("--resume"), (
+        said[-500:]
+    )
     epochs = json.loads((tmp_path / "run/config.json").read_text())["epochs"]
-    model = gmvae_train(str(mine), out=str(tmp_path / "run"), K=2, max_epochs=epochs + 1, resume=True, quiet=True)
+    model = gmvae_train(
+        str(mine), out=str(tmp_path / "run"), K=2, max_epochs=epochs + 1, resume=True, quiet=True
+    )
     assert len(pd.read_csv(tmp_path / "run/history.csv")) == epochs + 1
     assert model["out"] == str(tmp_path / "run")
 

@@ -1,4 +1,5 @@
 """The data layer at its edges: bad input, storage formats, loaders served over HTTP, the shipped file."""
+
 import functools
 import gzip
 import hashlib
@@ -15,12 +16,25 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from scipy import sparse
-
 from gmvae_nb import data
-from gmvae_nb.data import (CountsOnDisk, bmmc_cite, bmmc_multiome, count_statistics, get_categories, get_counts, kang_pbmc,
-                           load_data, mean_and_std, minibatches, plot_counts_heatmap, shuffle_blocks, split_by, split_cells,
-                           write_atomically)
+from gmvae_nb.data import (
+    CountsOnDisk,
+    bmmc_cite,
+    bmmc_multiome,
+    count_statistics,
+    get_categories,
+    get_counts,
+    kang_pbmc,
+    load_data,
+    mean_and_std,
+    minibatches,
+    plot_counts_heatmap,
+    shuffle_blocks,
+    split_by,
+    split_cells,
+    write_atomically,
+)
+from scipy import sparse
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTERS = ROOT.parent / "shared" / "data"
@@ -31,15 +45,22 @@ def small(n_cells=30, n_genes=20, seed=0) -> AnnData:
     y = np.random.default_rng(seed).poisson(0.4, (n_cells, n_genes)).astype(np.float64)
     y[:, 0] += 1
     y[0] += 1
-    obs = {"batch": np.resize(["b", "a"], n_cells), "cell_type": np.resize(["T", "B", "NK"], n_cells)}
+    obs = {
+        "batch": np.resize(["b", "a"], n_cells),
+        "cell_type": np.resize(["T", "B", "NK"], n_cells),
+    }
     obs = pd.DataFrame(obs, index=[f"cell{i}" for i in range(n_cells)])
     return AnnData(y, obs=obs, var=pd.DataFrame(index=[f"gene{g}" for g in range(n_genes)]))
 
 
 # --- get_counts --------------------------------------------------------------------------------------------
 
-FORMATS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix,
-           "csr_array": sparse.csr_array}
+FORMATS = {
+    "dense": np.asarray,
+    "csr": sparse.csr_matrix,
+    "csc": sparse.csc_matrix,
+    "csr_array": sparse.csr_array,
+}
 DTYPES = [np.float32, np.float64, np.int16, np.int64, np.uint8]
 
 
@@ -59,11 +80,12 @@ def test_counts_of_every_storage_format(form, dtype, tmp_path):
     np.testing.assert_array_equal(get_counts(a, "raw").toarray(), expected)
 
     a.X = FORMATS[form](expected.astype(dtype))
-    if form == "csr_array": return
+    if form == "csr_array":
+        return
     a.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     y = get_counts(backed)
-    assert isinstance(y, CountsOnDisk) == (form == "csr")      # only rows of CSR can be read one by one
+    assert isinstance(y, CountsOnDisk) == (form == "csr")  # only rows of CSR can be read one by one
     y = y[np.arange(len(a))]
     assert y.dtype == np.float32
     np.testing.assert_array_equal(y.toarray(), expected)
@@ -81,26 +103,33 @@ def test_one_bad_value_anywhere(form, value, cell, gene):
     x[cell, gene] = value
     a.X = FORMATS[form](x)
     says = rf"adata\.X holds {value:g} for cell 'cell{cell}' and gene 'gene{gene}'.*: 1,"
-    with pytest.raises(ValueError, match=says): get_counts(a)
+    with pytest.raises(ValueError, match=says):
+        get_counts(a)
 
 
 def test_the_first_bad_value_and_the_layer_to_use():
     a = small()
-    a.layers["counts"], a.layers["other"] = a.X.copy(), a.X + .5
+    a.layers["counts"], a.layers["other"] = a.X.copy(), a.X + 0.5
     a.X = np.log1p(a.X)
     n_bad = int((a.X != np.floor(a.X)).sum())
     says = rf"cell 'cell0' and gene .*{n_bad:,}, this is the first.*layer='counts'"
-    with pytest.raises(ValueError, match=says): get_counts(a)
+    with pytest.raises(ValueError, match=says):
+        get_counts(a)
     says = r"adata\.layers\['other'\] holds .*layer='counts'"
-    with pytest.raises(ValueError, match=says): get_counts(a, "other")
+    with pytest.raises(ValueError, match=says):
+        get_counts(a, "other")
     a.layers["counts"] = a.X
-    with pytest.raises(ValueError, match="pass the layer with raw counts"): get_counts(a)
+    with pytest.raises(ValueError, match="pass the layer with raw counts"):
+        get_counts(a)
     a.X = np.ones(a.shape)
-    with pytest.raises(ValueError, match="layer=None"): get_counts(a, "counts")
+    with pytest.raises(ValueError, match="layer=None"):
+        get_counts(a, "counts")
 
 
 def test_counts_leave_the_users_matrix_alone():
-    y = sparse.csr_matrix((np.ones(4), [0, 0, 1, 0], [0, 2, 4]), shape=(2, 2))  # a duplicate, unsorted
+    y = sparse.csr_matrix(
+        (np.ones(4), [0, 0, 1, 0], [0, 2, 4]), shape=(2, 2)
+    )  # a duplicate, unsorted
     a = AnnData(y.copy())
     np.testing.assert_array_equal(get_counts(a).toarray(), [[2, 0], [1, 1]])
     assert a.X.nnz == 4
@@ -117,8 +146,10 @@ def test_empty_cells_and_genes(form):
     x[[4, 9]] = 0
     a.X = FORMATS[form](x)
     says = r"2 cells without a single count, the first is 'cell4': drop .*axis=1"
-    with pytest.raises(ValueError, match=says) as e: get_counts(a)
-    with pytest.raises(ValueError, match="2 cells without"): get_counts(a, allow_empty_genes=True)
+    with pytest.raises(ValueError, match=says) as e:
+        get_counts(a)
+    with pytest.raises(ValueError, match="2 cells without"):
+        get_counts(a, allow_empty_genes=True)
     # the way out must work as it is written
     fixed = eval(str(e.value).split("adata = ")[1].rstrip("."), {"adata": a, "np": np})
     assert get_counts(fixed).shape == (28, 20)
@@ -127,7 +158,8 @@ def test_empty_cells_and_genes(form):
     a = small()
     a.X = FORMATS[form](x)
     says = r"1 gene without a single count, the first is 'gene6': drop .*axis=0"
-    with pytest.raises(ValueError, match=says) as e: get_counts(a)
+    with pytest.raises(ValueError, match=says) as e:
+        get_counts(a)
     fixed = eval(str(e.value).split("adata = ")[1].rstrip("."), {"adata": a, "np": np})
     assert get_counts(fixed).shape == (30, 19)
     assert get_counts(a, allow_empty_genes=True).shape == (30, 20)
@@ -136,32 +168,47 @@ def test_empty_cells_and_genes(form):
 def test_other_refusals():
     a = small()
     a.layers["counts"] = a.X
-    with pytest.raises(ValueError, match=r"no 'raw': it has \['counts'\]"): get_counts(a, "raw")
+    with pytest.raises(ValueError, match=r"no 'raw': it has \['counts'\]"):
+        get_counts(a, "raw")
     without_x = AnnData(layers={"counts": a.X}, shape=a.shape)
-    with pytest.raises(ValueError, match=r"adata\.X is None.*'counts'"): get_counts(without_x)
-    with pytest.raises(ValueError, match="0 cells"): get_counts(a[:0])
+    with pytest.raises(ValueError, match=r"adata\.X is None.*'counts'"):
+        get_counts(without_x)
+    with pytest.raises(ValueError, match="0 cells"):
+        get_counts(a[:0])
     a.X = a.X.copy()
     a.X[2, 3] = 2**24
-    with pytest.raises(ValueError, match=r"'cell2', but float32"): get_counts(a)
+    with pytest.raises(ValueError, match=r"'cell2', but float32"):
+        get_counts(a)
 
 
 # --- get_categories ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("values, expected", [
-    (["b", "a", "b"], ["a", "b"]), ([3, 1, 3], ["1", "3"]), ([True, False, True], ["False", "True"]),
-    (pd.Categorical(["b", "a", "b"], categories=["z", "b", "a"]), ["a", "b"]),
-    ([1.5, .5, 1.5], ["0.5", "1.5"])])
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (["b", "a", "b"], ["a", "b"]),
+        ([3, 1, 3], ["1", "3"]),
+        ([True, False, True], ["False", "True"]),
+        (pd.Categorical(["b", "a", "b"], categories=["z", "b", "a"]), ["a", "b"]),
+        ([1.5, 0.5, 1.5], ["0.5", "1.5"]),
+    ],
+)
 def test_categories(values, expected):
     a = AnnData(np.ones((3, 1)), obs=pd.DataFrame({"key": values}, index=list("xyz")))
     c = get_categories(a, "key", "batch_key")
     assert list(c.categories) == expected and list(c.codes) == [1, 0, 1]
 
 
-@pytest.mark.parametrize("values", [["a", None, "b", None], [1., np.nan, 2., np.nan],
-                                    pd.Categorical(["a", None, "b", None])])
+@pytest.mark.parametrize(
+    "values",
+    [["a", None, "b", None], [1.0, np.nan, 2.0, np.nan], pd.Categorical(["a", None, "b", None])],
+)
 def test_categories_with_gaps(values):
     a = AnnData(np.ones((4, 1)), obs=pd.DataFrame({"key": values}, index=list("wxyz")))
-    with pytest.raises(ValueError, match=r"batch_key='key' has no value for 2 of 4 cells, the first is 'x'"):
+    with pytest.raises(
+        ValueError, match=r"batch_key='key' has no value for 2 of 4 cells, the first is 'x'"
+    ):
         get_categories(a, "key", "batch_key")
     with pytest.raises(ValueError, match=r"labels_key='type' is not a column .*\['key'\]"):
         get_categories(a, "type", "labels_key")
@@ -169,24 +216,30 @@ def test_categories_with_gaps(values):
 
 # --- splits and mini-batches -------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("n, size", [(2, .15), (7, .15), (4000, .15), (69_249, .15), (100, .5), (10, .99)])
+
+@pytest.mark.parametrize(
+    "n, size", [(2, 0.15), (7, 0.15), (4000, 0.15), (69_249, 0.15), (100, 0.5), (10, 0.99)]
+)
 def test_split(n, size):
     if np.ceil(n * size) >= n:
-        with pytest.raises(ValueError, match="none is left to train"): split_cells(n, size)
+        with pytest.raises(ValueError, match="none is left to train"):
+            split_cells(n, size)
         return
     train, test = split_cells(n, size, seed=3)
     assert train.dtype == test.dtype == np.int64 and len(test) == np.ceil(n * size)
     np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(n))
     assert (np.diff(train) > 0).all() and (np.diff(test) > 0).all()
     for _ in range(2):
-        np.random.seed(_)                                   # the global state plays no part
+        np.random.seed(_)  # the global state plays no part
         np.testing.assert_array_equal(split_cells(n, size, seed=3)[1], test)
-    if n >= 100: assert (split_cells(n, size, seed=4)[1] != test).any()
+    if n >= 100:
+        assert (split_cells(n, size, seed=4)[1] != test).any()
 
 
-@pytest.mark.parametrize("size", [0, 1, -.1, 1.5])
+@pytest.mark.parametrize("size", [0, 1, -0.1, 1.5])
 def test_split_sizes_refused(size):
-    with pytest.raises(ValueError, match="between 0 and 1"): split_cells(100, size)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        split_cells(100, size)
 
 
 def test_split_by():
@@ -195,9 +248,12 @@ def test_split_by():
     train, test = split_by(a, "site", [1, 3])
     assert set(a.obs["site"].iloc[test]) == {1, 3} and set(a.obs["site"].iloc[train]) == {2}
     np.testing.assert_array_equal(split_by(a, "site", 2)[1], train)
-    with pytest.raises(ValueError, match=r"no value 9: it has \['1', '2', '3'\]"): split_by(a, "site", [1, 9])
-    with pytest.raises(ValueError, match="no cell to train on"): split_by(a, "site", [1, 2, 3])
-    with pytest.raises(ValueError, match="no cell to test on"): split_by(a, "site", [])
+    with pytest.raises(ValueError, match=r"no value 9: it has \['1', '2', '3'\]"):
+        split_by(a, "site", [1, 9])
+    with pytest.raises(ValueError, match="no cell to train on"):
+        split_by(a, "site", [1, 2, 3])
+    with pytest.raises(ValueError, match="no cell to test on"):
+        split_by(a, "site", [])
 
 
 def on_disk_copy(a, folder):
@@ -209,62 +265,89 @@ def on_disk_copy(a, folder):
 
 def test_rows_on_disk_are_those_in_memory(tmp_path):
     rng = np.random.default_rng(0)
-    expected = rng.poisson(.2, (500, 30)).astype(np.float32)
-    expected[:, 3] += 1                                        # no empty cell
+    expected = rng.poisson(0.2, (500, 30)).astype(np.float32)
+    expected[:, 3] += 1  # no empty cell
     a = ad.AnnData(sparse.csr_matrix(expected))
     backed = on_disk_copy(a, tmp_path)
     y = get_counts(backed)
-    for rows in [np.arange(500), rng.permutation(500), rng.integers(0, 500, 90), np.array([499]), np.array([0, 0, 7])]:
+    for rows in [
+        np.arange(500),
+        rng.permutation(500),
+        rng.integers(0, 500, 90),
+        np.array([499]),
+        np.array([0, 0, 7]),
+    ]:
         np.testing.assert_array_equal(y[rows].toarray(), expected[rows])
     np.testing.assert_array_equal(y.read(17, 40).toarray(), expected[17:40])
     for rows in [None, np.arange(7, 500, 3)]:
-        np.testing.assert_allclose(mean_and_std(y, rows), mean_and_std(sparse.csr_matrix(expected), rows), rtol=1e-12)
-    pd.testing.assert_frame_equal(count_statistics(backed, None, None, None),
-                                  count_statistics(a, None, None, None))
+        np.testing.assert_allclose(
+            mean_and_std(y, rows), mean_and_std(sparse.csr_matrix(expected), rows), rtol=1e-12
+        )
+    pd.testing.assert_frame_equal(
+        count_statistics(backed, None, None, None), count_statistics(a, None, None, None)
+    )
 
 
 def test_a_bad_count_on_disk_is_named_and_all_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("gmvae_nb.data._parts.__defaults__", (None, 7))     # several parts
+    monkeypatch.setattr("gmvae_nb.data._parts.__defaults__", (None, 7))  # several parts
     a = small()
     a.X[11, 4], a.X[25, 1] = 2.5, -1
-    with pytest.raises(ValueError, match=f"2.5 for cell '{a.obs_names[11]}' and gene '{a.var_names[4]}'.*not: 2"):
+    with pytest.raises(
+        ValueError, match=f"2.5 for cell '{a.obs_names[11]}' and gene '{a.var_names[4]}'.*not: 2"
+    ):
         get_counts(on_disk_copy(a, tmp_path))
     a.X[11, 4], a.X[25, 1] = 1, 1
     a.X[26] = 0
-    with pytest.raises(ValueError, match=f"1 cell without a single count, the first is '{a.obs_names[26]}'"):
+    with pytest.raises(
+        ValueError, match=f"1 cell without a single count, the first is '{a.obs_names[26]}'"
+    ):
         get_counts(on_disk_copy(a, tmp_path))
     a.X[26] = 2**24
     with pytest.raises(ValueError, match=f"holds 1.67772e.07 for cell '{a.obs_names[26]}'"):
         get_counts(on_disk_copy(a, tmp_path))
 
 
-@pytest.mark.parametrize("n, block, fetch", [(1, 64, 8), (63, 64, 128), (1000, 64, 256), (1000, 1, 100), (129, 16, 1000)])
+@pytest.mark.parametrize(
+    "n, block, fetch", [(1, 64, 8), (63, 64, 128), (1000, 64, 256), (1000, 1, 100), (129, 16, 1000)]
+)
 def test_shuffled_blocks_hold_every_row_once(n, block, fetch):
     idx = np.arange(n) * 3
-    first, again, other = (shuffle_blocks(idx, np.random.default_rng(s), fetch, block) for s in (0, 0, 1))
+    first, again, other = (
+        shuffle_blocks(idx, np.random.default_rng(s), fetch, block) for s in (0, 0, 1)
+    )
     np.testing.assert_array_equal(np.sort(first), idx)
     np.testing.assert_array_equal(first, again)
     assert n == 1 or (first != other).any()
 
 
-@pytest.mark.parametrize("n, size, drop_last", [(30, 8, False), (30, 8, True), (17, 16, False),
-                                                (16, 16, True), (1, 128, False)])
+@pytest.mark.parametrize(
+    "n, size, drop_last",
+    [(30, 8, False), (30, 8, True), (17, 16, False), (16, 16, True), (1, 128, False)],
+)
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_minibatches_visit_every_cell_once(n, size, drop_last, on_disk, tmp_path):
     a = small()
     y, batch = get_counts(a), get_categories(a, "batch", "batch_key").codes
-    if on_disk: y = get_counts(on_disk_copy(a, tmp_path))
+    if on_disk:
+        y = get_counts(on_disk_copy(a, tmp_path))
     idx = np.random.default_rng(1).permutation(a.n_obs)[:n]
     for rng in [None, np.random.default_rng(2)]:
         seen = list(minibatches(y, batch, idx, size, rng=rng, drop_last=drop_last))
         rows = np.concatenate([r for _, _, r in seen])
-        for y_, b, r in seen: assert y_.shape == (len(r), 20) and b.shape == (len(r),)
+        for y_, b, r in seen:
+            assert y_.shape == (len(r), 20) and b.shape == (len(r),)
         assert (y_.dtype, b.dtype) == (torch.float32, torch.int64)
-        np.testing.assert_array_equal(torch.cat([y_.to_dense() for y_, _, _ in seen]).numpy(), a.X[rows])
+        np.testing.assert_array_equal(
+            torch.cat([y_.to_dense() for y_, _, _ in seen]).numpy(), a.X[rows]
+        )
         np.testing.assert_array_equal(torch.cat([b for _, b, _ in seen]).numpy(), batch[rows])
-        assert len(rows) == (n - n % size if drop_last else n) == len(set(rows)) and set(rows) <= set(idx)
-        if rng is None: np.testing.assert_array_equal(rows, idx[:len(rows)])
-        elif n > 1: assert (rows != idx[:len(rows)]).any()
+        assert len(rows) == (n - n % size if drop_last else n) == len(set(rows)) and set(
+            rows
+        ) <= set(idx)
+        if rng is None:
+            np.testing.assert_array_equal(rows, idx[: len(rows)])
+        elif n > 1:
+            assert (rows != idx[: len(rows)]).any()
     rng = np.random.default_rng(2)
     again = [r for _, _, r in minibatches(y, batch, idx, size, rng=rng, drop_last=drop_last)]
     np.testing.assert_array_equal(np.concatenate(again), rows)
@@ -275,11 +358,14 @@ def test_minibatches_never_make_the_matrix_dense(monkeypatch):
     y = get_counts(a)
     made = []
     for name in ["toarray", "todense"]:
+
         def spy(self, *args, _original=getattr(sparse.csr_matrix, name), **kwargs):
             made.append(self.shape[0])
             return _original(self, *args, **kwargs)
+
         monkeypatch.setattr(sparse.csr_matrix, name, spy)
-    for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=np.random.default_rng(0)): pass
+    for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=np.random.default_rng(0)):
+        pass
     count_statistics(a)
     split_cells(len(a))
     assert not made
@@ -288,9 +374,13 @@ def test_minibatches_never_make_the_matrix_dense(monkeypatch):
 def test_minibatches_refused_before_the_first_one():
     y = get_counts(small())
     b = np.zeros(30)
-    with pytest.raises(ValueError, match="batch_size=0"): minibatches(y, b, np.arange(30), 0)
-    with pytest.raises(ValueError, match="0 cells do not fill"): minibatches(y, b, [], 8)
-    with pytest.raises(ValueError, match="7 cells do not fill one mini-batch of 8.*drop_last=False"):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        minibatches(y, b, np.arange(30), 0)
+    with pytest.raises(ValueError, match="0 cells do not fill"):
+        minibatches(y, b, [], 8)
+    with pytest.raises(
+        ValueError, match="7 cells do not fill one mini-batch of 8.*drop_last=False"
+    ):
         minibatches(y, b, np.arange(7), 8, drop_last=True)
     for wrong in [y.tocsc(), y.toarray()]:
         with pytest.raises(ValueError, match=f"must be CSR.*{type(wrong).__name__}"):
@@ -299,21 +389,25 @@ def test_minibatches_refused_before_the_first_one():
 
 # --- statistics, heatmap -----------------------------------------------------------------------------------
 
+
 def test_statistics_against_numpy():
     a = small(200, 50)
-    a.X[5, 7] = 100_000        # one loud entry
+    a.X[5, 7] = 100_000  # one loud entry
     x = a.X.copy()
     a.X = sparse.csr_matrix(a.X)
     np.testing.assert_allclose(mean_and_std(get_counts(a)), [x.mean(), x.std()], rtol=1e-12)
     s = count_statistics(a).iloc[0]
     assert (s.cells, s.genes, s.batches, s.types) == (200, 50, 2, 3)
-    np.testing.assert_allclose([s.zeros, s["mean"], s.sd], [(x == 0).mean(), x.mean(), x.std()], rtol=1e-12)
+    np.testing.assert_allclose(
+        [s.zeros, s["mean"], s.sd], [(x == 0).mean(), x.mean(), x.std()], rtol=1e-12
+    )
     without_keys = count_statistics(a, batch_key=None, labels_key=None)
     assert list(without_keys) == ["cells", "genes", "zeros", "mean", "sd"]
 
 
 def test_heatmap_colours_every_count_and_nothing_else():
     import matplotlib
+
     matplotlib.use("Agg")
     a = small()
     shown = plot_counts_heatmap(get_counts(a), n_cells=30, n_genes=20).images[0].get_array()
@@ -323,15 +417,19 @@ def test_heatmap_colours_every_count_and_nothing_else():
 
 # --- files -------------------------------------------------------------------------------------------------
 
+
 def test_write_atomically(tmp_path):
     path = tmp_path / "new" / "a.txt"
     write_atomically(path, lambda p: p.write_text("old"))
+
     def fails(p):
         assert p.parent == path.parent and p.suffix == ".txt"
         p.write_text("ne")
         assert path.read_text() == "old"
         raise RuntimeError("disk full")
-    with pytest.raises(RuntimeError): write_atomically(path, fails)
+
+    with pytest.raises(RuntimeError):
+        write_atomically(path, fails)
     assert path.read_text() == "old" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
     write_atomically(str(path), lambda p: p.write_text("new"))
     assert path.read_text() == "new" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
@@ -342,15 +440,21 @@ def test_load_data(tmp_path):
     small().write_h5ad(tmp_path / "mine.h5ad")
     np.testing.assert_array_equal(load_data(str(tmp_path / "mine.h5ad")).X, small().X)
     says = "'kang' is neither one of kang_pbmc, bmmc_multiome, bmmc_cite nor a file"
-    with pytest.raises(ValueError, match=says): load_data("kang")
-    with pytest.raises(ValueError, match="nor a file"): load_data(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        load_data("kang")
+    with pytest.raises(ValueError, match="nor a file"):
+        load_data(tmp_path)
     (tmp_path / "text.h5ad").write_text("not one")
-    with pytest.raises(ValueError, match="text.h5ad' is no h5ad"): load_data(tmp_path / "text.h5ad")
+    with pytest.raises(ValueError, match="text.h5ad' is no h5ad"):
+        load_data(tmp_path / "text.h5ad")
     whole = (tmp_path / "mine.h5ad").read_bytes()
-    (tmp_path / "half.h5ad").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match="half.h5ad' is no h5ad"): load_data(tmp_path / "half.h5ad")
-    with h5py.File(tmp_path / "other.h5ad", "w") as f: f["x"] = 1
-    with pytest.raises(ValueError, match="other.h5ad' is HDF5 but no"): load_data(tmp_path / "other.h5ad")
+    (tmp_path / "half.h5ad").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="half.h5ad' is no h5ad"):
+        load_data(tmp_path / "half.h5ad")
+    with h5py.File(tmp_path / "other.h5ad", "w") as f:
+        f["x"] = 1
+    with pytest.raises(ValueError, match="other.h5ad' is HDF5 but no"):
+        load_data(tmp_path / "other.h5ad")
 
 
 def test_shipped_data_set():
@@ -376,30 +480,39 @@ def test_shipped_data_set():
     x = np.log1p(a.X.toarray() / a.obs["n_counts"].to_numpy()[:, None] * 1e4)
     group = [a.obs["batch"].to_numpy(), a.obs["cell_type"].astype(str).to_numpy()]
     means = pd.DataFrame(x, columns=a.var_names).groupby(group).mean()
-    for gene, owner in {"S100A9": "CD14+ monocyte", "VMO1": "FCGR3A+ monocyte", "CCL22": "dendritic",
-                        "CD79A": "B", "LEF1": "CD4 T", "CD8A": "CD8 T", "GNLY": "NK",
-                        "PF4": "megakaryocyte"}.items():
+    for gene, owner in {
+        "S100A9": "CD14+ monocyte",
+        "VMO1": "FCGR3A+ monocyte",
+        "CCL22": "dendritic",
+        "CD79A": "B",
+        "LEF1": "CD4 T",
+        "CD8A": "CD8 T",
+        "GNLY": "NK",
+        "PF4": "megakaryocyte",
+    }.items():
         assert means.loc["ctrl", gene].idxmax() == means.loc["stim", gene].idxmax() == owner, gene
 
 
 # --- the competition's files, in small, over HTTP ----------------------------------------------------------
+
 
 def competition_file(starter: str, path: Path, other: str, form: str) -> AnnData:
     "Writes the starter's genes, then columns of the other modality, as the competition's files; returns it."
     a = ad.read_h5ad(STARTERS / starter)
     rng = np.random.default_rng(0)
     n_other = 150
-    more = sparse.csr_matrix(rng.poisson(.3, (a.n_obs, n_other)).astype(np.float64))
+    more = sparse.csr_matrix(rng.poisson(0.3, (a.n_obs, n_other)).astype(np.float64))
     names = [f"{other}{i}" for i in range(n_other)]
     var = pd.concat([a.var, pd.DataFrame({"feature_types": other}, index=names)])
     counts = sparse.hstack([a.layers["counts"], more]).asformat(form)
-    x = sparse.hstack([a.X, more * .5]).tocsr()
+    x = sparse.hstack([a.X, more * 0.5]).tocsr()
     AnnData(x, obs=a.obs, var=var, layers={"counts": counts}, uns=a.uns).write_h5ad(path)
     return a
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
@@ -423,11 +536,13 @@ def test_bmmc(served, tmp_path, monkeypatch, capsys, name, other, form):
     folder, url = served
     load = {"multiome": bmmc_multiome, "cite": bmmc_cite}[name]
     starter = competition_file(f"bmmc_{name}_starter.h5ad", folder / f"{name}.h5ad", other, form)
-    (folder / f"{name}.h5ad.gz").write_bytes(gzip.compress((folder / f"{name}.h5ad").read_bytes(), 1))
+    (folder / f"{name}.h5ad.gz").write_bytes(
+        gzip.compress((folder / f"{name}.h5ad").read_bytes(), 1)
+    )
     sha256 = hashlib.sha256((folder / f"{name}.h5ad.gz").read_bytes()).hexdigest()
     expected = starter.layers["counts"].toarray()
     read_gex = data._read_gex
-    monkeypatch.setattr(data, "_read_gex", functools.partial(read_gex, block=64))     # several blocks
+    monkeypatch.setattr(data, "_read_gex", functools.partial(read_gex, block=64))  # several blocks
 
     # no checksum known: it is downloaded, the sum is printed, and nobody claims to have checked it
     monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", None))
@@ -438,7 +553,8 @@ def test_bmmc(served, tmp_path, monkeypatch, capsys, name, other, form):
     assert a.X.format == "csr" and a.X.dtype == np.float32
     np.testing.assert_array_equal(get_counts(a, allow_empty_genes=True).toarray(), expected)
     np.testing.assert_array_equal(a.layers["counts"].toarray(), expected)
-    for key in ["batch", "cell_type"]: assert list(a.obs[key]) == list(starter.obs[key])
+    for key in ["batch", "cell_type"]:
+        assert list(a.obs[key]) == list(starter.obs[key])
     assert set(a.obs["batch"]) == {"s1d1", "s1d2"}
 
     # the second call reads the cache; load_data knows the name; a local path needs no network at all
@@ -457,7 +573,8 @@ def test_bmmc(served, tmp_path, monkeypatch, capsys, name, other, form):
     assert "as expected" in capsys.readouterr().out
     shutil.rmtree(cache)
     monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", "0" * 64))
-    with pytest.raises(ValueError, match="does not match the known hash"): load()
+    with pytest.raises(ValueError, match="does not match the known hash"):
+        load()
     assert not list(cache.glob("*.h5ad"))
 
 
@@ -469,28 +586,37 @@ def test_bmmc_refused(served, tmp_path, monkeypatch):
     assert bmmc_cite(STARTERS / "bmmc_cite_starter.h5ad").shape == (600, 1000)
     # the file is not there, or the server is not
     monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}none.h5ad.gz", None))
-    with pytest.raises(OSError, match="could not download .*none.h5ad.gz.*pass its path"): bmmc_cite()
-    with pytest.raises(ValueError, match="there is no file 'gone.h5ad'"): bmmc_cite("gone.h5ad")
+    with pytest.raises(OSError, match="could not download .*none.h5ad.gz.*pass its path"):
+        bmmc_cite()
+    with pytest.raises(ValueError, match="there is no file 'gone.h5ad'"):
+        bmmc_cite("gone.h5ad")
     # half a gzip file leaves nothing behind that a second call would take for the whole
     whole = gzip.compress((STARTERS / "bmmc_cite_starter.h5ad").read_bytes(), 1)
-    (folder / "half.h5ad.gz").write_bytes(whole[:len(whole) // 2])
+    (folder / "half.h5ad.gz").write_bytes(whole[: len(whole) // 2])
     monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}half.h5ad.gz", None))
     for _ in range(2):
-        with pytest.raises(ValueError, match="not a whole gzip file"): bmmc_cite()
+        with pytest.raises(ValueError, match="not a whole gzip file"):
+            bmmc_cite()
     assert not list((tmp_path / "cache" / "gmvae_nb").glob("*.h5ad"))
     # a file that is not the competition's
     a = small()
     a.write_h5ad(tmp_path / "mine.h5ad")
-    with pytest.raises(ValueError, match="not a file of the competition"): bmmc_cite(tmp_path / "mine.h5ad")
+    with pytest.raises(ValueError, match="not a file of the competition"):
+        bmmc_cite(tmp_path / "mine.h5ad")
     a.layers["counts"], a.var["feature_types"] = a.X, "ATAC"
     a.write_h5ad(tmp_path / "atac.h5ad")
-    with pytest.raises(ValueError, match="no gene with"): bmmc_cite(tmp_path / "atac.h5ad")
+    with pytest.raises(ValueError, match="no gene with"):
+        bmmc_cite(tmp_path / "atac.h5ad")
 
 
 def test_addresses_and_checksum_of_the_competition():
     sums = {name: sha256 for name, (_, sha256) in data.BMMC_FILES.items()}
-    assert sums == {"multiome": None,
-                    "cite": "b9b50fade9349719cba23c97c6515d3501a32ee3735fe95fe51221d2e8a5f361"}
+    assert sums == {
+        "multiome": None,
+        "cite": "b9b50fade9349719cba23c97c6515d3501a32ee3735fe95fe51221d2e8a5f361",
+    }
     for name, (url, _) in data.BMMC_FILES.items():
-        assert url == ("https://ftp.ncbi.nlm.nih.gov/geo/series/GSE194nnn/GSE194122/suppl/"
-                       f"GSE194122_openproblems_neurips2021_{name}_BMMC_processed.h5ad.gz")
+        assert url == (
+            "https://ftp.ncbi.nlm.nih.gov/geo/series/GSE194nnn/GSE194122/suppl/"
+            f"GSE194122_openproblems_neurips2021_{name}_BMMC_processed.h5ad.gz"
+        )

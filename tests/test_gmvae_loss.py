@@ -1,16 +1,23 @@
 """Adversarial and property-based checks of the mixture prior and its loss; the ideas themselves are checked in nbs/02."""
+
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
-from torch.testing import assert_close
-
 from gmvae_nb.gmvae_loss import (
-    MixturePrior, ParameterMixture, component_log_probs, component_terms, free_nats, gmvae_terms, responsibilities,
+    MixturePrior,
+    ParameterMixture,
+    component_log_probs,
+    component_terms,
+    free_nats,
+    gmvae_terms,
+    responsibilities,
 )
 from gmvae_nb.vae import kl_gaussians
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.testing import assert_close
 
 sizes = st.tuples(*(st.integers(1, n) for n in (4, 5, 6, 7, 3)))  # M, N, K, D, n_w
 scales = st.sampled_from([1e-3, 0.3, 1.0, 4.0])
@@ -25,15 +32,24 @@ def random_case(shape, scale=1.0, seed=0, dtype=torch.float64):
 
     x_mean, x_log_std = scale * rand(N, D), 0.5 * rand(N, D)
     return dict(
-        x=x_mean + x_log_std.exp() * rand(M, N, D), x_mean=x_mean, x_log_std=x_log_std, w_mean=scale * rand(N, n_w),
-        w_log_std=0.5 * rand(N, n_w), means=scale * rand(M, N, K, D), log_stds=0.5 * rand(M, N, K, D),
+        x=x_mean + x_log_std.exp() * rand(M, N, D),
+        x_mean=x_mean,
+        x_log_std=x_log_std,
+        w_mean=scale * rand(N, n_w),
+        w_log_std=0.5 * rand(N, n_w),
+        means=scale * rand(M, N, K, D),
+        log_stds=0.5 * rand(M, N, K, D),
     )
 
 
 def brute_terms(c, log_weights=None, bound="paper"):
     "The terms by torch.distributions, written as in the derivation."
     K = c["means"].shape[2]
-    log_pi = torch.full((K,), -math.log(K), dtype=c["x"].dtype) if log_weights is None else log_weights.log_softmax(-1)
+    log_pi = (
+        torch.full((K,), -math.log(K), dtype=c["x"].dtype)
+        if log_weights is None
+        else log_weights.log_softmax(-1)
+    )
     components = Independent(Normal(c["means"], c["log_stds"].exp()), 1)
     q = Independent(Normal(c["x_mean"], c["x_log_std"].exp()), 1)
     joint = components.log_prob(c["x"].unsqueeze(-2)) + log_pi
@@ -47,21 +63,37 @@ def brute_terms(c, log_weights=None, bound="paper"):
         kl_xz = q.log_prob(c["x"]) - mixture.log_prob(c["x"])
     w = Independent(Normal(c["w_mean"], c["w_log_std"].exp()), 1)
     standard = Independent(Normal(torch.zeros_like(c["w_mean"]), torch.ones_like(c["w_mean"])), 1)
-    return dict(kl_w=kl_divergence(w, standard), kl_z=kl_z.mean(0), cond=(kl_xz - kl_z).mean(0), kl_xz=kl_xz.mean(0))
+    return dict(
+        kl_w=kl_divergence(w, standard),
+        kl_z=kl_z.mean(0),
+        cond=(kl_xz - kl_z).mean(0),
+        kl_xz=kl_xz.mean(0),
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, scales, st.sampled_from(["paper", "exact"]), st.booleans())
 def test_terms_and_their_gradients_are_those_of_the_definition(shape, scale, bound, weighted):
     c = {k: v.requires_grad_() for k, v in random_case(shape, scale).items()}
-    log_weights = torch.linspace(-1, 1, shape[2], dtype=torch.float64).requires_grad_() if weighted else None
+    log_weights = (
+        torch.linspace(-1, 1, shape[2], dtype=torch.float64).requires_grad_() if weighted else None
+    )
     inputs = [*c.values(), *([log_weights] if weighted else [])]
     mix = torch.arange(1.0, shape[1] + 1, dtype=torch.float64)  # each cell weighs differently
-    ours, theirs = gmvae_terms(**c, log_weights=log_weights, bound=bound), brute_terms(c, log_weights, bound)
+    ours, theirs = (
+        gmvae_terms(**c, log_weights=log_weights, bound=bound),
+        brute_terms(c, log_weights, bound),
+    )
     for name in ours:
         assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-8, msg=lambda m: f"{name}: {m}")
         got, want = (
-            torch.autograd.grad((t[name] * mix).sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+            torch.autograd.grad(
+                (t[name] * mix).sum(),
+                inputs,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
             for t in (ours, theirs)
         )
         for a, b in zip(got, want):
@@ -77,7 +109,9 @@ def test_kl_z_lies_between_zero_and_log_K_and_terms_stay_positive(shape, scale, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(sizes, st.integers(0, 9), st.sampled_from(["paper", "exact"]), st.randoms(use_true_random=False))
+@given(
+    sizes, st.integers(0, 9), st.sampled_from(["paper", "exact"]), st.randoms(use_true_random=False)
+)
 def test_permutations(shape, seed, bound, random):
     c = random_case(shape, 1.0, seed)
     k, n = (torch.tensor(random.sample(range(s), s)) for s in (shape[2], shape[1]))
@@ -99,10 +133,14 @@ def test_the_gap_between_the_bounds_is_the_mean_divergence_of_responsibilities()
         q = Independent(Normal(c["x_mean"], c["x_log_std"].exp()), 1)
         components = Independent(Normal(c["means"], c["log_stds"].exp()), 1)
         log_mix = (components.log_prob(c["x"].unsqueeze(-2)) - math.log(5)).logsumexp(-1)
-        kl_k = kl_gaussians(c["x_mean"].unsqueeze(-2), c["x_log_std"].unsqueeze(-2), c["means"], c["log_stds"])
+        kl_k = kl_gaussians(
+            c["x_mean"].unsqueeze(-2), c["x_log_std"].unsqueeze(-2), c["means"], c["log_stds"]
+        )
         paper = (log_gamma.exp() * (log_gamma + math.log(5) + kl_k)).sum(-1)
         difference = paper - (q.log_prob(c["x"]) - log_mix) - gap  # (M, N), mean 0
-        standard_error = difference.std(0) / math.sqrt(len(difference) / 2)  # neighbours share a draw
+        standard_error = difference.std(0) / math.sqrt(
+            len(difference) / 2
+        )  # neighbours share a draw
         assert (difference.mean(0).abs() < 4 * standard_error).all()
         assert (gap.mean(0) > 0).all()
         terms = {b: gmvae_terms(**c, bound=b)["kl_xz"] for b in ("paper", "exact")}
@@ -119,7 +157,12 @@ def test_extreme_components_keep_values_and_gradients_finite(dtype):
     c = {k: v.requires_grad_() for k, v in c.items()}
     for bound in ("paper", "exact"):
         terms = gmvae_terms(**c, bound=bound)
-        grads = torch.autograd.grad((terms["kl_w"] + terms["kl_xz"]).sum(), list(c.values()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            (terms["kl_w"] + terms["kl_xz"]).sum(),
+            list(c.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
         assert all(t.isfinite().all() for t in terms.values())
         assert all(g.isfinite().all() for g in grads if g is not None)
 
@@ -141,21 +184,42 @@ def test_components_shared_by_all_cells_equal_expanded_ones():
 def test_components_in_single_precision_against_double(M_w, shift):
     "Values and gradients to 1e-5 of their norm, also for cells far from the origin, at the seed's sizes."
     c = random_case((10, 16, 20, 80, 2))
-    if M_w is None: c["means"], c["log_stds"] = (c[k][:1, :1] for k in ("means", "log_stds"))
-    else: c["means"], c["log_stds"] = (c[k][:M_w] for k in ("means", "log_stds"))
-    for k in ("x", "x_mean", "means"): c[k] = c[k] + shift
+    if M_w is None:
+        c["means"], c["log_stds"] = (c[k][:1, :1] for k in ("means", "log_stds"))
+    else:
+        c["means"], c["log_stds"] = (c[k][:M_w] for k in ("means", "log_stds"))
+    for k in ("x", "x_mean", "means"):
+        c[k] = c[k] + shift
     found = []
     for dtype in (torch.float64, torch.float32):
-        inputs = [c[k].to(dtype).requires_grad_() for k in ("x", "x_mean", "x_log_std", "means", "log_stds")]
+        inputs = [
+            c[k].to(dtype).requires_grad_()
+            for k in ("x", "x_mean", "x_log_std", "means", "log_stds")
+        ]
         log_p, kl_k = component_terms(*inputs)
-        found.append([log_p, kl_k, *torch.autograd.grad(log_p.log_softmax(-1)[..., 0].sum() + kl_k.log().sum(), inputs)])
+        found.append(
+            [
+                log_p,
+                kl_k,
+                *torch.autograd.grad(
+                    log_p.log_softmax(-1)[..., 0].sum() + kl_k.log().sum(), inputs
+                ),
+            ]
+        )
     for exact, single in zip(*found):
         assert (single - exact).norm() < 1e-5 * exact.norm()
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([(6, 1), (6, 2), (6, 3), (6, 6), (4, 2), (1, 1)]), sizes, scales, st.sampled_from(["paper", "exact"]))
-def test_fewer_draws_of_w_equal_components_repeated_for_the_draws_that_share_them(draws, shape, scale, bound):
+@given(
+    st.sampled_from([(6, 1), (6, 2), (6, 3), (6, 6), (4, 2), (1, 1)]),
+    sizes,
+    scales,
+    st.sampled_from(["paper", "exact"]),
+)
+def test_fewer_draws_of_w_equal_components_repeated_for_the_draws_that_share_them(
+    draws, shape, scale, bound
+):
     "Terms, responsibilities and every gradient."
     M, M_w = draws
     c = {k: v.requires_grad_() for k, v in random_case((M, *shape[1:]), scale).items()}
@@ -164,10 +228,23 @@ def test_fewer_draws_of_w_equal_components_repeated_for_the_draws_that_share_the
     found = []
     for means, log_stds in (few, [t.repeat_interleave(M // M_w, 0) for t in few]):
         case = {**c, "means": means, "log_stds": log_stds}
-        terms, inputs = gmvae_terms(**case, bound=bound), [c["x"], c["x_mean"], c["x_log_std"], *few]
-        grads = [torch.autograd.grad((terms[k] * mix).sum(), inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
-                 for k in ("kl_z", "cond")]
-        found.append([*terms.values(), responsibilities(c["x"], means, log_stds), *grads[0], *grads[1]])
+        terms, inputs = (
+            gmvae_terms(**case, bound=bound),
+            [c["x"], c["x_mean"], c["x_log_std"], *few],
+        )
+        grads = [
+            torch.autograd.grad(
+                (terms[k] * mix).sum(),
+                inputs,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for k in ("kl_z", "cond")
+        ]
+        found.append(
+            [*terms.values(), responsibilities(c["x"], means, log_stds), *grads[0], *grads[1]]
+        )
     for a, b in zip(*found):
         assert_close(a, b, rtol=1e-8, atol=1e-8 * (1 + b.abs().max().item()))
 
@@ -176,7 +253,10 @@ def test_draws_of_w_that_do_not_divide_the_draws_of_x_are_refused():
     c = random_case((6, 2, 3, 2, 1))
     c["means"], c["log_stds"] = c["means"][:4], c["log_stds"][:4]
     for bound in ("paper", "exact"):
-        with pytest.raises(ValueError, match="6 draws of x cannot be shared out among 4 draws of w; take a divisor of 6"):
+        with pytest.raises(
+            ValueError,
+            match="6 draws of x cannot be shared out among 4 draws of w; take a divisor of 6",
+        ):
             gmvae_terms(**c, bound=bound)
 
 
@@ -196,8 +276,13 @@ def test_parameter_mixture_is_a_mixture():
     prior = ParameterMixture(3, 4)
     x = torch.randn(2, 5, 3)
     means, log_stds = prior(torch.empty(2, 5, 0))
-    mixture = MixtureSameFamily(Categorical(logits=torch.zeros(4)), Independent(Normal(means[0, 0], log_stds[0, 0].exp()), 1))
-    assert_close((component_log_probs(x, means, log_stds) - math.log(4)).logsumexp(-1), mixture.log_prob(x))
+    mixture = MixtureSameFamily(
+        Categorical(logits=torch.zeros(4)),
+        Independent(Normal(means[0, 0], log_stds[0, 0].exp()), 1),
+    )
+    assert_close(
+        (component_log_probs(x, means, log_stds) - math.log(4)).logsumexp(-1), mixture.log_prob(x)
+    )
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=9), st.floats(0, 5))

@@ -1,4 +1,5 @@
 """Scores of an embedding: against scib, against R's kBET, and what must not change them."""
+
 import json
 import random
 import subprocess
@@ -10,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from gmvae_nb import metrics as m
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from gmvae_nb import metrics as m
 
 REF = Path(__file__).parents[1] / ".." / "shared" / "reference" / "kbet"
 CASES = sorted(f.name.removesuffix("_ref.json") for f in REF.glob("*_ref.json"))
@@ -21,7 +21,7 @@ needs_reference = pytest.mark.skipif(not CASES, reason=f"no kBET reference files
 seeds = st.integers(0, 2**32 - 1)
 
 
-def blobs(seed, n=240, d=5, types=3, batches=2, apart=3., shift=.5):
+def blobs(seed, n=240, d=5, types=3, batches=2, apart=3.0, shift=0.5):
     "A small embedding with types and batches, each present."
     rng = np.random.default_rng(seed)
     labels, batch = rng.permutation(np.arange(n) % types), rng.permutation(np.arange(n) % batches)
@@ -38,12 +38,15 @@ def as_adata(X, labels, batch, **obs):
 
 
 def load(case):
-    with np.load(REF / f"{case}_input.npz") as f: X, batch, label = f["X"], f["batch"], f["label"]
-    with np.load(REF / f"{case}_ref.npz") as f: ref = dict(f)
+    with np.load(REF / f"{case}_input.npz") as f:
+        X, batch, label = f["X"], f["batch"], f["label"]
+    with np.load(REF / f"{case}_ref.npz") as f:
+        ref = dict(f)
     return X, batch, label, ref, json.loads((REF / f"{case}_ref.json").read_text())
 
 
 # --- the reference: R and scib -----------------------------------------------------------------------------
+
 
 @needs_reference
 @pytest.mark.parametrize("case", CASES)
@@ -61,20 +64,23 @@ def test_kbet_pvalues_are_those_of_R(case):
 def test_kbet_is_close_to_the_reference(case):
     X, batch, label, _, info = load(case)
     score, table = m.kbet(X, batch, label)
-    assert abs(score - np.mean(info["scib_score_seeds"])) < .03
-    assert abs(score - info["score_full_population"]) < .03
+    assert abs(score - np.mean(info["scib_score_seeds"])) < 0.03
+    assert abs(score - info["score_full_population"]) < 0.03
     for row in info["labels"]:
         ours = table.loc[row["label"]]
         assert (ours.n, ours.n_batches) == (row["n"], row["n_batches"])
         assert np.isnan(ours.rejection) == (row["scib_rejection"] is None)
-        if row["called_R"]: assert (ours.k0, ours.dropped) == (row["k0"], row["nan_knn_rows"])
+        if row["called_R"]:
+            assert (ours.k0, ours.dropped) == (row["k0"], row["nan_knn_rows"])
 
 
 @needs_reference
 @pytest.mark.parametrize("case", CASES)
 def test_graph_is_scanpys(case):
     X, _, _, ref, _ = load(case)
-    theirs = sp.csr_matrix((ref["conn_data"], ref["conn_indices"], ref["conn_indptr"]), shape=(len(X),) * 2)
+    theirs = sp.csr_matrix(
+        (ref["conn_data"], ref["conn_indices"], ref["conn_indptr"]), shape=(len(X),) * 2
+    )
     ours = m.fuzzy_graph(*m.knn(X, 50))
     assert ours.nnz == theirs.nnz and abs(ours - theirs).max() < 1e-5
 
@@ -96,26 +102,36 @@ def test_silhouettes_and_ari_are_those_of_scib_on_the_reference(case):
 def test_silhouettes_are_those_of_scib(seed, dtype):
     scib = pytest.importorskip("scib")
     X, labels, batch = blobs(seed, n=300, types=5, batches=3)
-    keep = ~((labels == "A") & (batch == "b0"))                       # A is isolated, H has a batch per cell
+    keep = ~((labels == "A") & (batch == "b0"))  # A is isolated, H has a batch per cell
     labels[np.flatnonzero(keep)[:2]] = "H"
     batch[np.flatnonzero(keep)[:2]] = ["b0", "b1"]
     X, labels, batch = X[keep].astype(dtype), labels[keep], batch[keep]
     adata = as_adata(X, labels, batch)
     keys = dict(batch_key="batch", label_key="cell_type", embed="X_gmvae", verbose=False)
-    assert abs(m.silhouette_width(X, labels) - scib.me.silhouette(adata, "cell_type", "X_gmvae")) < 1e-5
-    assert abs(m.batch_silhouette_width(X, batch, labels) - scib.me.silhouette_batch(adata, **keys)) < 1e-5
-    assert abs(m.isolated_labels(X, labels, batch) - scib.me.isolated_labels_asw(adata, **keys)) < 1e-5
+    assert (
+        abs(m.silhouette_width(X, labels) - scib.me.silhouette(adata, "cell_type", "X_gmvae"))
+        < 1e-5
+    )
+    assert (
+        abs(m.batch_silhouette_width(X, batch, labels) - scib.me.silhouette_batch(adata, **keys))
+        < 1e-5
+    )
+    assert (
+        abs(m.isolated_labels(X, labels, batch) - scib.me.isolated_labels_asw(adata, **keys)) < 1e-5
+    )
 
 
 # --- silhouettes -------------------------------------------------------------------------------------------
+
 
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(2, 6), st.integers(1, 80))
 def test_silhouettes_are_sklearns_for_any_tile(seed, types, tile):
     from sklearn.metrics import silhouette_samples
-    X, labels, _ = blobs(seed, n=60, types=types, apart=1.)
-    labels[0] = "H"                                                   # a cell alone in its group
-    X[1] = X[2]                                                       # two cells in one place
+
+    X, labels, _ = blobs(seed, n=60, types=types, apart=1.0)
+    labels[0] = "H"  # a cell alone in its group
+    X[1] = X[2]  # two cells in one place
     ours = m.silhouettes(X, labels, tile=tile)
     np.testing.assert_allclose(ours, silhouette_samples(X, labels), atol=1e-6)
     np.testing.assert_allclose(m.silhouettes(X + 1e6, labels, tile=tile), ours, atol=1e-6)
@@ -124,11 +140,12 @@ def test_silhouettes_are_sklearns_for_any_tile(seed, types, tile):
 @pytest.mark.parametrize("tile", [1, 7, 100])
 def test_distance_sums_are_those_of_all_pairs(tile):
     from scipy.spatial.distance import cdist
+
     X, labels, _ = blobs(0, n=60, types=5)
     codes = pd.factorize(labels)[0]
     sums = m._distance_sums(X, codes, tile)
     np.testing.assert_allclose(sums, cdist(X, X) @ np.eye(5)[codes], rtol=1e-12)
-    alone = m._distance_sums(X, np.arange(60), tile)                  # a group per cell: to itself exactly 0
+    alone = m._distance_sums(X, np.arange(60), tile)  # a group per cell: to itself exactly 0
     assert (np.diag(alone) == 0).all()
     np.testing.assert_allclose(alone, cdist(X, X), atol=1e-7)
 
@@ -139,7 +156,10 @@ def test_silhouette_scores_do_not_depend_on_scale_origin_order_or_names(seed, sc
     X, labels, batch = blobs(seed, n=90)
     order = np.random.default_rng(seed).permutation(len(X))
     Y, names = scale * X[order] + scale * origin, {"A": "z", "B": "y", "C": "x"}
-    renamed, swapped = np.array([names[l] for l in labels[order]]), np.where(batch[order] == "b0", "b9", "b1")
+    renamed, swapped = (
+        np.array([names[l] for l in labels[order]]),
+        np.where(batch[order] == "b0", "b9", "b1"),
+    )
     asw, batch_asw = m.silhouette_width(X, labels), m.batch_silhouette_width(X, batch, labels)
     assert m.silhouette_width(Y, renamed) == pytest.approx(asw, abs=1e-6)
     assert m.batch_silhouette_width(Y, swapped, renamed) == pytest.approx(batch_asw, abs=1e-6)
@@ -147,7 +167,7 @@ def test_silhouette_scores_do_not_depend_on_scale_origin_order_or_names(seed, sc
 
 def test_batch_silhouettes_leave_out_what_scib_leaves_out():
     X, labels, batch = blobs(0, types=3)
-    batch[labels == "A"] = "b0"                                       # one batch
+    batch[labels == "A"] = "b0"  # one batch
     rest = labels != "A"
     without = m.batch_silhouette_width(X[rest], batch[rest], labels[rest])
     assert m.batch_silhouette_width(X, batch, labels) == without
@@ -165,10 +185,13 @@ def test_isolated_labels_need_a_label_missing_from_a_batch():
 def silhouettes_by_pairs(X, batch, metric):
     "1 - |silhouette|, the other distance being the mean over all cells of other batches, from all pairs."
     from scipy.spatial.distance import cdist
+
     D, out = cdist(X, X, metric), []
     for i in range(len(X)):
         same = (batch == batch[i]) & (np.arange(len(X)) != i)
-        if not same.any(): out.append(1.); continue                   # alone in its batch
+        if not same.any():
+            out.append(1.0)
+            continue  # alone in its batch
         own, other = D[i, same].mean(), D[i, batch != batch[i]].mean()
         out.append(1 - abs(other - own) / max(own, other))
     return np.array(out)
@@ -177,10 +200,12 @@ def silhouettes_by_pairs(X, batch, metric):
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.integers(2, 5), st.sampled_from(["cosine", "euclidean"]))
 def test_bras_is_its_definition_with_all_pairs(seed, batches, metric):
-    X, labels, batch = blobs(seed, n=90, batches=batches, apart=1.)
-    batch[labels == "A"] = "b0"                                       # one batch: left out
+    X, labels, batch = blobs(seed, n=90, batches=batches, apart=1.0)
+    batch[labels == "A"] = "b0"  # one batch: left out
     batch[np.flatnonzero(labels == "B")[0]] = "alone"
-    expected = [silhouettes_by_pairs(X[labels == l], batch[labels == l], metric).mean() for l in "BC"]
+    expected = [
+        silhouettes_by_pairs(X[labels == l], batch[labels == l], metric).mean() for l in "BC"
+    ]
     assert m.bras(X, batch, labels, metric=metric) == pytest.approx(np.mean(expected), abs=1e-9)
 
 
@@ -190,12 +215,15 @@ def test_bras_falls_where_batch_asw_rises():
     X = rng.normal(size=(1600, 2)) + 100 * (labels == "B")[:, None]
     far = [X + np.outer(four // 2, [d, 0]) for d in (1, 8)]
     near, apart = (m.batch_silhouette_width(F, four, labels) for F in far)
-    assert apart > near + .02
+    assert apart > near + 0.02
     for metric in "cosine", "euclidean":
         near, apart = (m.bras(F, four, labels, metric=metric) for F in far)
-        assert apart < near - .4
-    two = four % 2                                                    # two batches: the nearest is all
-    ours, theirs = m.bras(X, two, labels, metric="euclidean"), m.batch_silhouette_width(X, two, labels)
+        assert apart < near - 0.4
+    two = four % 2  # two batches: the nearest is all
+    ours, theirs = (
+        m.bras(X, two, labels, metric="euclidean"),
+        m.batch_silhouette_width(X, two, labels),
+    )
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 
@@ -209,20 +237,24 @@ def test_bras_where_cells_coincide_or_lie_at_the_origin():
 
 # --- LISI, connectivity, PCR -------------------------------------------------------------------------------
 
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scale", [1., 1e-4, 1e4])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 def test_lisi_is_that_of_the_original_given_the_same_neighbours(scale):
     scib_lisi = pytest.importorskip("scib.metrics.lisi")
-    X, labels, batch = blobs(2, n=400, types=4, batches=3, apart=1.)
+    X, labels, batch = blobs(2, n=400, types=4, batches=3, apart=1.0)
     indices, distances = m.knn(scale * X, 90)
-    simpson = np.empty(400)                                           # scib's own functions, cell by cell
+    simpson = np.empty(400)  # scib's own functions, cell by cell
     for i, codes in enumerate(pd.factorize(batch, sort=True)[0][indices[:, 1:]]):
         beta, lo, hi = 1 / scale, 0, np.inf
         H, P = scib_lisi.Hbeta(distances[i, 1:].copy(), beta)
         for _ in range(200):
-            if abs(H - np.log(30)) < 1e-9: break
-            if H > np.log(30): lo, beta = beta, beta * 2 if hi == np.inf else (beta + hi) / 2
-            else: hi, beta = beta, (beta + lo) / 2
+            if abs(H - np.log(30)) < 1e-9:
+                break
+            if H > np.log(30):
+                lo, beta = beta, beta * 2 if hi == np.inf else (beta + hi) / 2
+            else:
+                hi, beta = beta, (beta + lo) / 2
             H, P = scib_lisi.Hbeta(distances[i, 1:].copy(), beta)
         share = P @ scib_lisi.convert_to_one_hot(codes, 3)
         simpson[i] = share @ share
@@ -232,13 +264,15 @@ def test_lisi_is_that_of_the_original_given_the_same_neighbours(scale):
 
 
 def test_lisi_counts_groups():
-    X, labels, batch = blobs(0, n=600, types=2, batches=2, shift=0, apart=50.)
-    assert m.ilisi(X, batch) > .85 and m.clisi(X, labels) == pytest.approx(1)
+    X, labels, batch = blobs(0, n=600, types=2, batches=2, shift=0, apart=50.0)
+    assert m.ilisi(X, batch) > 0.85 and m.clisi(X, labels) == pytest.approx(1)
     assert m.ilisi(X + 1e3 * (batch == "b0")[:, None], batch) == pytest.approx(0, abs=1e-9)
-    assert m.clisi(X, batch) < .15                                    # batches are no types
+    assert m.clisi(X, batch) < 0.15  # batches are no types
     assert np.isnan(m.ilisi(X, np.full(600, "b")))
     rng = np.random.default_rng(0)
-    assert .1 < m.ilisi(X, np.where(rng.random(600) < .1, "b1", "b0")) < .35     # nine to one, mixed
+    assert (
+        0.1 < m.ilisi(X, np.where(rng.random(600) < 0.1, "b1", "b0")) < 0.35
+    )  # nine to one, mixed
 
 
 def test_lisi_with_ties_few_cells_and_cells_in_one_place():
@@ -246,35 +280,45 @@ def test_lisi_with_ties_few_cells_and_cells_in_one_place():
     assert 0 <= m.ilisi(X, batch) <= 1 and 0 <= m.clisi(X, labels) <= 1
     P = m.lisi_weights(np.zeros((5, 10)))
     np.testing.assert_allclose(P, 1 / 9)
-    assert np.isfinite(m.lisi_weights(np.array([[0, 0, 0, 1., 1e6], [0, 1e-300, 2e-300, 1, 2]]))).all()
+    assert np.isfinite(
+        m.lisi_weights(np.array([[0, 0, 0, 1.0, 1e6], [0, 1e-300, 2e-300, 1, 2]]))
+    ).all()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_graph_connectivity_is_scibs(seed):
     scib, sc = pytest.importorskip("scib"), pytest.importorskip("scanpy")
-    X, labels, batch = blobs(seed, n=300, types=5, apart=.5)
-    X[labels == "A"] += 60. * (batch[labels == "A"] == "b0")[:, None]             # in two pieces
+    X, labels, batch = blobs(seed, n=300, types=5, apart=0.5)
+    X[labels == "A"] += 60.0 * (batch[labels == "A"] == "b0")[:, None]  # in two pieces
     adata = as_adata(X, pd.Categorical(labels), batch)
     sc.pp.neighbors(adata, use_rep="X_gmvae", n_neighbors=15)
     ours = m.graph_connectivity(X, labels)
-    assert ours < .95 and ours == pytest.approx(scib.me.graph_connectivity(adata, "cell_type"), abs=1e-12)
+    assert ours < 0.95 and ours == pytest.approx(
+        scib.me.graph_connectivity(adata, "cell_type"), abs=1e-12
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pcr_is_scibs(seed):
     scib, sc = pytest.importorskip("scib"), pytest.importorskip("scanpy")
-    X, labels, batch = blobs(seed, n=300, d=12, types=4, batches=3, shift=1.)
+    X, labels, batch = blobs(seed, n=300, d=12, types=4, batches=3, shift=1.0)
     rng = np.random.default_rng(seed)
-    X, labels, batch = (v[(batch != "b0") | (np.arange(300) < 60)] for v in (X, labels, batch))   # uneven batches
+    X, labels, batch = (
+        v[(batch != "b0") | (np.arange(300) < 60)] for v in (X, labels, batch)
+    )  # uneven batches
     means = pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
     adata = ad.AnnData(X, obs=as_adata(X, labels, pd.Categorical(batch)).obs)
-    adata.obsm["X_gmvae"] = X + .3 * rng.normal(size=X.shape) - .6 * means        # some of the effect is removed
+    adata.obsm["X_gmvae"] = (
+        X + 0.3 * rng.normal(size=X.shape) - 0.6 * means
+    )  # some of the effect is removed
     sc.pp.pca(adata, n_comps=11)
     theirs = scib.me.pcr_comparison(adata, adata, covariate="batch", embed="X_gmvae")
-    assert .1 < theirs < .99
-    assert m.pcr(adata.obsm["X_gmvae"], adata.obsm["X_pca"], batch) == pytest.approx(theirs, abs=1e-5)
+    assert 0.1 < theirs < 0.99
+    assert m.pcr(adata.obsm["X_gmvae"], adata.obsm["X_pca"], batch) == pytest.approx(
+        theirs, abs=1e-5
+    )
     theirs = scib.me.pcr(adata, "batch", recompute_pca=True)
     assert m.batch_variance(X, batch) == pytest.approx(theirs, abs=1e-5)
 
@@ -283,7 +327,7 @@ def test_pcr_at_its_ends():
     X, labels, batch = blobs(0)
     centred = X - pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
     assert m.pcr(X, X, batch) == 0 and m.pcr(centred, X, batch) == pytest.approx(1)
-    assert m.pcr(X + 100. * (batch == "b0")[:, None], X, batch) == 0
+    assert m.pcr(X + 100.0 * (batch == "b0")[:, None], X, batch) == 0
     assert np.isnan(m.pcr(X, np.ones_like(X), batch))
 
 
@@ -291,73 +335,100 @@ def test_pcr_at_its_ends():
 def test_scores_are_those_of_scib_metrics():
     theirs = pytest.importorskip("scib_metrics")
     from scib_metrics.nearest_neighbors import NeighborsResults
-    X, labels, batch = blobs(0, n=400, types=4, batches=3, apart=1.)
-    batch[labels == "A"] = "b0"                                       # isolated
-    assert m.silhouette_width(X, labels) == pytest.approx(theirs.silhouette_label(X, labels), abs=1e-5)
-    assert m.batch_silhouette_width(X, batch, labels) == pytest.approx(theirs.silhouette_batch(X, labels, batch), abs=1e-5)
-    assert m.isolated_labels(X, labels, batch) == pytest.approx(theirs.isolated_labels(X, labels, batch), abs=1e-5)
-    half = X - .5 * pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
-    assert m.pcr(half, X, batch) == pytest.approx(theirs.pcr_comparison(X, half, batch, categorical=True), abs=1e-4)
+
+    X, labels, batch = blobs(0, n=400, types=4, batches=3, apart=1.0)
+    batch[labels == "A"] = "b0"  # isolated
+    assert m.silhouette_width(X, labels) == pytest.approx(
+        theirs.silhouette_label(X, labels), abs=1e-5
+    )
+    assert m.batch_silhouette_width(X, batch, labels) == pytest.approx(
+        theirs.silhouette_batch(X, labels, batch), abs=1e-5
+    )
+    assert m.isolated_labels(X, labels, batch) == pytest.approx(
+        theirs.isolated_labels(X, labels, batch), abs=1e-5
+    )
+    half = X - 0.5 * pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
+    assert m.pcr(half, X, batch) == pytest.approx(
+        theirs.pcr_comparison(X, half, batch, categorical=True), abs=1e-4
+    )
     indices, distances = m.knn(X, 90)
     near = NeighborsResults(indices=indices, distances=distances)
     assert m.ilisi(X, batch) == pytest.approx(theirs.ilisi_knn(near, batch), abs=1e-3)
     assert m.clisi(X, labels) == pytest.approx(theirs.clisi_knn(near, labels), abs=1e-3)
-    if hasattr(theirs, "bras"): assert m.bras(X, batch, labels) == pytest.approx(theirs.bras(X, labels, batch), abs=1e-4)
+    if hasattr(theirs, "bras"):
+        assert m.bras(X, batch, labels) == pytest.approx(theirs.bras(X, labels, batch), abs=1e-4)
 
 
 def test_bootstrap_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    held = [lo <= 0 <= hi for lo, hi in (m.bootstrap(rng.normal(size=100), seed=s) for s in range(200))]
-    assert .88 <= np.mean(held) <= .99
-    assert m.bootstrap([1., 1, 5, np.nan], [0, 0, 1, 1]) == (3, 3)
+    held = [
+        lo <= 0 <= hi for lo, hi in (m.bootstrap(rng.normal(size=100), seed=s) for s in range(200))
+    ]
+    assert 0.88 <= np.mean(held) <= 0.99
+    assert m.bootstrap([1.0, 1, 5, np.nan], [0, 0, 1, 1]) == (3, 3)
     assert np.isnan(m.bootstrap([np.nan] * 3)).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bootstrap_of_clusters_is_that_of_the_cells(seed):
     X, labels, _ = blobs(seed, n=400, types=4)
-    clusters = np.where(np.random.default_rng(seed).random(400) < .2, "A", labels)
+    clusters = np.where(np.random.default_rng(seed).random(400) < 0.2, "A", labels)
     found = m.bootstrap_clusters(labels, clusters, n_boot=2000)
     rng, scores = np.random.default_rng(seed), []
-    for _ in range(500):                                              # the slow way, with scikit-learn
+    for _ in range(500):  # the slow way, with scikit-learn
         cells = rng.integers(0, 400, 400)
-        scores.append((m.nmi(labels[cells], clusters[cells]), m.ari(labels[cells], clusters[cells])))
-    expected = np.quantile(scores, [.025, .975], axis=0)
-    np.testing.assert_allclose(np.transpose([found["nmi"], found["ari"]]), expected, atol=.012)
+        scores.append(
+            (m.nmi(labels[cells], clusters[cells]), m.ari(labels[cells], clusters[cells]))
+        )
+    expected = np.quantile(scores, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(np.transpose([found["nmi"], found["ari"]]), expected, atol=0.012)
     same = m.bootstrap_clusters(labels, labels)
     np.testing.assert_allclose([same["nmi"], same["ari"]], 1)
-    np.testing.assert_allclose(list(m.bootstrap_clusters(labels, np.zeros(400)).values()), 0, atol=1e-12)
+    np.testing.assert_allclose(
+        list(m.bootstrap_clusters(labels, np.zeros(400)).values()), 0, atol=1e-12
+    )
 
 
 def test_cells_counted_several_times_are_several_cells():
-    X, _, batch = blobs(0, n=300, batches=3, shift=1.)
+    X, _, batch = blobs(0, n=300, batches=3, shift=1.0)
     times = np.random.default_rng(0).integers(0, 4, 300)
     often = m.batch_variance(np.repeat(X, times, axis=0), np.repeat(batch, times))
-    assert m._variance_share(X, pd.factorize(batch)[0], times.astype(float)) == pytest.approx(often, abs=1e-12)
+    assert m._variance_share(X, pd.factorize(batch)[0], times.astype(float)) == pytest.approx(
+        often, abs=1e-12
+    )
 
 
 def test_bootstrap_of_pcr_is_that_of_the_cells():
-    X, _, batch = blobs(0, n=300, batches=3, shift=1.)
-    half = X - .5 * pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
+    X, _, batch = blobs(0, n=300, batches=3, shift=1.0)
+    half = X - 0.5 * pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
     rng, scores = np.random.default_rng(1), []
     for _ in range(500):
         cells = rng.integers(0, 300, 300)
         scores.append(m.pcr(half[cells], X[cells], batch[cells]))
-    np.testing.assert_allclose(m._bootstrap_pcr(half, X, batch, n_boot=1000), np.quantile(scores, [.025, .975]), atol=.015)
+    np.testing.assert_allclose(
+        m._bootstrap_pcr(half, X, batch, n_boot=1000),
+        np.quantile(scores, [0.025, 0.975]),
+        atol=0.015,
+    )
 
 
 def test_over_seeds_is_mean_and_sd_over_runs():
-    runs = [m.evaluate(as_adata(*blobs(seed, apart=1.)), progress=False) for seed in range(3)]
+    runs = [m.evaluate(as_adata(*blobs(seed, apart=1.0)), progress=False) for seed in range(3)]
     t = m.over_seeds(runs)
     asw = [run.scores["asw"] for run in runs]
-    assert t.loc["asw"].tolist() == pytest.approx([np.mean(asw), np.std(asw, ddof=1), min(asw), max(asw), 3])
+    assert t.loc["asw"].tolist() == pytest.approx(
+        [np.mean(asw), np.std(asw, ddof=1), min(asw), max(asw), 3]
+    )
     assert list(t.index) == list(runs[0].scores) and t.n["isolated_labels_asw"] == 0
     pd.testing.assert_frame_equal(m.over_seeds([run.scores for run in runs]), t)
-    with pytest.raises(ValueError, match="found 1 run"): m.over_seeds(runs[:1])
-    with pytest.raises(ValueError, match="run 1 and run 0 .* pcr in one"): m.over_seeds([runs[0], runs[1].scores | {"pcr": 1}])
+    with pytest.raises(ValueError, match="found 1 run"):
+        m.over_seeds(runs[:1])
+    with pytest.raises(ValueError, match="run 1 and run 0 .* pcr in one"):
+        m.over_seeds([runs[0], runs[1].scores | {"pcr": 1}])
 
 
 # --- neighbours and clusterings ----------------------------------------------------------------------------
+
 
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.integers(2, 30))
@@ -383,7 +454,8 @@ def test_knn_with_many_cells_in_one_place():
 
 def test_knn_in_blocks_is_scikit_learns():
     from sklearn.neighbors import NearestNeighbors
-    X = np.random.default_rng(0).normal(size=(9000, 3))               # two blocks
+
+    X = np.random.default_rng(0).normal(size=(9000, 3))  # two blocks
     idx, dist = m.knn(X, 6)
     theirs = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(X).kneighbors()
     np.testing.assert_array_equal(idx[:, 1:], theirs[1])
@@ -391,55 +463,67 @@ def test_knn_in_blocks_is_scikit_learns():
 
 
 def test_clusterings_repeat_and_leave_random_state_alone():
-    X, labels, _ = blobs(0, types=4, apart=1.)
+    X, labels, _ = blobs(0, types=4, apart=1.0)
     before = random.getstate(), np.random.get_state()[1].copy()
     first, curve = m.nmi_leiden(X, labels)
     best, ari_curve = m.ari_kmeans(X, labels)
     assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all()
-    random.seed(5); np.random.seed(5)                                 # nor does that state reach in
+    random.seed(5)
+    np.random.seed(5)  # nor does that state reach in
     pd.testing.assert_series_equal(m.nmi_leiden(X, labels)[1], curve)
     pd.testing.assert_series_equal(m.ari_kmeans(X, labels)[1], ari_curve)
-    assert m.nmi_leiden(X, labels, resolutions=(1.,))[0] == curve[1.]  # each resolution on its own
+    assert (
+        m.nmi_leiden(X, labels, resolutions=(1.0,))[0] == curve[1.0]
+    )  # each resolution on its own
     assert first == curve.max() and list(curve.index) == [i / 10 for i in range(1, 21)]
     assert best == ari_curve.max() and list(ari_curve.index) == [1, 2, 3, 4] and ari_curve[1] == 0
 
 
 def test_leiden_hands_igraphs_random_numbers_back():
     import igraph
+
     graph = m._graph(blobs(0)[0], 15)
     random.seed(3)
-    before = igraph.Graph.Erdos_Renyi(40, .2).get_edgelist()
-    m.leiden(graph, (1.,))
+    before = igraph.Graph.Erdos_Renyi(40, 0.2).get_edgelist()
+    m.leiden(graph, (1.0,))
     random.seed(3)
-    assert igraph.Graph.Erdos_Renyi(40, .2).get_edgelist() == before
+    assert igraph.Graph.Erdos_Renyi(40, 0.2).get_edgelist() == before
 
 
 def test_separate_types_are_found():
-    X, labels, _ = blobs(1, types=4, apart=100.)
-    assert m.nmi_leiden(X, labels)[0] == pytest.approx(1) and m.ari_kmeans(X, labels)[0] == pytest.approx(1)
+    X, labels, _ = blobs(1, types=4, apart=100.0)
+    assert m.nmi_leiden(X, labels)[0] == pytest.approx(1) and m.ari_kmeans(X, labels)[
+        0
+    ] == pytest.approx(1)
 
 
 # --- kBET --------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.integers(2, 4))
 def test_kbet_does_not_depend_on_the_order_of_cells_or_on_names(seed, batches):
-    X, labels, batch = blobs(seed, batches=batches, apart=1.)
+    X, labels, batch = blobs(seed, batches=batches, apart=1.0)
     score, table = m.kbet(X, batch, labels)
     order = np.random.default_rng(seed).permutation(len(X))
     assert m.kbet(X[order], batch[order], labels[order])[0] == score
     pd.testing.assert_frame_equal(m.kbet(X[order], batch[order], labels[order])[1], table)
     names = dict(zip("ABC", "zyx"))
-    renamed, turned = np.array([names[l] for l in labels]), np.array([f"n{9 - int(b[1])}" for b in batch])
+    renamed, turned = (
+        np.array([names[l] for l in labels]),
+        np.array([f"n{9 - int(b[1])}" for b in batch]),
+    )
     assert m.kbet(X, turned, renamed)[0] == pytest.approx(score, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_kbet_does_not_depend_on_the_order_of_cells_even_with_ties(seed):
     rng = np.random.default_rng(seed)
-    X = np.arange(310.)[:, None]                          # the cells to the left and to the right are as far
+    X = np.arange(310.0)[:, None]  # the cells to the left and to the right are as far
     batch, labels, order = rng.integers(0, 2, 310), np.full(310, "A"), rng.permutation(310)
-    kbet = lambda o: m.kbet(X[o], batch[o], labels[o], n_neighbors=51, alpha=.5)[1]   # one cell moves this level
+    kbet = lambda o: m.kbet(X[o], batch[o], labels[o], n_neighbors=51, alpha=0.5)[
+        1
+    ]  # one cell moves this level
     pd.testing.assert_frame_equal(kbet(order), kbet(np.arange(310)))
 
 
@@ -447,17 +531,20 @@ def test_kbet_does_not_depend_on_the_order_of_cells_even_with_ties(seed):
 @given(seeds, st.integers(2, 5), st.integers(2, 12))
 def test_kbet_pvalues_are_scipys_chisquare(seed, batches, k0):
     from scipy.stats import chisquare
+
     rng = np.random.default_rng(seed)
     n = 40
     batch = rng.permutation(np.arange(n) % batches)
     hood = np.array([rng.choice(np.delete(np.arange(n), i), k0, replace=False) for i in range(n)])
     for i, p in enumerate(m.kbet_pvalues(hood, batch)):
-        observed = np.bincount(np.r_[batch[i], batch[hood[i, :k0 - 1]]], minlength=batches)
-        assert p == pytest.approx(chisquare(observed, k0 * np.bincount(batch) / n).pvalue, abs=1e-12)
+        observed = np.bincount(np.r_[batch[i], batch[hood[i, : k0 - 1]]], minlength=batches)
+        assert p == pytest.approx(
+            chisquare(observed, k0 * np.bincount(batch) / n).pvalue, abs=1e-12
+        )
 
 
 def test_kbet_pvalues_accept_missing_neighbours_as_nan_or_negative():
-    hood = np.array([[1., 2], [np.nan, np.nan], [3, 0], [2, 0]])
+    hood = np.array([[1.0, 2], [np.nan, np.nan], [3, 0], [2, 0]])
     negative = m.kbet_pvalues(np.nan_to_num(hood, nan=-1), list("aabb"))
     np.testing.assert_array_equal(m.kbet_pvalues(hood, list("aabb")), negative)
     with pytest.raises(ValueError, match="index 7, but there are 2 cells"):
@@ -480,8 +567,12 @@ def test_kbet_with_dropped_cells(apart):
     X, batch, labels = islands(apart)
     score, table = m.kbet(X, batch, labels)
     assert table.dropped["A"] == 40 and table.k0["A"] == 55
-    if apart: assert table.rejection["A"] == 1                       # neighbours are looked up where they are
-    else: assert table.rejection["A"] < m.kbet(X[40:], batch[40:], labels[40:])[1].rejection["A"] + .1
+    if apart:
+        assert table.rejection["A"] == 1  # neighbours are looked up where they are
+    else:
+        assert (
+            table.rejection["A"] < m.kbet(X[40:], batch[40:], labels[40:])[1].rejection["A"] + 0.1
+        )
     for order in np.r_[40:440, :40], np.argsort(batch, kind="stable"):
         assert m.kbet(X[order], batch[order], labels[order])[0] == score
 
@@ -492,8 +583,10 @@ def test_kbet_does_not_count_dropped_cells_as_R_does():
     hood = np.full((440, 55), -1)
     hood[40:] = 40 + m.diffusion_neighbours(G, 55)
     p = m.kbet_pvalues(hood, batch)
-    assert (p[:40] < .05).all()                                       # R: a lone cell where 55 are expected
-    assert m.kbet(X, batch, labels)[1].rejection["A"] == pytest.approx((p[40:] < .05).mean(), abs=1e-12)
+    assert (p[:40] < 0.05).all()  # R: a lone cell where 55 are expected
+    assert m.kbet(X, batch, labels)[1].rejection["A"] == pytest.approx(
+        (p[40:] < 0.05).mean(), abs=1e-12
+    )
 
 
 def test_kbet_rules_per_label():
@@ -515,8 +608,8 @@ def test_kbet_rules_per_label():
 
 def test_kbet_sees_separate_batches_and_their_mixing():
     X, labels, batch = blobs(0, n=600, shift=0)
-    assert m.kbet(X, batch, labels)[0] > .85
-    assert m.kbet(X + 20. * (batch == "b0")[:, None], batch, labels)[0] == 0
+    assert m.kbet(X, batch, labels)[0] > 0.85
+    assert m.kbet(X + 20.0 * (batch == "b0")[:, None], batch, labels)[0] == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
@@ -526,11 +619,15 @@ def test_diffusion_neighbours_are_the_largest_entries_of_M_in_order(chunk):
     T = G.toarray() / G.sum(axis=1)
     M = np.asarray(T + T @ T + T @ T @ T)
     np.fill_diagonal(M, -1)
-    np.testing.assert_array_equal(m.diffusion_neighbours(G, 8, chunk=chunk), np.argsort(-M, axis=1)[:, :8])
+    np.testing.assert_array_equal(
+        m.diffusion_neighbours(G, 8, chunk=chunk), np.argsort(-M, axis=1)[:, :8]
+    )
 
 
 def test_diffusion_takes_the_same_walks_for_all_cells():
-    X = np.r_[np.random.default_rng(0).normal(size=(60, 2)), 5. + np.outer(np.arange(20), [1, 0])]   # a tail
+    X = np.r_[
+        np.random.default_rng(0).normal(size=(60, 2)), 5.0 + np.outer(np.arange(20), [1, 0])
+    ]  # a tail
     G = m.fuzzy_graph(*m.knn(X, 4))
     at_once = m.diffusion_neighbours(G, 14)
     assert at_once is not None and m.diffusion_neighbours(G, 14, max_steps=4) is None
@@ -548,68 +645,97 @@ def test_diffusion_neighbours_holds_no_square_matrix():
         before = peak()
         assert m.diffusion_neighbours(band(10_000), 70).shape == (10_000, 70)
         print(peak() - before)"""
-    added = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert added < 100                                                # MB; 10,000 x 10,000 are 800
+    added = float(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert added < 100  # MB; 10,000 x 10,000 are 800
 
 
 def test_diffusion_ranks_equals_by_their_index():
-    clique = sp.csr_matrix(np.ones((65, 65)) - np.eye(65))            # chances of 1 in 64: sums without rounding
+    clique = sp.csr_matrix(
+        np.ones((65, 65)) - np.eye(65)
+    )  # chances of 1 in 64: sums without rounding
     found = m.diffusion_neighbours(clique, 10)
-    for i in range(65): assert found[i].tolist() == [j for j in range(65) if j != i][:10]
+    for i in range(65):
+        assert found[i].tolist() == [j for j in range(65) if j != i][:10]
 
 
 # --- all at once -------------------------------------------------------------------------------------------
 
+
 def test_evaluate_agrees_with_the_functions_beneath():
-    X, labels, batch = blobs(0, apart=1.)
+    X, labels, batch = blobs(0, apart=1.0)
     batch[labels == "A"] = "b0"
     e = m.evaluate(as_adata(X, labels, batch, mine=labels), clusters="mine", progress=False)
     assert e.scores == {
-        "ari_oracle": m.ari_kmeans(X, labels)[0], "asw": m.silhouette_width(X, labels),
-        "nmi_oracle": m.nmi_leiden(X, labels)[0], "batch_asw": m.batch_silhouette_width(X, batch, labels),
-        "kbet": m.kbet(X, batch, labels)[0], "isolated_labels_asw": m.isolated_labels(X, labels, batch),
-        "nmi_leiden1": m.nmi_leiden(X, labels, resolutions=(1.,))[0], "ari_leiden1": e.scores["ari_leiden1"],
-        "bras": m.bras(X, batch, labels), "ilisi": m.ilisi(X, batch), "clisi": m.clisi(X, labels),
-        "graph_connectivity": m.graph_connectivity(X, labels), "ari_kmeans": m.ari_kmeans(X, labels, ks=[3])[0],
-        "ari_clusters": 1., "nmi_clusters": 1.}
-    one = m.leiden(m._graph(X, 15), (1.,))[0]
+        "ari_oracle": m.ari_kmeans(X, labels)[0],
+        "asw": m.silhouette_width(X, labels),
+        "nmi_oracle": m.nmi_leiden(X, labels)[0],
+        "batch_asw": m.batch_silhouette_width(X, batch, labels),
+        "kbet": m.kbet(X, batch, labels)[0],
+        "isolated_labels_asw": m.isolated_labels(X, labels, batch),
+        "nmi_leiden1": m.nmi_leiden(X, labels, resolutions=(1.0,))[0],
+        "ari_leiden1": e.scores["ari_leiden1"],
+        "bras": m.bras(X, batch, labels),
+        "ilisi": m.ilisi(X, batch),
+        "clisi": m.clisi(X, labels),
+        "graph_connectivity": m.graph_connectivity(X, labels),
+        "ari_kmeans": m.ari_kmeans(X, labels, ks=[3])[0],
+        "ari_clusters": 1.0,
+        "nmi_clusters": 1.0,
+    }
+    one = m.leiden(m._graph(X, 15), (1.0,))[0]
     assert e.scores["ari_leiden1"] == m.ari(labels, one)
-    assert list(e.table.index) == list(e.scores) and (e.table.meaning != "").all() and "ari_oracle" in repr(e)
+    assert (
+        list(e.table.index) == list(e.scores)
+        and (e.table.meaning != "").all()
+        and "ari_oracle" in repr(e)
+    )
     assert all(type(v) is float for v in e.scores.values())
     plain = m.evaluate(as_adata(X, labels, batch), progress=False).scores
     assert set(e.scores) - set(plain) == {"ari_clusters", "nmi_clusters", "ari_kmeans"}
 
 
 def test_evaluate_with_a_baseline_and_a_number_of_clusters():
-    X, labels, batch = blobs(0, apart=1.)
+    X, labels, batch = blobs(0, apart=1.0)
     adata = as_adata(X, labels, batch)
-    adata.obsm["X_pca"] = X + 3. * (batch == "b0")[:, None]
+    adata.obsm["X_pca"] = X + 3.0 * (batch == "b0")[:, None]
     e = m.evaluate(adata, baseline="X_pca", n_clusters=7, progress=False)
-    assert e.scores["pcr"] == m.pcr(X, adata.obsm["X_pca"], batch) > .5
+    assert e.scores["pcr"] == m.pcr(X, adata.obsm["X_pca"], batch) > 0.5
     assert e.scores["ari_kmeans"] == m.ari_kmeans(X, labels, ks=[7])[0]
     assert list(e.ari_curve.index) == [1, 2, 3] and e.scores["ari_oracle"] == e.ari_curve.max()
-    with pytest.raises(ValueError, match="n_clusters is 0"): m.evaluate(adata, n_clusters=0, progress=False)
-    with pytest.raises(ValueError, match="obsm has no 'pca'.*baseline="): m.evaluate(adata, baseline="pca", progress=False)
+    with pytest.raises(ValueError, match="n_clusters is 0"):
+        m.evaluate(adata, n_clusters=0, progress=False)
+    with pytest.raises(ValueError, match="obsm has no 'pca'.*baseline="):
+        m.evaluate(adata, baseline="pca", progress=False)
 
 
 def test_intervals_hold_the_score_and_shrink_with_more_cells():
-    few, many = (m.evaluate(as_adata(*blobs(0, n=n, apart=1.)), progress=False).table for n in (240, 2400))
+    few, many = (
+        m.evaluate(as_adata(*blobs(0, n=n, apart=1.0)), progress=False).table for n in (240, 2400)
+    )
     for key in "asw", "batch_asw", "bras", "ilisi", "clisi", "kbet":
         assert few.low[key] <= few.score[key] <= few.high[key] and few.low[key] < few.high[key]
-        assert many.high[key] - many.low[key] < .6 * (few.high[key] - few.low[key])
+        assert many.high[key] - many.low[key] < 0.6 * (few.high[key] - few.low[key])
     plain = ["nmi_oracle", "ari_oracle", "nmi_leiden1", "ari_leiden1", "graph_connectivity"]
-    assert (few.low[plain] <= few.score[plain]).all() and (few.score[plain] <= few.high[plain]).all()
+    assert (few.low[plain] <= few.score[plain]).all() and (
+        few.score[plain] <= few.high[plain]
+    ).all()
     assert (few.low[plain] < few.high[plain]).any()
-    X, labels, batch = blobs(0, n=600, shift=.2)
-    score, _, accepted = m._kbet(X, batch, labels)                    # the cells make up the score
-    assert score > .6 and m._mean_of_labels(accepted, pd.factorize(labels)[0]) == pytest.approx(score, abs=1e-12)
+    X, labels, batch = blobs(0, n=600, shift=0.2)
+    score, _, accepted = m._kbet(X, batch, labels)  # the cells make up the score
+    assert score > 0.6 and m._mean_of_labels(accepted, pd.factorize(labels)[0]) == pytest.approx(
+        score, abs=1e-12
+    )
 
 
 def test_baselines_stand_around_the_embedding():
-    X, labels, batch = blobs(0, n=600, apart=3.)
-    batch[:60] = "b1"                                                 # batches need not be even
-    adata = as_adata(X + .5 * (batch == "b0")[:, None], labels, batch)
-    adata.obsm["X_pca"] = X + 4. * (batch == "b0")[:, None]
+    X, labels, batch = blobs(0, n=600, apart=3.0)
+    batch[:60] = "b1"  # batches need not be even
+    adata = as_adata(X + 0.5 * (batch == "b0")[:, None], labels, batch)
+    adata.obsm["X_pca"] = X + 4.0 * (batch == "b0")[:, None]
     t = m.baselines(adata, progress=False)
     assert list(t.index) == ["X_pca", "X_gmvae", "X_gmvae, shuffled"]
     for key in "batch_asw", "bras", "ilisi", "kbet", "pcr":
@@ -626,32 +752,48 @@ def test_evaluate_without_batches(batch_key):
     e = m.evaluate(as_adata(X, labels, np.full(len(X), "b")), batch_key=batch_key, progress=False)
     for key in "batch_asw", "kbet", "bras", "ilisi", "isolated_labels_asw":
         assert np.isnan(e.scores[key]) and e.table.note[key] == "one batch: nothing to compare"
-    assert not any(np.isnan(e.scores[k]) for k in ("asw", "ari_oracle", "nmi_oracle", "nmi_leiden1"))
+    assert not any(
+        np.isnan(e.scores[k]) for k in ("asw", "ari_oracle", "nmi_oracle", "nmi_leiden1")
+    )
 
 
 def test_evaluate_accepts_sparse_categorical_and_repeats():
     X, labels, batch = blobs(0)
-    X[np.abs(X) < .5] = 0
+    X[np.abs(X) < 0.5] = 0
     dense = as_adata(X, labels, batch)
-    other = as_adata(X, pd.Categorical(labels), pd.Categorical(batch, categories=["b1", "unused", "b0"]))
+    other = as_adata(
+        X, pd.Categorical(labels), pd.Categorical(batch, categories=["b1", "unused", "b0"])
+    )
     other.obsm["X_gmvae"] = sp.csr_matrix(X)
     e = m.evaluate(dense, progress=False)
     assert e.scores["kbet"] == m.evaluate(other, progress=False).scores["kbet"]
     assert repr(e) == repr(m.evaluate(dense, progress=False))
 
 
-@pytest.mark.parametrize("fault, message", [
-    (lambda a: dict(embed="X_pca"), r"obsm has no 'X_pca'; found \['X_gmvae'\]"),
-    (lambda a: dict(batch_key="donor"), "obs has no column 'donor'.*batch_key="),
-    (lambda a: dict(labels_key="type"), "obs has no column 'type'.*labels_key="),
-    (lambda a: dict(clusters="leiden"), "obs has no column 'leiden'.*clusters="),
-    (lambda a: a.obsm["X_gmvae"].__setitem__((3, 1), np.nan), r"1 of 240 cells \(first: row 3\)"),
-    (lambda a: a.obsm["X_gmvae"].__setitem__((3, 1), np.inf), "NaN or infinite"),
-    (lambda a: a.obs.__setitem__("cell_type", ["A", None] * 120), r"'cell_type'\] is missing .* 120 of 240"),
-    (lambda a: a.obs.__setitem__("batch", [np.nan] + ["b"] * 239), r"'batch'\] is missing .* 1 of 240"),
-    (lambda a: a.obs.__setitem__("cell_type", "A"), "holds 1 label"),
-    (lambda a: a.obs.__setitem__("cell_type", list(a.obs_names)), "holds 240 label"),
-])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (lambda a: dict(embed="X_pca"), r"obsm has no 'X_pca'; found \['X_gmvae'\]"),
+        (lambda a: dict(batch_key="donor"), "obs has no column 'donor'.*batch_key="),
+        (lambda a: dict(labels_key="type"), "obs has no column 'type'.*labels_key="),
+        (lambda a: dict(clusters="leiden"), "obs has no column 'leiden'.*clusters="),
+        (
+            lambda a: a.obsm["X_gmvae"].__setitem__((3, 1), np.nan),
+            r"1 of 240 cells \(first: row 3\)",
+        ),
+        (lambda a: a.obsm["X_gmvae"].__setitem__((3, 1), np.inf), "NaN or infinite"),
+        (
+            lambda a: a.obs.__setitem__("cell_type", ["A", None] * 120),
+            r"'cell_type'\] is missing .* 120 of 240",
+        ),
+        (
+            lambda a: a.obs.__setitem__("batch", [np.nan] + ["b"] * 239),
+            r"'batch'\] is missing .* 1 of 240",
+        ),
+        (lambda a: a.obs.__setitem__("cell_type", "A"), "holds 1 label"),
+        (lambda a: a.obs.__setitem__("cell_type", list(a.obs_names)), "holds 240 label"),
+    ],
+)
 def test_bad_input_gets_one_sentence(fault, message):
     adata = as_adata(*blobs(0))
     with pytest.raises(ValueError, match=message) as e:
@@ -665,53 +807,84 @@ def test_lengths_must_match():
         m.kbet(X, batch[1:], labels)
     with pytest.raises(ValueError, match="neighbors has shape"):
         m.kbet(X, batch, labels, neighbors=m.knn(X, 15))
-    with pytest.raises(ValueError, match="ks runs from 0"): m.ari_kmeans(X, labels, ks=[0, 1])
+    with pytest.raises(ValueError, match="ks runs from 0"):
+        m.ari_kmeans(X, labels, ks=[0, 1])
 
 
 # --- the command line --------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def command(tmp_path):
-    script = tmp_path / "gmvae_metrics"                               # as pip writes it
-    script.write_text("from gmvae_nb.commands import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n")
-    return lambda *words: subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True)
+    script = tmp_path / "gmvae_metrics"  # as pip writes it
+    script.write_text(
+        "from gmvae_nb.commands import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n"
+    )
+    return lambda *words: subprocess.run(
+        [sys.executable, script, *map(str, words)], capture_output=True, text=True
+    )
 
 
 def test_command_scores_a_file(tmp_path, command):
-    X, labels, batch = blobs(0, apart=1.)
+    X, labels, batch = blobs(0, apart=1.0)
     adata = as_adata(X, labels, batch, mine=labels)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     e = m.evaluate(adata, clusters="mine", progress=False)
     out = command(tmp_path / "cells.h5ad", "--clusters", "mine")
     assert out.returncode == 0 and out.stdout.strip() == repr(e).strip()
-    found = json.loads(command(tmp_path / "cells.h5ad", "--clusters", "mine", "--json").stdout)["scores"]
-    assert {k: v["score"] for k, v in found.items()} == {k: None if np.isnan(v) else v for k, v in e.scores.items()}
+    found = json.loads(command(tmp_path / "cells.h5ad", "--clusters", "mine", "--json").stdout)[
+        "scores"
+    ]
+    assert {k: v["score"] for k, v in found.items()} == {
+        k: None if np.isnan(v) else v for k, v in e.scores.items()
+    }
     assert found["asw"]["low"] < found["asw"]["high"]
-    none = json.loads(command(tmp_path / "cells.h5ad", "--batch_key", "", "--json").stdout)["scores"]
+    none = json.loads(command(tmp_path / "cells.h5ad", "--batch_key", "", "--json").stdout)[
+        "scores"
+    ]
     assert none["kbet"]["score"] is None and none["kbet"]["note"] == "one batch: nothing to compare"
 
 
-@pytest.mark.parametrize("words, message", [
-    (["nowhere.h5ad"], "there is no file"), (["text.h5ad"], "text.h5ad' is no h5ad file"),
-    (["cells.h5ad", "--embed", "X_umap"], "obsm has no 'X_umap'; found ['X_gmvae']"),
-    (["cells.h5ad", "--batch_key", "donor"], "obs has no column 'donor'"),
-    (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["nowhere.h5ad"], "there is no file"),
+        (["text.h5ad"], "text.h5ad' is no h5ad file"),
+        (["cells.h5ad", "--embed", "X_umap"], "obsm has no 'X_umap'; found ['X_gmvae']"),
+        (["cells.h5ad", "--batch_key", "donor"], "obs has no column 'donor'"),
+        (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0"),
+    ],
+)
 def test_command_refuses_bad_input_in_one_sentence(tmp_path, command, words, message):
     as_adata(*blobs(0)).write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "text.h5ad").write_text("no h5ad")
     out = command(tmp_path / words[0], *words[1:])
     assert out.returncode == 2 and out.stdout == ""
-    assert message in out.stderr and out.stderr.startswith("gmvae_metrics: ") and out.stderr.count("\n") == 1
+    assert (
+        message in out.stderr
+        and out.stderr.startswith("gmvae_metrics: ")
+        and out.stderr.count("\n") == 1
+    )
 
 
 def test_command_helps(command):
     out = command("--help").stdout
-    for word in "--embed", "--batch_key", "--labels_key", "--clusters", "--json", ".h5ad", "default: X_gmvae":
+    for word in (
+        "--embed",
+        "--batch_key",
+        "--labels_key",
+        "--clusters",
+        "--json",
+        ".h5ad",
+        "default: X_gmvae",
+    ):
         assert word in out
 
 
 def test_import_is_light():
     heavy = {"scib", "scanpy", "sklearn", "igraph", "torch"}
     code = f"import sys, gmvae_nb.metrics; print(sorted({heavy} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "[]"

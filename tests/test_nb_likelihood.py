@@ -13,14 +13,13 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from gmvae_nb import nb_likelihood
+from gmvae_nb.nb_likelihood import NBHeads, log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from gmvae_nb import nb_likelihood
-from gmvae_nb.nb_likelihood import NBHeads, log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 
@@ -33,30 +32,38 @@ MEANS = (st.floats(-4, 6) | st.integers(-4, 6)).map(lambda e: 10.0**e)
 COUNTS = st.integers(0, 3) | st.floats(0, 6).map(lambda e: round(10**e)) | st.just(10**6)
 
 
-def f64(value) -> torch.Tensor: return torch.tensor(value, dtype=torch.float64)
+def f64(value) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def exact(y: float, r: float, l: float) -> mpmath.mpf:
     "log P(y) with 60 digits, straight from the definition C(y+r-1, y) (1-p)^y p^r with p = 1/(1+e^l)."
     with mpmath.workdps(60):
-        y, r, p = mpmath.mpf(float(y)), mpmath.mpf(float(r)), 1 / (1 + mpmath.exp(mpmath.mpf(float(l))))
+        y, r, p = (
+            mpmath.mpf(float(y)),
+            mpmath.mpf(float(r)),
+            1 / (1 + mpmath.exp(mpmath.mpf(float(l)))),
+        )
         log_coef = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
         return log_coef + y * mpmath.log(1 - p) + r * mpmath.log(p)
 
 
 # --- the value ---------------------------------------------------------------------------------------------
 
+
 @quick
 @given(COUNTS, SIZES, MEANS)
-@example(10**6, 1e4, 1e6)      # the largest log-gammas beside the smallest |log P|
-@example(10**6, 1e4, 1e-4)     # -1.8e7 nats
+@example(10**6, 1e4, 1e6)  # the largest log-gammas beside the smallest |log P|
+@example(10**6, 1e4, 1e-4)  # -1.8e7 nats
 @example(10**6, 1e-3, 1e-4)
 @example(0, 1e4, 1e-4)
 @example(1, 1e-3, 1e6)
 def test_float64_within_1e9(y, r, mean):
     l = math.log(mean / r)
     truth = exact(y, r, l)
-    assert abs(float(log_nb(f64(float(y)), f64(r), f64(l)).item() - truth)) <= 1e-9 * (1 + abs(float(truth)))
+    assert abs(float(log_nb(f64(float(y)), f64(r), f64(l)).item() - truth)) <= 1e-9 * (
+        1 + abs(float(truth))
+    )
 
 
 @quick
@@ -65,19 +72,27 @@ def test_float64_within_1e9(y, r, mean):
 @example(2, 1e4, 2.0)
 @example(10**6, 1e-3, 1e6)
 def test_float32_within_2e6_of_the_value_at_the_rounded_inputs(y, r, mean):
-    y, r, l = torch.tensor(float(y)), torch.tensor(r).float(), torch.tensor(math.log(mean / r)).float()
+    y, r, l = (
+        torch.tensor(float(y)),
+        torch.tensor(r).float(),
+        torch.tensor(math.log(mean / r)).float(),
+    )
     value = log_nb(y, r, l)
     assert value.dtype == torch.float32
     truth = exact(y, r, l)
     error = abs(float(value.item() - truth))
     assert error <= 2e-6 * (1 + y.item() + r.item())
-    assert error <= 6e-8 * abs(float(truth)) + 2e-9      # rounded once: half a unit in the last place
+    assert error <= 6e-8 * abs(float(truth)) + 2e-9  # rounded once: half a unit in the last place
 
 
 def test_scipy_on_a_grid():
     "scipy loses 1-p where p is close to 1, so it judges where p < 0.9."
-    y, r, mean = torch.meshgrid(f64([0, 1, 2, 9, 250, 1e4, 1e6]), torch.logspace(-3, 4, 22).double(),
-                                torch.logspace(-4, 6, 31).double(), indexing="ij")
+    y, r, mean = torch.meshgrid(
+        f64([0, 1, 2, 9, 250, 1e4, 1e6]),
+        torch.logspace(-3, 4, 22).double(),
+        torch.logspace(-4, 6, 31).double(),
+        indexing="ij",
+    )
     l = (mean / r).log()
     p = torch.sigmoid(-l)
     reference = torch.as_tensor(stats.nbinom.logpmf(y, r, p))
@@ -98,7 +113,9 @@ def test_counts_between_whole_numbers_follow_the_gamma_function(y, r, mean):
 def test_log_rising_at_any_size(a, n):
     with mpmath.workdps(400):
         truth = float(mpmath.loggamma(mpmath.mpf(a) + n) - mpmath.loggamma(mpmath.mpf(a)))
-    assert math.isclose(log_rising(f64(a), f64(float(n))).item(), truth, rel_tol=1e-13, abs_tol=1e-13)
+    assert math.isclose(
+        log_rising(f64(a), f64(float(n))).item(), truth, rel_tol=1e-13, abs_tol=1e-13
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -113,11 +130,13 @@ def test_log_rising_where_stirling_begins(a, n):
 @given(st.floats(0.05, 50), st.floats(-4, 2.5))
 def test_a_distribution_with_the_stated_moments(r, l):
     mean, variance = (f(f64(r), f64(l)).item() for f in (nb_mean, nb_variance))
-    y = torch.arange(math.ceil(mean + 40 * math.sqrt(variance) + 40 * math.exp(l) + 60), dtype=torch.float64)
+    y = torch.arange(
+        math.ceil(mean + 40 * math.sqrt(variance) + 40 * math.exp(l) + 60), dtype=torch.float64
+    )
     pmf = log_nb(y, f64(r), f64(l)).exp()
     assert math.isclose(pmf.sum().item(), 1, rel_tol=1e-9)
     assert math.isclose((pmf * y).sum().item(), mean, rel_tol=1e-7)
-    assert math.isclose((pmf * (y - mean)**2).sum().item(), variance, rel_tol=1e-6)
+    assert math.isclose((pmf * (y - mean) ** 2).sum().item(), variance, rel_tol=1e-6)
 
 
 @few
@@ -127,7 +146,7 @@ def test_poisson_limit(y, mean, r):
     value = log_nb(f64(float(y)), f64(r), f64(math.log(mean) - math.log(r))).item()
     gap = value - stats.poisson.logpmf(y, mean)
     second_order = ((1 + y + mean) ** 1.5 / r) ** 2
-    assert abs(gap - ((y - mean)**2 - y) / (2 * r)) <= 1e-11 * (1 + y + mean) + second_order
+    assert abs(gap - ((y - mean) ** 2 - y) / (2 * r)) <= 1e-11 * (1 + y + mean) + second_order
 
 
 @few
@@ -148,10 +167,13 @@ def test_broadcasting_and_types(shapes, seed):
     assert value.shape == shapes.result_shape and value.dtype == torch.float32
     assert log_nb(y, r.double(), l).dtype == torch.float64
     full = [t.expand(shapes.result_shape).reshape(-1).tolist() for t in (y, r, l)]
-    assert_close(value.reshape(-1), torch.tensor([float(exact(*v)) for v in zip(*full)], dtype=torch.float32))
+    assert_close(
+        value.reshape(-1), torch.tensor([float(exact(*v)) for v in zip(*full)], dtype=torch.float32)
+    )
 
 
 # --- the gradients -----------------------------------------------------------------------------------------
+
 
 @quick
 @given(COUNTS, SIZES, MEANS)
@@ -161,8 +183,10 @@ def test_gradients_against_50_digit_derivatives(y, r, mean):
     found = torch.autograd.grad(log_nb(f64(float(y)), log_r.exp(), l), (log_r, l))
     with mpmath.workdps(50):
         r_, l_ = mpmath.exp(mpmath.mpf(log_r.item())), mpmath.mpf(l.item())
-        truth = (r_ * (mpmath.digamma(y + r_) - mpmath.digamma(r_) - mpmath.log1p(mpmath.exp(l_))),
-                 y - (y + r_) / (1 + mpmath.exp(-l_)))
+        truth = (
+            r_ * (mpmath.digamma(y + r_) - mpmath.digamma(r_) - mpmath.log1p(mpmath.exp(l_))),
+            y - (y + r_) / (1 + mpmath.exp(-l_)),
+        )
     for value, expected in zip(found, truth):
         assert abs(value.item() - float(expected)) <= 1e-8 * (1 + y + r * (1 + abs(l.item())))
 
@@ -170,7 +194,12 @@ def test_gradients_against_50_digit_derivatives(y, r, mean):
 @few
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3), st.floats(-8, 8))
 def test_gradients_against_finite_differences(y, r, l):
-    log_r, l, y, step = f64(math.log(r)).requires_grad_(), f64(l).requires_grad_(), f64(float(y)), 1e-5
+    log_r, l, y, step = (
+        f64(math.log(r)).requires_grad_(),
+        f64(l).requires_grad_(),
+        f64(float(y)),
+        1e-5,
+    )
     found = torch.autograd.grad(log_nb(y, log_r.exp(), l), (log_r, l))
     with torch.no_grad():
         f = lambda i, j: log_nb(y, (log_r + i * step).exp(), l + j * step)
@@ -181,14 +210,20 @@ def test_gradients_against_finite_differences(y, r, l):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_at_the_extremes(dtype):
-    y, r, l = torch.meshgrid(torch.tensor([0, 1, 2, 1e6]), torch.tensor([1e-37, 1e-10, 1, 1e4, 3.3e6, 1e12]),
-                             torch.tensor([-40.0, -1, 0, 1, 40]), indexing="ij")
+    y, r, l = torch.meshgrid(
+        torch.tensor([0, 1, 2, 1e6]),
+        torch.tensor([1e-37, 1e-10, 1, 1e4, 3.3e6, 1e12]),
+        torch.tensor([-40.0, -1, 0, 1, 40]),
+        indexing="ij",
+    )
     r, l = r.to(dtype).requires_grad_(), l.to(dtype).requires_grad_()
     value = log_nb(y.to(dtype), r, l)
-    for t in (value, *torch.autograd.grad(value.sum(), (r, l))): assert t.isfinite().all()
+    for t in (value, *torch.autograd.grad(value.sum(), (r, l))):
+        assert t.isfinite().all()
 
 
 # --- the sum over genes ------------------------------------------------------------------------------------
+
 
 def sums(f, log_r, logits, y, upstream):
     inputs = [t.clone().requires_grad_() for t in (log_r, logits)]
@@ -196,7 +231,8 @@ def sums(f, log_r, logits, y, upstream):
     return [value.detach(), *torch.autograd.grad((upstream * value).sum(), inputs)]
 
 
-def dense(log_r, logits, y): return log_nb(y, log_r.exp(), logits).sum(-1)
+def dense(log_r, logits, y):
+    return log_nb(y, log_r.exp(), logits).sum(-1)
 
 
 def random_case(seed, M, N, G, share, largest=50, leading=True):
@@ -208,8 +244,15 @@ def random_case(seed, M, N, G, share, largest=50, leading=True):
 
 
 @quick
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(1, 7),
-       st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([1, 2, 50]), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.sampled_from([1, 2, 50]),
+    st.booleans(),
+)
 def test_sparse_equals_dense(seed, M, N, G, share, largest, leading):
     "Values and gradients; all-zero and all-positive counts, all ones, a single gene, no axis of draws."
     case = random_case(seed, M, N, G, share, largest, leading)
@@ -221,7 +264,8 @@ def test_sparse_equals_dense_at_extreme_values():
     axes = f64([0, 1, 2, 1e6]), f64([-15, -1, 0, 2.7, 2.8, 15]), f64([-40, -1, 0, 1, 40])
     y, log_r, l = torch.cartesian_prod(*axes).T[:, None]
     found, expected = (sums(f, log_r, l, y, f64([1.0])) for f in (nb_log_lik, dense))
-    for a, b in zip(found, expected): assert a.isfinite().all() and torch.allclose(a, b, rtol=1e-9, atol=1e-7)
+    for a, b in zip(found, expected):
+        assert a.isfinite().all() and torch.allclose(a, b, rtol=1e-9, atol=1e-7)
 
 
 def test_sparse_with_one_r_per_gene_and_with_strided_inputs():
@@ -229,9 +273,12 @@ def test_sparse_with_one_r_per_gene_and_with_strided_inputs():
     per_gene = (log_r[0, 0], logits, y, upstream)
     for a, b in zip(sums(nb_log_lik, *per_gene), sums(dense, *per_gene)):
         assert_close(a, b, rtol=1e-10, atol=1e-10)
-    strided = lambda a, l, y: nb_log_lik(a.mT.contiguous().mT, l.mT.contiguous().mT, y.T.contiguous().T)
+    strided = lambda a, l, y: nb_log_lik(
+        a.mT.contiguous().mT, l.mT.contiguous().mT, y.T.contiguous().T
+    )
     case = (log_r, logits, y, upstream)
-    for a, b in zip(sums(strided, *case), sums(dense, *case)): assert_close(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(sums(strided, *case), sums(dense, *case)):
+        assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_sparse_gradient_survives_single_precision_at_large_r():
@@ -240,17 +287,22 @@ def test_sparse_gradient_survives_single_precision_at_large_r():
     logits = (y.clamp(min=1).log() - log_r).clone()
     found = sums(nb_log_lik, log_r, logits, y, torch.ones(1, 1))
     expected = sums(dense, log_r.double(), logits.double(), y, torch.ones(1, 1))
-    for a, b in zip(found, expected): assert_close(a.double(), b, rtol=1e-5, atol=2e-4)
+    for a, b in zip(found, expected):
+        assert_close(a.double(), b, rtol=1e-5, atol=2e-4)
 
 
 def test_sparse_refuses_a_second_derivative():
     log_r, logits, y, _ = random_case(0, 1, 2, 3, 0.5)
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(nb_log_lik(log_r, logits, y).square().sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"): gradient.sum().backward()
+    (gradient,) = torch.autograd.grad(
+        nb_log_lik(log_r, logits, y).square().sum(), logits, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 # --- the heads ---------------------------------------------------------------------------------------------
+
 
 def heads_and_batch(M=3, N=4, H=6, G=5, of_mean=False):
     with torch.random.fork_rng():
@@ -265,19 +317,30 @@ def test_heads_agree_with_log_nb_and_with_its_gradients(of_mean):
     s = f64([[0.2], [1.0], [3.0], [10.0]])
     h.requires_grad_()
     gradients = []
-    for value in (heads.log_prob(h, y, s), heads.log_prob(h, y, s, impl="fused"), log_nb(y, *heads(h, s)).sum(-1)):
+    for value in (
+        heads.log_prob(h, y, s),
+        heads.log_prob(h, y, s, impl="fused"),
+        log_nb(y, *heads(h, s)).sum(-1),
+    ):
         assert value.shape == (3, 4)
-        gradients.append([value.detach(), *torch.autograd.grad(value.mean(), [h, *heads.parameters()])])
+        gradients.append(
+            [value.detach(), *torch.autograd.grad(value.mean(), [h, *heads.parameters()])]
+        )
     for a, *others in zip(*gradients):
-        for b in others: assert_close(a, b, rtol=1e-10, atol=1e-10)
+        for b in others:
+            assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_a_head_of_the_mean_gives_the_mean_whatever_r_is():
     heads, h, y = heads_and_batch(of_mean=True)
-    s, mean = f64([[0.2], [1.0], [3.0], [10.0]]), (h @ heads.log_mean.weight.T + heads.log_mean.bias).exp()
+    s, mean = (
+        f64([[0.2], [1.0], [3.0], [10.0]]),
+        (h @ heads.log_mean.weight.T + heads.log_mean.bias).exp(),
+    )
     assert_close(nb_mean(*heads(h)), mean)
     assert_close(nb_mean(*heads(h, s)), s * mean)
-    with torch.no_grad(): heads.log_r.bias += 1
+    with torch.no_grad():
+        heads.log_r.bias += 1
     assert_close(nb_mean(*heads(h)), mean)
     assert not hasattr(heads, "logits") and heads.second is heads.log_mean
 
@@ -288,7 +351,7 @@ def test_decay_shrinks_weights_and_never_turns_them_round(of_mean):
     before = {name: p.detach().clone() for name, p in heads.named_parameters()}
     heads.decay(0.5)
     for name, p in heads.named_parameters():
-        assert_close(p, before[name] * (math.exp(-.5) if name.endswith("weight") else 1))
+        assert_close(p, before[name] * (math.exp(-0.5) if name.endswith("weight") else 1))
     heads.decay(1e6)
     assert all((p == 0).all() for name, p in heads.named_parameters() if name.endswith("weight"))
 
@@ -320,7 +383,8 @@ def test_draws_and_cells_do_not_mix():
 def test_runaway_heads_stay_finite(sign):
     heads, h, y = heads_and_batch()
     heads = heads.float()
-    with torch.no_grad(): heads.log_r.bias.fill_(sign * 1e4), heads.logits.bias.fill_(sign * 40)
+    with torch.no_grad():
+        heads.log_r.bias.fill_(sign * 1e4), heads.logits.bias.fill_(sign * 40)
     value = heads.log_prob(h.float().requires_grad_(), y.float())
     value.sum().backward()
     assert value.isfinite().all() and heads(h.float())[0].isfinite().all()
@@ -331,10 +395,14 @@ def test_global_random_state_is_left_alone():
     heads, h, y = heads_and_batch()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     heads.log_prob(h, y), heads(h)
-    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(before[0], torch.get_rng_state())
+        and (before[1] == np.random.get_state()[1]).all()
+    )
 
 
 # --- the fused form ----------------------------------------------------------------------------------------
+
 
 def gradients(heads, h, y, weight=None, **options):
     "[value, gradients of h and all parameters] of sum(weight * log_prob)."
@@ -349,18 +417,30 @@ def fused_case(seed, M, N, H, G, share=0.5, spread=3.0, largest=40):
     g = torch.Generator().manual_seed(seed)
     heads = NBHeads(H, G).double()
     with torch.no_grad():
-        for p in heads.parameters(): p.copy_(spread * torch.randn(p.shape, generator=g))
+        for p in heads.parameters():
+            p.copy_(spread * torch.randn(p.shape, generator=g))
         # softplus of torch is x above 20, its derivative 1: the reference itself is then wrong by 2e-9
-        for p in heads.logits.parameters(): p.mul_(0.2)
+        for p in heads.logits.parameters():
+            p.mul_(0.2)
     y = torch.randint(1, largest + 1, (N, G), generator=g) * (torch.rand(N, G, generator=g) < share)
     h, s = torch.randn(M, N, H, generator=g).double(), 0.2 + torch.rand(N, 1, generator=g).double()
     return heads, h, y.double(), s, torch.randn(M, N, generator=g).double()
 
 
 @quick
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 9),
-       st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([1, 3, 40, 10**6]), st.integers(1, 10), st.booleans(),
-       st.booleans(), st.sampled_from(["none", "mean"]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([1, 3, 40, 10**6]),
+    st.integers(1, 10),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["none", "mean"]),
+)
 def test_fused_equals_dense(seed, M, N, H, G, share, largest, tile, sized, sparse, reduction):
     "Value and every gradient in float64, for tiles that do and do not divide the genes."
     heads, h, y, s, weight = fused_case(seed, M, N, H, G, share, largest=largest)
@@ -368,7 +448,9 @@ def test_fused_equals_dense(seed, M, N, H, G, share, largest, tile, sized, spars
     weight = weight if reduction == "none" else f64(-1.7)
     expected = gradients(heads, h, y, weight, impl="dense", **options)
     with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M * N, TILE_GENES=1):
-        found = gradients(heads, h, y.to_sparse_csr() if sparse else y, weight, impl="fused", **options)
+        found = gradients(
+            heads, h, y.to_sparse_csr() if sparse else y, weight, impl="fused", **options
+        )
     for a, b in zip(found, expected):
         # small gradients are differences of large terms: the tolerance is relative to what is summed
         assert_close(a, b, rtol=1e-10, atol=1e-10 * (1 + b.abs().max().item() + largest * N * M))
@@ -378,13 +460,16 @@ def test_fused_equals_dense_to_1e10_of_each_norm_on_a_plain_case():
     heads, h, y, s, weight = fused_case(3, 3, 7, 12, 50, share=0.2, spread=0.4)
     for reduction, w in (("none", weight), ("mean", f64(2.0))):
         options = dict(size_factor=s, reduction=reduction)
-        for a, b in zip(*(gradients(heads, h, y, w, impl=i, **options) for i in ("fused", "dense"))):
+        for a, b in zip(
+            *(gradients(heads, h, y, w, impl=i, **options) for i in ("fused", "dense"))
+        ):
             assert (a - b).norm() <= 1e-10 * b.norm()
 
 
 def test_held_log_r_has_no_gradient():
     heads, h, y, _, _ = fused_case(0, 2, 3, 4, 6, spread=0.1)
-    with torch.no_grad(): heads.log_r.bias.copy_(f64([20.0, -20, 0, 0, 16, 0]))
+    with torch.no_grad():
+        heads.log_r.bias.copy_(f64([20.0, -20, 0, 0, 16, 0]))
     _, _, w_r, b_r, w_l, _ = gradients(heads, h, y, impl="fused", reduction="mean")
     held = torch.tensor([True, True, False, False, True, False])
     assert (w_r[held] == 0).all() and (b_r[held] == 0).all()
@@ -395,14 +480,19 @@ def test_counts_that_are_not_whole_and_stored_zeros():
     heads, h, y, _, weight = fused_case(1, 2, 3, 4, 6, share=1.0)
     y = y + f64([0.5, -0.25, 0, 0, 1e5, 0])
     y[1] = 0
-    stored = torch.sparse_csr_tensor(torch.tensor([0, 6, 12, 18]), torch.arange(6).repeat(3), y.flatten(), y.shape,
-                                     check_invariants=True)
+    stored = torch.sparse_csr_tensor(
+        torch.tensor([0, 6, 12, 18]),
+        torch.arange(6).repeat(3),
+        y.flatten(),
+        y.shape,
+        check_invariants=True,
+    )
     expected = gradients(heads, h, y, weight, impl="dense")
     for counts in (y, stored):
         for a, b in zip(gradients(heads, h, counts, weight, impl="fused"), expected):
             assert_close(a, b, rtol=1e-10, atol=1e-6)
     tiled = nb_likelihood.tile_counts(stored, 4)
-    assert len(tiled.value) == 12 and (tiled.value != 0).all()             # stored zeros cost nothing
+    assert len(tiled.value) == 12 and (tiled.value != 0).all()  # stored zeros cost nothing
 
 
 def seed_like(N=32, M=4, H=100, G=900):
@@ -411,28 +501,43 @@ def seed_like(N=32, M=4, H=100, G=900):
         torch.manual_seed(0)
         heads, h = NBHeads(H, G), torch.randn(M, N, H)
         y = (1 + torch.poisson(torch.full((N, G), 1.5))) * (torch.rand(N, G) < 0.09)
-    _, *exact = gradients(copy.deepcopy(heads).double(), h.double(), y, impl="dense", reduction="mean")
+    _, *exact = gradients(
+        copy.deepcopy(heads).double(), h.double(), y, impl="dense", reduction="mean"
+    )
     return heads, h, y, exact
 
 
-@pytest.mark.parametrize("impl, dtype, bound", [("dense", torch.float32, 1e-5), ("sparse", torch.float32, 1e-5),
-                                                ("fused", torch.float32, 1e-5), ("fused", torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    "impl, dtype, bound",
+    [
+        ("dense", torch.float32, 1e-5),
+        ("sparse", torch.float32, 1e-5),
+        ("fused", torch.float32, 1e-5),
+        ("fused", torch.bfloat16, 1e-2),
+    ],
+)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_distance_to_the_float64_gradient(impl, dtype, bound, reduction):
     heads, h, y, exact = seed_like()
-    weight = torch.tensor(1.0) if reduction == "mean" else torch.full(h.shape[:2], 1 / (len(h) * len(y)))
+    weight = (
+        torch.tensor(1.0) if reduction == "mean" else torch.full(h.shape[:2], 1 / (len(h) * len(y)))
+    )
     value, *found = gradients(heads, h, y, weight, impl=impl, dtype=dtype, reduction=reduction)
     assert all(g.dtype == torch.float32 for g in found)
-    for a, b in zip(found, exact): assert (a - b).norm() <= bound * b.norm()
+    for a, b in zip(found, exact):
+        assert (a - b).norm() <= bound * b.norm()
     reference = heads.double().log_prob(h.double(), y, impl="dense")
-    if reduction == "mean": reference = reference.mean()
+    if reduction == "mean":
+        reference = reference.mean()
     assert ((value - reference).abs() / reference.abs()).max() < bound
 
 
 def test_bfloat16_rounds_the_products_only():
     "With h = 0 all that is left are the biases, which keep single precision."
     heads, h, y, _ = seed_like()
-    a, b = (heads.log_prob(0 * h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16))
+    a, b = (
+        heads.log_prob(0 * h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16)
+    )
     assert torch.equal(a, b)
     a, b = (heads.log_prob(h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16))
     assert not torch.equal(a, b)
@@ -442,7 +547,9 @@ def test_the_default_is_the_sparse_form_to_the_last_bit():
     heads, h, y, _ = seed_like()
     s = torch.linspace(0.5, 2, len(y))[:, None]
     assert torch.equal(heads.log_prob(h, y, s), nb_log_lik(*heads.log_params(h, s), y))
-    for a, b in zip(gradients(heads, h, y), gradients(heads, h, y, impl="sparse", reduction="none")):
+    for a, b in zip(
+        gradients(heads, h, y), gradients(heads, h, y, impl="sparse", reduction="none")
+    ):
         assert torch.equal(a, b)
 
 
@@ -450,8 +557,15 @@ def test_mean_is_the_mean_and_other_leading_axes_are_kept():
     heads, h, y, s, _ = fused_case(2, 6, 3, 4, 5)
     for impl in ("dense", "sparse", "fused"):
         value = heads.log_prob(h, y, s, impl=impl)
-        assert_close(heads.log_prob(h, y, s, impl=impl, reduction="mean"), value.mean(), rtol=1e-12, atol=0)
-        assert_close(heads.log_prob(h.view(2, 3, 3, 4), y, s, impl=impl), value.view(2, 3, 3), rtol=1e-12, atol=0)
+        assert_close(
+            heads.log_prob(h, y, s, impl=impl, reduction="mean"), value.mean(), rtol=1e-12, atol=0
+        )
+        assert_close(
+            heads.log_prob(h.view(2, 3, 3, 4), y, s, impl=impl),
+            value.view(2, 3, 3),
+            rtol=1e-12,
+            atol=0,
+        )
         assert_close(heads.log_prob(h[0], y, s, impl=impl), value[0], rtol=1e-12, atol=0)
 
 
@@ -463,17 +577,29 @@ def test_fused_twice_backward_second_order_and_without_gradients():
         once = torch.autograd.grad(value, h, retain_graph=True)[0]
         assert torch.equal(once, torch.autograd.grad(value, h, retain_graph=True)[0])
         (first,) = torch.autograd.grad(value.square(), h, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"): first.sum().backward()
-        with torch.no_grad(): assert torch.equal(value, heads.log_prob(h, y, impl="fused", reduction=reduction).sum())
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+        with torch.no_grad():
+            assert torch.equal(value, heads.log_prob(h, y, impl="fused", reduction=reduction).sum())
 
 
-@pytest.mark.parametrize("options", [dict(reduction="none"), dict(reduction="mean"), dict(reduction="mean", M_heads=1),
-                                     dict(reduction="mean", M_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(reduction="none"),
+        dict(reduction="mean"),
+        dict(reduction="mean", M_heads=1),
+        dict(reduction="mean", M_heads=2),
+    ],
+    ids=str,
+)
 def test_autocast_does_not_choose_the_precision_of_the_fused_form(options):
     heads, h, y, _ = seed_like()
     plain = gradients(heads, h, y, impl="fused", **options)
-    with torch.autocast("cpu", dtype=torch.bfloat16): cast = gradients(heads, h, y, impl="fused", **options)
-    for a, b in zip(plain, cast): assert torch.equal(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = gradients(heads, h, y, impl="fused", **options)
+    for a, b in zip(plain, cast):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("M_heads", [1, 2, 3, 4])
@@ -486,11 +612,14 @@ def test_partitioned_draws_are_unbiased(M_heads, tile, dtype, bound):
     expected, found = gradients(heads, h, y, impl="dense", **options), []
     for i in range(4):
         with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M_heads * 4, TILE_GENES=1):
-            value, d_h, *rest = gradients(heads, h.roll(i, 0), y, impl="fused", M_heads=M_heads, dtype=dtype, **options)
+            value, d_h, *rest = gradients(
+                heads, h.roll(i, 0), y, impl="fused", M_heads=M_heads, dtype=dtype, **options
+            )
         found.append([value, d_h.roll(-i, 0), *rest])
     for each, b in zip(zip(*found), expected):
         assert (sum(each) / 4 - b).norm() <= bound * b.norm()
-        if M_heads < 4: assert (each[0] - b).norm() > 1e-3 * b.norm()      # one step alone is an estimate
+        if M_heads < 4:
+            assert (each[0] - b).norm() > 1e-3 * b.norm()  # one step alone is an estimate
 
 
 @quick
@@ -500,7 +629,9 @@ def test_partitioned_heads_are_those_of_each_tile_with_its_own_draws(seed, M, da
     M_heads = data.draw(st.integers(1, M))
     heads, h, y, s, _ = fused_case(seed, M, 3, 4, G, spread=0.4)
     with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M_heads * 3, TILE_GENES=1):
-        found = gradients(heads, h, y, impl="fused", reduction="mean", size_factor=s, M_heads=M_heads)
+        found = gradients(
+            heads, h, y, impl="fused", reduction="mean", size_factor=s, M_heads=M_heads
+        )
     tile = min(tile, G, math.ceil(G / M))
     h = h.requires_grad_()
     total = 0
@@ -525,12 +656,14 @@ def test_partition_is_balanced_and_takes_no_random_numbers():
 
 class Sizes(TorchDispatchMode):
     "Entries of the largest tensor that any operation returns."
+
     largest = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for t in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(t, torch.Tensor): self.largest = max(self.largest, t.numel())
+            if isinstance(t, torch.Tensor):
+                self.largest = max(self.largest, t.numel())
         return result
 
 
@@ -544,9 +677,18 @@ def test_fused_makes_no_tensor_of_draws_cells_and_genes(reduction, dtype):
     with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=2**13, TILE_GENES=16):
         for impl in ("dense", "fused"):
             with Sizes() as sizes:
-                gradients(heads, h, y, impl=impl, dtype=dtype if impl == "fused" else torch.float32, reduction=reduction)
+                gradients(
+                    heads,
+                    h,
+                    y,
+                    impl=impl,
+                    dtype=dtype if impl == "fused" else torch.float32,
+                    reduction=reduction,
+                )
             largest[impl] = sizes.largest
-    assert largest["dense"] >= entries and largest["fused"] <= max(2 * 900 * 100, 2 * 2**13) < entries
+    assert (
+        largest["dense"] >= entries and largest["fused"] <= max(2 * 900 * 100, 2 * 2**13) < entries
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kilobytes is Linux")
@@ -562,33 +704,90 @@ def test_fused_memory_is_flat_in_the_number_of_draws():
         for impl in ("dense", "fused"): peak(impl, 1, 50)                    # libraries are loaded
         print(*(peak(*case) for case in (("fused", 4), ("fused", 4), ("fused", 32), ("dense", 32))))
     """)
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     _, few, many, dense = (int(v) for v in run.stdout.split())
     assert many - few < 10e6 and dense - many > 150e6, run.stdout
 
 
-@pytest.mark.parametrize("call, says", [
-    (lambda m, h, y: m.log_prob(h, y[:-1]), r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"),
-    (lambda m, h, y: m.log_prob(h, y[:, :-1]), r"found counts of shape \(4, 4\)"),
-    (lambda m, h, y: m.log_prob(h, y[None]), r"found counts of shape \(1, 4, 5\)"),
-    (lambda m, h, y: m(h, torch.ones(4)), r"found shape \(4,\), expected one per cell, \(4, 1\)"),
-    (lambda m, h, y: m(h, torch.ones(1, 5)), "size_factor: found shape"),
-    (lambda m, h, y: m(h, f64([[1.0], [0.0], [1.0], [1.0]])), "size_factor: found a value that is zero"),
-    (lambda m, h, y: m(h, f64([[1.0], [math.nan], [1.0], [1.0]])), "size_factor: found a value"),
-    (lambda m, h, y: m(h, f64([[1.0], [math.inf], [1.0], [1.0]])), "size_factor: found a value"),
-    (lambda m, h, y: m.log_prob(h, y, impl="quick"), r"impl: found 'quick', expected one of \('dense', 'sparse', 'fused'\)"),
-    (lambda m, h, y: m.log_prob(h, y, reduction="sum"), "reduction: found 'sum', expected one of"),
-    (lambda m, h, y: m.log_prob(h, y, impl="fused", dtype=torch.float16), "dtype: found torch.float16, expected one of"),
-    (lambda m, h, y: m.log_prob(h, y, dtype=torch.bfloat16), "torch.bfloat16 needs impl=\"fused\", found 'sparse'"),
-    (lambda m, h, y: m.log_prob(h, y.to_sparse_coo(), impl="fused"), "layout torch.sparse_coo, expected a dense tensor"),
-    (lambda m, h, y: m.log_prob(h, y, torch.ones(3, 1), impl="fused"), r"size_factor: found shape \(3, 1\)"),
-    (lambda m, h, y: m.log_prob(h, y, f64([[1.0], [0.0], [1.0], [1.0]]), impl="fused"), "zero, negative or not finite"),
-    (lambda m, h, y: m.log_prob(h, y, torch.ones(4, 1).requires_grad_(), impl="fused"), "requires a gradient"),
-    (lambda m, h, y: m.log_prob(h, y[:-1], impl="fused"), r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"),
-    (lambda m, h, y: m.log_prob(h, y, impl="fused", M_heads=1), "needs impl=\"fused\" and reduction=\"mean\", found"),
-    (lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", M_heads=4), "M_heads: found 4, expected 1 to M = 3"),
-    (lambda m, h, y: NBHeads(0, 5), "n_hidden and n_genes must be at least 1, found 0 and 5"),
-])
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (
+            lambda m, h, y: m.log_prob(h, y[:-1]),
+            r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)",
+        ),
+        (lambda m, h, y: m.log_prob(h, y[:, :-1]), r"found counts of shape \(4, 4\)"),
+        (lambda m, h, y: m.log_prob(h, y[None]), r"found counts of shape \(1, 4, 5\)"),
+        (
+            lambda m, h, y: m(h, torch.ones(4)),
+            r"found shape \(4,\), expected one per cell, \(4, 1\)",
+        ),
+        (lambda m, h, y: m(h, torch.ones(1, 5)), "size_factor: found shape"),
+        (
+            lambda m, h, y: m(h, f64([[1.0], [0.0], [1.0], [1.0]])),
+            "size_factor: found a value that is zero",
+        ),
+        (
+            lambda m, h, y: m(h, f64([[1.0], [math.nan], [1.0], [1.0]])),
+            "size_factor: found a value",
+        ),
+        (
+            lambda m, h, y: m(h, f64([[1.0], [math.inf], [1.0], [1.0]])),
+            "size_factor: found a value",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, impl="quick"),
+            r"impl: found 'quick', expected one of \('dense', 'sparse', 'fused'\)",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, reduction="sum"),
+            "reduction: found 'sum', expected one of",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, impl="fused", dtype=torch.float16),
+            "dtype: found torch.float16, expected one of",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, dtype=torch.bfloat16),
+            "torch.bfloat16 needs impl=\"fused\", found 'sparse'",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y.to_sparse_coo(), impl="fused"),
+            "layout torch.sparse_coo, expected a dense tensor",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, torch.ones(3, 1), impl="fused"),
+            r"size_factor: found shape \(3, 1\)",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, f64([[1.0], [0.0], [1.0], [1.0]]), impl="fused"),
+            "zero, negative or not finite",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, torch.ones(4, 1).requires_grad_(), impl="fused"),
+            "requires a gradient",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y[:-1], impl="fused"),
+            r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)",
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, impl="fused", M_heads=1),
+            'needs impl="fused" and reduction="mean", found',
+        ),
+        (
+            lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", M_heads=4),
+            "M_heads: found 4, expected 1 to M = 3",
+        ),
+        (lambda m, h, y: NBHeads(0, 5), "n_hidden and n_genes must be at least 1, found 0 and 5"),
+    ],
+)
 def test_bad_input_is_named(call, says):
-    with pytest.raises(ValueError, match=says): call(*heads_and_batch())
+    with pytest.raises(ValueError, match=says):
+        call(*heads_and_batch())

@@ -1,4 +1,5 @@
 """Cells that a model was not made for, in memory and on disk; what a fitted model expects and simulates."""
+
 import warnings
 from dataclasses import replace
 
@@ -7,27 +8,40 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
-from test_train import TINY, simulated
-
 from gmvae_nb.runs import embed_file, open_h5ad, read_input
 from gmvae_nb.train import GMVAE, PRESETS, Cells, take_genes
+from scipy.sparse import csr_matrix
+
+from test_train import TINY, simulated
 
 LIKE = {  # small, with what the shipped presets have
     "blog": TINY,
-    "recommended": replace(PRESETS["recommended"], n_x=4, encoder_hidden=(32, 16), decoder_hidden=(16, 32), batch_size=16, min_steps=0),
+    "recommended": replace(
+        PRESETS["recommended"],
+        n_x=4,
+        encoder_hidden=(32, 16),
+        decoder_hidden=(16, 32),
+        batch_size=16,
+        min_steps=0,
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=LIKE)
 def model(request):
-    return GMVAE(simulated(), K=3, batch_key="batch", preset=LIKE[request.param]).train(3, progress=False)
+    return GMVAE(simulated(), K=3, batch_key="batch", preset=LIKE[request.param]).train(
+        3, progress=False
+    )
 
 
 def with_genes(adata, keep, extra=0):
     "Some of the genes, in another order, and others that nobody knows."
     other = adata[:, keep][:, ::-1].copy()
-    noise = ad.AnnData(csr_matrix(np.ones((adata.n_obs, extra), dtype=np.float32)), obs=adata.obs, var=pd.DataFrame(index=[f"other{i}" for i in range(extra)]))
+    noise = ad.AnnData(
+        csr_matrix(np.ones((adata.n_obs, extra), dtype=np.float32)),
+        obs=adata.obs,
+        var=pd.DataFrame(index=[f"other{i}" for i in range(extra)]),
+    )
     return ad.concat([other, noise], axis=1, merge="same") if extra else other
 
 
@@ -36,12 +50,23 @@ def test_missing_genes_are_zeros_and_said_and_extra_ones_are_ignored(model):
     zeros = adata.copy()
     zeros.X = csr_matrix(zeros.X.multiply(np.arange(adata.n_vars) >= 2))
     fewer = with_genes(adata, np.arange(2, adata.n_vars), extra=7)
-    with pytest.warns(UserWarning, match=f"2 of the model's {adata.n_vars} genes are missing and count as zero: gene0, gene1$"):
+    with pytest.warns(
+        UserWarning,
+        match=f"2 of the model's {adata.n_vars} genes are missing and count as zero: gene0, gene1$",
+    ):
         matched = model.match_cells(fewer)
-    assert (matched.genes.matched, matched.genes.missing, matched.genes.extra) == (adata.n_vars - 2, ["gene0", "gene1"], 7)
+    assert (matched.genes.matched, matched.genes.missing, matched.genes.extra) == (
+        adata.n_vars - 2,
+        ["gene0", "gene1"],
+        7,
+    )
     for method in ("get_latent_representation", "predict_proba", "get_elbo", "get_iwae"):
-        np.testing.assert_allclose(getattr(model, method)(matched), getattr(model, method)(zeros), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(model.get_normalized_expression(matched), model.get_normalized_expression(zeros), rtol=1e-5)
+        np.testing.assert_allclose(
+            getattr(model, method)(matched), getattr(model, method)(zeros), rtol=1e-5, atol=1e-5
+        )
+    np.testing.assert_allclose(
+        model.get_normalized_expression(matched), model.get_normalized_expression(zeros), rtol=1e-5
+    )
 
 
 def test_too_few_genes_are_refused_at_the_stated_share(model):
@@ -51,7 +76,10 @@ def test_too_few_genes_are_refused_at_the_stated_share(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.predict(adata[:, :least])
-        with pytest.raises(ValueError, match=f"{least - 1} of the model's {n} genes are in the data, fewer than 90%"):
+        with pytest.raises(
+            ValueError,
+            match=f"{least - 1} of the model's {n} genes are in the data, fewer than 90%",
+        ):
             model.predict(adata[:, : least - 1])
         assert model.match_cells(adata[:, : n // 2], min_matched=0.5).genes.matched == n // 2
         with pytest.raises(ValueError, match="0 of the model's"):
@@ -65,7 +93,9 @@ def test_cells_to_train_on_need_all_genes(model, tmp_path):
 
 
 def test_a_folder_that_has_gone_further_is_not_begun_again(model, tmp_path):
-    train = lambda epochs: GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset).train(epochs, out=tmp_path, progress=False)
+    train = lambda epochs: GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset).train(
+        epochs, out=tmp_path, progress=False
+    )
     train(2)
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="after 2 epochs, more than the 1 asked for"):
@@ -80,7 +110,16 @@ def test_every_method_takes_a_map_of_batches(model):
     stranger.obs["batch"] = "9"
     as_known = adata.copy()
     as_known.obs["batch"] = "1"
-    for method in ("get_latent_representation", "predict_proba", "predict", "get_elbo", "get_iwae", "cluster_report", "get_normalized_expression", "posterior_predictive"):
+    for method in (
+        "get_latent_representation",
+        "predict_proba",
+        "predict",
+        "get_elbo",
+        "get_iwae",
+        "cluster_report",
+        "get_normalized_expression",
+        "posterior_predictive",
+    ):
         call = getattr(model, method)
         with pytest.raises(ValueError, match="batch '9' was not trained on"):
             call(stranger)
@@ -119,15 +158,31 @@ def test_on_disk_in_memory_any_order_any_chunk_all_the_same(model, layer, tmp_pa
         other.layers[layer], other.X = other.X, csr_matrix(other.X * 0.5)
     other.write_h5ad(tmp_path / "a.h5ad")
     model_layer = GMVAE.__new__(GMVAE)
-    model_layer.__dict__ = {**model.__dict__, "layer": layer, "preset": replace(model.preset, batch_size=7)}
+    model_layer.__dict__ = {
+        **model.__dict__,
+        "layer": layer,
+        "preset": replace(model.preset, batch_size=7),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cells = model.match_cells(fewer)
         with open_h5ad(tmp_path / "a.h5ad") as (_, on_disk):
             there = model_layer.match_cells(on_disk)
-            assert isinstance(there, Cells) and not hasattr(there.counts, "data")  # not a matrix in memory
-            for method in ("get_latent_representation", "predict_proba", "get_elbo", "get_normalized_expression"):
-                np.testing.assert_allclose(np.asarray(getattr(model_layer, method)(there))[::-1], getattr(model, method)(cells), rtol=2e-4, atol=2e-5)
+            assert isinstance(there, Cells) and not hasattr(
+                there.counts, "data"
+            )  # not a matrix in memory
+            for method in (
+                "get_latent_representation",
+                "predict_proba",
+                "get_elbo",
+                "get_normalized_expression",
+            ):
+                np.testing.assert_allclose(
+                    np.asarray(getattr(model_layer, method)(there))[::-1],
+                    getattr(model, method)(cells),
+                    rtol=2e-4,
+                    atol=2e-5,
+                )
 
 
 def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_draws(model):
@@ -135,9 +190,16 @@ def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_draws(model
     other = GMVAE.__new__(GMVAE)
     other.__dict__ = {**model.__dict__, "preset": replace(model.preset, batch_size=7)}
     one, two = model.posterior_predictive(adata, 2)
-    assert (one != two).nnz > 0 and one.shape == adata.shape and one.dtype == np.float32 and (one.data == np.floor(one.data)).all()
+    assert (
+        (one != two).nnz > 0
+        and one.shape == adata.shape
+        and one.dtype == np.float32
+        and (one.data == np.floor(one.data)).all()
+    )
     again = other.posterior_predictive(adata, 2)
-    assert (one != again[0]).nnz < 0.01 * one.nnz  # products of other sizes may round otherwise, and a draw may tip over
+    assert (
+        one != again[0]
+    ).nnz < 0.01 * one.nnz  # products of other sizes may round otherwise, and a draw may tip over
     with pytest.raises(ValueError, match="n_draws is 0"):
         model.posterior_predictive(adata, 0)
 
@@ -146,18 +208,42 @@ def test_expected_expression_has_shares_depths_and_batches(model):
     adata = simulated(60, seed=3)
     shares = model.get_normalized_expression(adata)
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(model.get_normalized_expression(adata, library_size=500), 500 * shares, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.get_normalized_expression(adata, library_size=500), 500 * shares, rtol=1e-5
+    )
     latent = model.get_normalized_expression(adata, library_size="latent", n_draws=1)
-    np.testing.assert_allclose(latent.div(latent.sum(1), axis=0), model.get_normalized_expression(adata, n_draws=1), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        latent.div(latent.sum(1), axis=0),
+        model.get_normalized_expression(adata, n_draws=1),
+        rtol=1e-4,
+        atol=1e-7,
+    )
     twice = adata.copy()
     twice.X = twice.X * 2
     if model.preset.library_size:  # and the encoder sees shares
-        np.testing.assert_allclose(model.get_normalized_expression(twice, library_size="latent", n_draws=1), 2 * latent, rtol=1e-3)
+        np.testing.assert_allclose(
+            model.get_normalized_expression(twice, library_size="latent", n_draws=1),
+            2 * latent,
+            rtol=1e-3,
+        )
     for name in model.batches:
         here = (adata.obs["batch"] == name).to_numpy()
-        np.testing.assert_allclose(model.get_normalized_expression(adata, transform_batch=name)[here], shares[here], rtol=1e-5)
-    assert not np.allclose(model.get_normalized_expression(adata, transform_batch="0"), model.get_normalized_expression(adata, transform_batch="1"), rtol=1e-4)
-    for wrong, words in (({"transform_batch": []}, "one or more"), ({"library_size": 0}, "positive"), ({"library_size": "big"}, "'latent'"), ({"gene_list": ["x"]}, "'x'")):
+        np.testing.assert_allclose(
+            model.get_normalized_expression(adata, transform_batch=name)[here],
+            shares[here],
+            rtol=1e-5,
+        )
+    assert not np.allclose(
+        model.get_normalized_expression(adata, transform_batch="0"),
+        model.get_normalized_expression(adata, transform_batch="1"),
+        rtol=1e-4,
+    )
+    for wrong, words in (
+        ({"transform_batch": []}, "one or more"),
+        ({"library_size": 0}, "positive"),
+        ({"library_size": "big"}, "'latent'"),
+        ({"gene_list": ["x"]}, "'x'"),
+    ):
         with pytest.raises(ValueError, match=words):
             model.get_normalized_expression(adata, **wrong)
 
@@ -172,11 +258,20 @@ def test_the_mean_of_many_simulated_counts_is_what_is_expected(model):
 
 def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
     "20,000 cells in the file; no read takes more than the 8,192 cells of one block."
-    model = GMVAE(simulated(200), K=3, batch_key="batch", preset=replace(TINY, batch_size=128)).train(0, progress=False)
+    model = GMVAE(
+        simulated(200), K=3, batch_key="batch", preset=replace(TINY, batch_size=128)
+    ).train(0, progress=False)
     small = simulated(200, seed=3)
     y = csr_matrix(small.X)[np.arange(20_000) % 200]
-    obs = pd.DataFrame({"batch": np.resize(["0", "1"], 20_000)}, index=[f"c{i}" for i in range(20_000)])
-    ad.AnnData(csr_matrix(y * 0.5), obs=obs, var=small.var, layers={"counts": y, "other": csr_matrix(y * 0.1)}).write_h5ad(tmp_path / "a.h5ad")
+    obs = pd.DataFrame(
+        {"batch": np.resize(["0", "1"], 20_000)}, index=[f"c{i}" for i in range(20_000)]
+    )
+    ad.AnnData(
+        csr_matrix(y * 0.5),
+        obs=obs,
+        var=small.var,
+        layers={"counts": y, "other": csr_matrix(y * 0.1)},
+    ).write_h5ad(tmp_path / "a.h5ad")
     read = []
     plain = h5py.Dataset.__getitem__
 
@@ -187,10 +282,16 @@ def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
         return out
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", watched)
-    monkeypatch.setattr(h5py.Dataset, "read_direct", lambda *a, **k: pytest.fail("a whole matrix is read"))
-    monkeypatch.setattr(h5py.Dataset, "__array__", lambda *a, **k: pytest.fail("a whole matrix is read"))
+    monkeypatch.setattr(
+        h5py.Dataset, "read_direct", lambda *a, **k: pytest.fail("a whole matrix is read")
+    )
+    monkeypatch.setattr(
+        h5py.Dataset, "__array__", lambda *a, **k: pytest.fail("a whole matrix is read")
+    )
     report = embed_file(model, tmp_path / "a.h5ad", tmp_path / "b.h5ad")
-    assert report["counts"] == "layers['counts']" and max(read) < 0.6 * y.nnz and sum(read) >= y.nnz, (max(read), y.nnz)
+    assert (
+        report["counts"] == "layers['counts']" and max(read) < 0.6 * y.nnz and sum(read) >= y.nnz
+    ), (max(read), y.nnz)
     monkeypatch.undo()
     kept = ad.read_h5ad(tmp_path / "b.h5ad")
     np.testing.assert_allclose(kept.obsm["X_gmvae"][:100], kept.obsm["X_gmvae"][200:300], atol=1e-5)
@@ -200,7 +301,9 @@ def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
 def test_an_opened_file_gives_the_counts_that_reading_it_gives(tmp_path):
     "Also counts in raw, by column, and dense."
     adata = simulated(50)
-    for i, form in enumerate((csr_matrix, lambda y: csr_matrix(y).tocsc(), lambda y: csr_matrix(y).toarray())):
+    for i, form in enumerate(
+        (csr_matrix, lambda y: csr_matrix(y).tocsc(), lambda y: csr_matrix(y).toarray())
+    ):
         a = ad.AnnData(form(adata.X) * 0.5, obs=adata.obs, var=adata.var)
         a.raw = ad.AnnData(form(adata.X), obs=adata.obs, var=adata.var)
         a.write_h5ad(tmp_path / f"{i}.h5ad")

@@ -1,4 +1,5 @@
 """The wheel and the sdist, installed where nothing of the project is."""
+
 import os
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def run(*command, **kw):
 def built(tmp_path_factory):
     "A wheel built from the sdist, which is built from the files git knows."
     out, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source")
-    files = run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    files = run(
+        "git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"
+    ).split("\0")
     for name in filter(None, files):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -46,17 +49,31 @@ def test_wheel_and_sdist_hold_the_data_and_nothing_foreign(built):
     wheel, sdist = built
     names = zipfile.ZipFile(wheel).namelist()
     assert "gmvae_nb/datasets/kang_pbmc.h5ad" in names
-    assert {name.split("/")[0] for name in names} == {"gmvae_nb", f"gmvae_nb-{wheel.name.split('-')[1]}.dist-info"}
-    assert any(name.endswith("gmvae_nb/datasets/kang_pbmc.h5ad") for name in tarfile.open(sdist).getnames())
+    assert {name.split("/")[0] for name in names} == {
+        "gmvae_nb",
+        f"gmvae_nb-{wheel.name.split('-')[1]}.dist-info",
+    }
+    assert any(
+        name.endswith("gmvae_nb/datasets/kang_pbmc.h5ad") for name in tarfile.open(sdist).getnames()
+    )
     assert wheel.stat().st_size < 4e6
 
 
-def test_installed_into_an_empty_environment_it_works_offline_and_without_development_packages(built, tmp_path):
+def test_installed_into_an_empty_environment_it_works_offline_and_without_development_packages(
+    built, tmp_path
+):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
     constraints = ROOT / "constraints.txt"
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, "torch")  # first, so that no other build is drawn in
+    run(
+        python, "-m", "pip", "install", "-q", "-c", constraints, "torch"
+    )  # first, so that no other build is drawn in
     run(python, "-m", "pip", "install", "-q", "-c", constraints, built[0])
-    no_network = {**os.environ, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PYTHONPATH": ""}
+    no_network = {
+        **os.environ,
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "PYTHONPATH": "",
+    }
     assert "(4000, 2000) (4000, 4)" in run(python, "-c", USE, cwd=tmp_path, env=no_network)
     assert "finished runs" in run(tmp_path / "env/bin/gmvae_table", "--help", cwd=tmp_path)

@@ -1,4 +1,5 @@
 """What holds when things go wrong: each promise of nbs/promises.ipynb, in small. In large: make soak."""
+
 import ast
 import json
 import math
@@ -20,13 +21,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hazards import (HOSTILE, ROOT, SMALL, TINY, cells, die_at_step, fork, hostile, kill_after, memory_of, model, outcome, read_all,
-                     resource, small_disk, try_damaged, write_for_ever)
-
 from gmvae_nb import data, h5check, train
 from gmvae_nb.data import load_data, write_atomically
 from gmvae_nb.train import FORMAT, GMVAE, read_model
 from gmvae_nb.verify import verify
+
+from hazards import (
+    HOSTILE,
+    ROOT,
+    SMALL,
+    TINY,
+    cells,
+    die_at_step,
+    fork,
+    hostile,
+    kill_after,
+    memory_of,
+    model,
+    outcome,
+    read_all,
+    resource,
+    small_disk,
+    try_damaged,
+    write_for_ever,
+)
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -41,6 +59,7 @@ def sentence(error) -> str:
 
 # --- one way to write a file ---------------------------------------------------------------------------------------
 
+
 @needs_fork
 def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
     models, tables, rng = [model(1), model(1, seed=1)], [cells(), cells(seed=1)], random.Random(0)
@@ -48,19 +67,26 @@ def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
     models[0].save(tmp_path)
     write_atomically(tmp_path / "cells.h5ad", tables[0].write_h5ad)
     for _ in range(10):
-        assert kill_after(lambda: write_for_ever(tmp_path, models, tables), rng.uniform(0, 0.08)) == -signal.SIGKILL
+        assert (
+            kill_after(lambda: write_for_ever(tmp_path, models, tables), rng.uniform(0, 0.08))
+            == -signal.SIGKILL
+        )
         found = GMVAE.load(tmp_path).network.state_dict()
         assert any(all(found[n].equal(t) for n, t in state.items()) for state in good)
         assert any((ad.read_h5ad(tmp_path / "cells.h5ad").X != a.X).nnz == 0 for a in tables)
         assert "model.safetensors" in verify(tmp_path)["files"]
-        models[0].save(tmp_path)  # of two models in one folder, each stopped between two files, verify could not say which wrote history.csv
+        models[0].save(
+            tmp_path
+        )  # of two models in one folder, each stopped between two files, verify could not say which wrote history.csv
         assert not list(tmp_path.glob(".*"))  # what the kill has left is gone
 
 
 def left_by(work) -> int:
     "A writer that is killed with its file half written, and is no zombie any more; its number."
+
     def write():
         work(lambda path: (path.write_bytes(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+
     pid = fork(write)
     assert outcome(pid) == -signal.SIGKILL
     return pid
@@ -70,10 +96,16 @@ def left_by(work) -> int:
 def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
     "Not those of a writer that is alive, of another machine, of an older version, or whose number somebody else has now."
     left_by(lambda write: write_atomically(tmp_path / "cells.h5ad", write))
-    dead, = tmp_path.iterdir()
+    (dead,) = tmp_path.iterdir()
     space, pid, chance = dead.name[1:17], int(dead.name[17:25], 16), dead.name[25:]
-    others = [tmp_path / f".{space}{os.getppid():08x}{chance}", tmp_path / f".{'0' * 16}{pid:08x}{chance}", tmp_path / f".{space}1{chance}", tmp_path / ".hidden"]
-    for other in others: other.write_bytes(b"not ours")
+    others = [
+        tmp_path / f".{space}{os.getppid():08x}{chance}",
+        tmp_path / f".{'0' * 16}{pid:08x}{chance}",
+        tmp_path / f".{space}1{chance}",
+        tmp_path / ".hidden",
+    ]
+    for other in others:
+        other.write_bytes(b"not ours")
     write_atomically(tmp_path / "a.txt", lambda path: path.write_text("a"))
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.txt"])
 
@@ -82,32 +114,45 @@ def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
 def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
     "Another process writes, and so does another thread of it, while this one writes a hundred times."
     read, write = os.pipe()
+
     def slow(path):
         with open(path, "wb") as f:
             f.write(b"first half, "), f.flush(), os.write(write, b".")
-            while not (tmp_path / "stop").exists(): time.sleep(0.01)
+            while not (tmp_path / "stop").exists():
+                time.sleep(0.01)
             f.write(b"second half")
+
     def both():
         thread = threading.Thread(target=write_atomically, args=(tmp_path / "1.bin", slow))
         thread.start(), write_atomically(tmp_path / "2.bin", slow), thread.join()
+
     pid = fork(both)
     assert os.read(read, 1) + os.read(read, 1) == b".."
-    for i in range(100): write_atomically(tmp_path / "a.txt", lambda path: path.write_text(str(i)))
+    for i in range(100):
+        write_atomically(tmp_path / "a.txt", lambda path: path.write_text(str(i)))
     (tmp_path / "stop").touch()
     assert outcome(pid) == 0
     os.close(read), os.close(write)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"1.bin": b"first half, second half", "2.bin": b"first half, second half", "a.txt": b"99", "stop": b""}
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "1.bin": b"first half, second half",
+        "2.bin": b"first half, second half",
+        "a.txt": b"99",
+        "stop": b"",
+    }
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
     done = []
+
     def sync(handle, original=os.fsync):
         done.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
         return original(handle)
+
     def rename(a, b, original=os.replace):
         assert Path(a).parent == Path(b).parent  # a rename, never a copy
         done.append("rename")
         return original(a, b)
+
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", rename)
     monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")  # it is not made use of
@@ -124,12 +169,20 @@ def test_a_full_disk_is_a_sentence_and_the_old_model_loads(tmp_path):
         old = model(1)
         old.save(disk)
         (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
-        for write in (lambda: model(2).save(disk), lambda: write_atomically(disk / "cells.h5ad", cells(3000).write_h5ad),
-                      lambda: model(1).train(2, out=disk, progress=False)):
+        for write in (
+            lambda: model(2).save(disk),
+            lambda: write_atomically(disk / "cells.h5ad", cells(3000).write_h5ad),
+            lambda: model(1).train(2, out=disk, progress=False),
+        ):
             with pytest.raises(OSError) as error:
                 write()
             assert "could not be written (No space left on device)" in sentence(error)
-        assert {p.name for p in disk.iterdir()} == {"model.safetensors", "config.json", "history.csv", "filler"}
+        assert {p.name for p in disk.iterdir()} == {
+            "model.safetensors",
+            "config.json",
+            "history.csv",
+            "filler",
+        }
         found = GMVAE.load(disk).network.state_dict()
         assert all(found[n].equal(t) for n, t in old.network.state_dict().items())
         verify(disk)
@@ -140,13 +193,20 @@ def test_a_file_that_may_not_grow_is_a_sentence(tmp_path):
     "Like a full disk, where none can be mounted."
     model(1).save(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
+
     def work():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try: model(2).save(tmp_path)
-        except OSError as error: assert "could not be written (File too large)" in str(error) and "\n" not in str(error)
-        else: raise AssertionError("written")
+        try:
+            model(2).save(tmp_path)
+        except OSError as error:
+            assert "could not be written (File too large)" in str(error) and "\n" not in str(error)
+        else:
+            raise AssertionError("written")
+
     assert outcome(fork(work)) == 0
-    assert (tmp_path / "model.safetensors").read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+    assert (tmp_path / "model.safetensors").read_bytes() == before and len(
+        list(tmp_path.iterdir())
+    ) == 3
 
 
 @needs_linux
@@ -154,44 +214,83 @@ def test_a_read_only_folder_is_a_sentence(tmp_path):
     with small_disk(tmp_path / "disk") as disk:
         folder = disk or tmp_path / "disk"
         model(1).save(folder)
-        if disk: subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        else: folder.chmod(0o500)
+        if disk:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        else:
+            folder.chmod(0o500)
         if os.access(folder, os.W_OK) and not disk:
             pytest.skip("root writes everywhere")
-        with pytest.raises(OSError) as error: model(2).save(folder)
+        with pytest.raises(OSError) as error:
+            model(2).save(folder)
         assert "could not be written" in sentence(error)
         assert len(GMVAE.load(folder).history) == 1
-        if not disk: folder.chmod(0o700)
+        if not disk:
+            folder.chmod(0o700)
 
 
-WRITERS = {"write_text", "write_bytes", "to_csv", "to_parquet", "to_pickle", "write_h5ad", "savefig", "save_file", "savez", "savetxt", "dump"}
+WRITERS = {
+    "write_text",
+    "write_bytes",
+    "to_csv",
+    "to_parquet",
+    "to_pickle",
+    "write_h5ad",
+    "savefig",
+    "save_file",
+    "savez",
+    "savetxt",
+    "dump",
+}
 
 
-@pytest.mark.parametrize("source", sorted((ROOT / "gmvae_nb").glob("*.py")) + [ROOT / "nbs/06_results.ipynb"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "source",
+    sorted((ROOT / "gmvae_nb").glob("*.py")) + [ROOT / "nbs/06_results.ipynb"],
+    ids=lambda p: p.name,
+)
 def test_everything_is_written_in_one_way(source):
     "Each call that writes stands inside an argument of write_atomically, or in a function named write that is given to it."
     text = source.read_text()
     if source.suffix == ".ipynb":
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code" and "test" not in "".join(c["source"])]
-        text = "\n".join("".join(c["source"]) for c in cells if not "".join(c["source"]).lstrip().startswith(("%", "!")))
+        cells = [
+            c
+            for c in json.loads(text)["cells"]
+            if c["cell_type"] == "code" and "test" not in "".join(c["source"])
+        ]
+        text = "\n".join(
+            "".join(c["source"])
+            for c in cells
+            if not "".join(c["source"]).lstrip().startswith(("%", "!"))
+        )
         text = text.replace("with tempfile", "if True: #")  # examples in a temporary folder
     tree = ast.parse(text)
     allowed = set()
     for node in ast.walk(tree):
-        called = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) == "write_atomically"
+        called = (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", getattr(node.func, "attr", None)) == "write_atomically"
+        )
         if called or isinstance(node, ast.FunctionDef) and node.name == "write":
             allowed |= set(map(id, ast.walk(node)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and id(node) not in allowed:
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            opens = name == "open" and any(isinstance(a, ast.Constant) and a.value in ("w", "wb", "a", "x", "r+", "rb+") for a in [*node.args[1:], *(k.value for k in node.keywords)])
+            opens = name == "open" and any(
+                isinstance(a, ast.Constant) and a.value in ("w", "wb", "a", "x", "r+", "rb+")
+                for a in [*node.args[1:], *(k.value for k in node.keywords)]
+            )
             in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
             to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
-            own = name == "open" and source.name == "data.py"  # write_atomically itself, and the .part of a download
-            assert not (name in WRITERS or opens) or in_memory or to_temporary or own, f"{source.name}: {ast.unparse(node)}"
+            own = (
+                name == "open" and source.name == "data.py"
+            )  # write_atomically itself, and the .part of a download
+            assert not (name in WRITERS or opens) or in_memory or to_temporary or own, (
+                f"{source.name}: {ast.unparse(node)}"
+            )
 
 
 # --- gmvae_verify --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "config.json"])
 def test_verify_names_the_file_that_changed(tmp_path, name):
@@ -202,7 +301,8 @@ def test_verify_names_the_file_that_changed(tmp_path, name):
     (tmp_path / name).write_bytes(raw)
     if name == "config.json":  # what is in it besides checksums is a copy
         (tmp_path / name).write_bytes(b"{" + raw)
-    with pytest.raises(ValueError, match=name) as error: verify(tmp_path)
+    with pytest.raises(ValueError, match=name) as error:
+        verify(tmp_path)
     sentence(error)
 
 
@@ -226,7 +326,8 @@ def test_a_write_that_was_stopped_after_the_last_epoch_is_ended_by_the_next_call
     GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for left in (old, {"config.json": old["config.json"]}, {"config.json": b"{"}):
-        for name, content in left.items(): (tmp_path / name).write_bytes(content)
+        for name, content in left.items():
+            (tmp_path / name).write_bytes(content)
         GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
         assert verify(tmp_path)["notes"] == [] and len(pd.read_csv(tmp_path / "history.csv")) == 2
         assert (tmp_path / "model.safetensors").read_bytes() == whole
@@ -237,20 +338,31 @@ def test_verify_looks_at_no_file_outside(tmp_path):
     config = json.loads((tmp_path / "run/config.json").read_text())
     config["sha256"]["../secret"] = "0" * 64
     (tmp_path / "run/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="'../secret', which is no file of this folder"): verify(tmp_path / "run")
+    with pytest.raises(ValueError, match="'../secret', which is no file of this folder"):
+        verify(tmp_path / "run")
 
 
 # --- resume, and the same bytes ------------------------------------------------------------------------------------
+
 
 @needs_fork
 @pytest.mark.parametrize("step", random.Random(5).sample(range(36), 3))
 def test_killed_at_any_step_and_resumed_equals_undisturbed_byte_for_byte(tmp_path, step):
     torch.set_num_threads(1)
-    GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(6, out=tmp_path / "whole", progress=False)
+    GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(
+        6, out=tmp_path / "whole", progress=False
+    )
     assert outcome(fork(lambda: die_at_step(tmp_path / "killed", step, 6))) == -signal.SIGKILL
-    again = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(6, out=tmp_path / "killed", progress=False)
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "killed/model.safetensors").read_bytes()
-    history = [pd.read_csv(tmp_path / name / "history.csv", dtype=str).drop(columns="seconds") for name in ("whole", "killed")]
+    again = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(
+        6, out=tmp_path / "killed", progress=False
+    )
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (
+        tmp_path / "killed/model.safetensors"
+    ).read_bytes()
+    history = [
+        pd.read_csv(tmp_path / name / "history.csv", dtype=str).drop(columns="seconds")
+        for name in ("whole", "killed")
+    ]
     pd.testing.assert_frame_equal(*history)
     assert (again.history["seconds"] > 0).all()  # those of the killed process too
 
@@ -272,19 +384,38 @@ collect_runs([out / "run"]).drop(columns="train_seconds").to_csv(out / "table.cs
 """
 
 
-def test_the_same_seed_gives_the_same_bytes_in_two_processes_and_no_network_is_used(tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_bytes_in_two_processes_and_no_network_is_used(
+    tmp_path, monkeypatch
+):
     "The other process has other hashes of texts, a hook that hears of every connection, and, where this is permitted, no network."
     words = ["-c", str(tmp_path / "1"), str(ROOT / "tests")]
-    alone = ["unshare", "-n"] if shutil.which("unshare") and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0 else []
-    subprocess.run([*alone, sys.executable, "-c", QUIET + SAME + ASK, *words[1:]], env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    alone = (
+        ["unshare", "-n"]
+        if shutil.which("unshare")
+        and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
+        else []
+    )
+    subprocess.run(
+        [*alone, sys.executable, "-c", QUIET + SAME + ASK, *words[1:]],
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=120,
+    )
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "2"), str(ROOT / "tests")])
     exec(SAME, {})  # here the hashes of texts are others
-    assert hash("gene") != int(subprocess.run([sys.executable, "-c", "print(hash('gene'))"], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True).stdout)
+    assert hash("gene") != int(
+        subprocess.run(
+            [sys.executable, "-c", "print(hash('gene'))"],
+            env={**os.environ, "PYTHONHASHSEED": "1"},
+            capture_output=True,
+        ).stdout
+    )
     for name in ("run/model.safetensors", "embedding", "table.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 # --- numbers that are not finite -----------------------------------------------------------------------------------
+
 
 def poison(m, step, after):
     "Put a NaN into a weight before or after this step of the optimizer, counted from 0."
@@ -292,10 +423,12 @@ def poison(m, step, after):
 
     def hit(*args, **kw):
         weight = m.network.heads.second.weight
-        if len(seen) == step and not after: weight.grad[7, 0] = float("nan")
+        if len(seen) == step and not after:
+            weight.grad[7, 0] = float("nan")
         seen.append(1)
         result = original(*args, **kw)
         return result
+
     m.optimizer.step = hit
 
 
@@ -304,25 +437,42 @@ def poison(m, step, after):
 def test_a_nan_stops_training_and_the_last_good_model_stays(tmp_path, step, on_disk):
     m = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
     poison(m, step, after=False)
-    with pytest.raises(FloatingPointError) as error: m.train(8, out=tmp_path if on_disk else None, progress=False)
+    with pytest.raises(FloatingPointError) as error:
+        m.train(8, out=tmp_path if on_disk else None, progress=False)
     said, epoch = sentence(error), step // 6
     last = step % 6 == 5  # of its epoch: found at once; else by the loss of the next step
-    assert f"at epoch {epoch + 1}, step {step % 6 + 2}: the weight" in said if not last else f"after epoch {epoch + 1}, step 6: the weight" in said, said
+    assert (
+        f"at epoch {epoch + 1}, step {step % 6 + 2}: the weight" in said
+        if not last
+        else f"after epoch {epoch + 1}, step 6: the weight" in said
+    ), said
     assert "of gene 'gene7' is not finite" in said and f"as it was after {epoch} epochs" in said
     good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
     if epoch:
         good.optimizer.step  # the same run, stopped after its last good epoch
+
         def stop(e, *args, original=good._train_epoch):
-            if e == epoch: raise KeyboardInterrupt
+            if e == epoch:
+                raise KeyboardInterrupt
             return original(e, *args)
+
         good._train_epoch = stop
-        with pytest.raises(KeyboardInterrupt): good.train(8, progress=False)
-    assert len(m.history) == epoch and all(m.network.state_dict()[n].equal(t) for n, t in good.network.state_dict().items() if "y_" not in n and epoch)
+        with pytest.raises(KeyboardInterrupt):
+            good.train(8, progress=False)
+    assert len(m.history) == epoch and all(
+        m.network.state_dict()[n].equal(t)
+        for n, t in good.network.state_dict().items()
+        if "y_" not in n and epoch
+    )
     if on_disk and epoch:
         loaded = GMVAE.load(tmp_path)
-        assert len(loaded.history) == epoch and all(p.isfinite().all() for p in loaded.network.parameters())
+        assert len(loaded.history) == epoch and all(
+            p.isfinite().all() for p in loaded.network.parameters()
+        )
     elif on_disk:
-        assert not (tmp_path / "model.safetensors").exists()  # before the first checkpoint: nothing that could pass for a model
+        assert not (
+            tmp_path / "model.safetensors"
+        ).exists()  # before the first checkpoint: nothing that could pass for a model
 
 
 def test_a_count_that_turned_bad_is_named_with_its_cell_and_gene():
@@ -330,7 +480,11 @@ def test_a_count_that_turned_bad_is_named_with_its_cell_and_gene():
     m._hold_out(np.arange(3))
     m.counts.data[m.counts.indptr[12]] = np.nan
     gene = m.genes[m.counts.indices[m.counts.indptr[12]]]
-    with pytest.raises(FloatingPointError, match=f"epoch 1, step .: the count of cell number 12, gene '{gene}', is nan"): m.train(2, progress=False)
+    with pytest.raises(
+        FloatingPointError,
+        match=f"epoch 1, step .: the count of cell number 12, gene '{gene}', is nan",
+    ):
+        m.train(2, progress=False)
 
 
 def test_a_model_that_is_not_finite_is_never_written(tmp_path):
@@ -338,27 +492,50 @@ def test_a_model_that_is_not_finite_is_never_written(tmp_path):
     m.save(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     next(m.network.parameters()).data.view(-1)[0] = math.inf
-    with pytest.raises(FloatingPointError, match="is not finite: this model is not written"): m.save(tmp_path)
+    with pytest.raises(FloatingPointError, match="is not finite: this model is not written"):
+        m.save(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_the_command_exits_with_code_3(tmp_path, monkeypatch, capsys):
     from gmvae_nb import commands
+
     cells().write_h5ad(tmp_path / "cells.h5ad")
     calls = []
+
     def step(self, *args, original=torch.optim.Adam.step, **kw):
         calls.append(1)
-        if len(calls) == 38: self.param_groups[0]["params"][0].grad[0] = math.nan
+        if len(calls) == 38:
+            self.param_groups[0]["params"][0].grad[0] = math.nan
         return original(self, *args, **kw)
+
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
-    monkeypatch.setattr(sys, "argv", ["gmvae_train", str(tmp_path / "cells.h5ad"), "--out", str(tmp_path / "run"), "--max_epochs", "9", "--quiet"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "gmvae_train",
+            str(tmp_path / "cells.h5ad"),
+            "--out",
+            str(tmp_path / "run"),
+            "--max_epochs",
+            "9",
+            "--quiet",
+        ],
+    )
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped: commands.gmvae_train()
+    with pytest.raises(SystemExit) as stopped:
+        commands.gmvae_train()
     signal.signal(signal.SIGTERM, handler)
     said = capsys.readouterr().err.strip().split("\n")[-1]
-    assert stopped.value.code == 3 and said.startswith("gmvae_train: the loss is nan at epoch 7, step 3: the weight encoder.0.weight of gene 'gene0'"), said
-    assert len(GMVAE.load(tmp_path / "run").history) == 6 and not (tmp_path / "run/metrics.json").exists()
+    assert stopped.value.code == 3 and said.startswith(
+        "gmvae_train: the loss is nan at epoch 7, step 3: the weight encoder.0.weight of gene 'gene0'"
+    ), said
+    assert (
+        len(GMVAE.load(tmp_path / "run").history) == 6
+        and not (tmp_path / "run/metrics.json").exists()
+    )
     verify(tmp_path / "run")
 
 
@@ -394,69 +571,131 @@ assert {"pickle.find_class", "exec"} <= {name for name, _ in events}  # the trap
 
 class Canary:
     "Unpickled, it makes a file."
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return os.system, (f"touch {self.path}",)
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
 
 
 def rewritten(folder: Path, change) -> None:
     "The model file with its content changed, and a checksum that fits."
     from safetensors import safe_open
     from safetensors.torch import save_file
+
     path = folder / "model.safetensors"
     with safe_open(path, framework="pt") as f:
         header, state = json.loads(f.metadata()["gmvae_nb"]), {n: f.get_tensor(n) for n in f.keys()}
     header, state = change(header, state) or (header, state)
-    try: header["sha256"] = train.model_digest(header["config"], header["history"], state)
-    except Exception: pass
+    try:
+        header["sha256"] = train.model_digest(header["config"], header["history"], state)
+    except Exception:
+        pass
     save_file(state, path, {"gmvae_nb": header if isinstance(header, str) else json.dumps(header)})
 
 
 def setting(key, value, preset=False):
-    def change(header, state): (header["config"]["preset"] if preset else header["config"])[key] = value
+    def change(header, state):
+        (header["config"]["preset"] if preset else header["config"])[key] = value
+
     return change
 
 
 def tensor(name, value):
-    def change(header, state): state[name] = value(state.get(name))
+    def change(header, state):
+        state[name] = value(state.get(name))
+
     return change
 
 
 CHANGED = {
-    "K_huge": setting("K", 10**12), "K_text": setting("K", "3"), "K_zero": setting("K", 0), "K_true": setting("K", True), "K_gone": lambda h, s: h["config"].pop("K") and None,
-    "seed_negative": setting("seed", -1), "genes_none": setting("genes", None), "genes_fewer": setting("genes", ["a"]), "genes_numbers": setting("genes", list(range(20))),
-    "genes_many": setting("genes", [f"g{i}" for i in range(100_000)]), "batches_path": setting("batches", ["../../etc/passwd"]), "batches_empty": setting("batches", []),
-    "config_list": lambda h, s: ({**h, "config": []}, s), "history_text": lambda h, s: ({**h, "history": "x"}, s), "history_deep": lambda h, s: ("[" * 100_000, s),
-    "header_text": lambda h, s: ("x", s), "header_number": lambda h, s: ('{"config": {"K": ' + "9" * 6000 + "}}", s), "format_text": setting("format", "__import__('os')"), "format_3": setting("format", FORMAT + 1),
-    "format_0": setting("format", 0), "preset_list": setting("preset", []), "preset_unknown": setting("evil", 1, True), "n_x_huge": setting("n_x", 10**15, True), "n_x_text": setting("n_x", "80", True),
-    "hidden_many": setting("encoder_hidden", [1] * 10**6, True), "hidden_huge": setting("encoder_hidden", [2**62], True), "hidden_text": setting("encoder_hidden", "ab", True),
-    "lr_inf": setting("lr", math.inf, True), "dropout_nan": setting("dropout", math.nan, True), "prior_else": setting("prior", "os.system", True), "M_zero": setting("M", 0, True),
-    "test_idx_text": setting("test_idx", ["a"]), "tensor_nan": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.nan)), "tensor_inf": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.inf)),
-    "tensor_shape": tensor("network.heads.log_r.bias", lambda t: t[:-1].clone()), "tensor_kind": tensor("network.heads.log_r.bias", lambda t: t.double()), "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
-    "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)), "tensor_gone": lambda h, s: (h, {n: t for n, t in s.items() if n != "network.heads.log_r.bias"}),
-    "moments_more": tensor("optimizer.999.exp_avg", lambda t: torch.ones(1)), "moments_odd": tensor("optimizer.x.y.z", lambda t: torch.ones(1)), "moments_shape": tensor("optimizer.0.exp_avg", lambda t: torch.ones(1)),
-    "cluster_far": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, 2**40])), "cluster_negative": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, -1])),
+    "K_huge": setting("K", 10**12),
+    "K_text": setting("K", "3"),
+    "K_zero": setting("K", 0),
+    "K_true": setting("K", True),
+    "K_gone": lambda h, s: h["config"].pop("K") and None,
+    "seed_negative": setting("seed", -1),
+    "genes_none": setting("genes", None),
+    "genes_fewer": setting("genes", ["a"]),
+    "genes_numbers": setting("genes", list(range(20))),
+    "genes_many": setting("genes", [f"g{i}" for i in range(100_000)]),
+    "batches_path": setting("batches", ["../../etc/passwd"]),
+    "batches_empty": setting("batches", []),
+    "config_list": lambda h, s: ({**h, "config": []}, s),
+    "history_text": lambda h, s: ({**h, "history": "x"}, s),
+    "history_deep": lambda h, s: ("[" * 100_000, s),
+    "header_text": lambda h, s: ("x", s),
+    "header_number": lambda h, s: ('{"config": {"K": ' + "9" * 6000 + "}}", s),
+    "format_text": setting("format", "__import__('os')"),
+    "format_3": setting("format", FORMAT + 1),
+    "format_0": setting("format", 0),
+    "preset_list": setting("preset", []),
+    "preset_unknown": setting("evil", 1, True),
+    "n_x_huge": setting("n_x", 10**15, True),
+    "n_x_text": setting("n_x", "80", True),
+    "hidden_many": setting("encoder_hidden", [1] * 10**6, True),
+    "hidden_huge": setting("encoder_hidden", [2**62], True),
+    "hidden_text": setting("encoder_hidden", "ab", True),
+    "lr_inf": setting("lr", math.inf, True),
+    "dropout_nan": setting("dropout", math.nan, True),
+    "prior_else": setting("prior", "os.system", True),
+    "M_zero": setting("M", 0, True),
+    "test_idx_text": setting("test_idx", ["a"]),
+    "tensor_nan": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.nan)),
+    "tensor_inf": tensor("network.heads.log_r.bias", lambda t: t.fill_(math.inf)),
+    "tensor_shape": tensor("network.heads.log_r.bias", lambda t: t[:-1].clone()),
+    "tensor_kind": tensor("network.heads.log_r.bias", lambda t: t.double()),
+    "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
+    "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)),
+    "tensor_gone": lambda h, s: (
+        h,
+        {n: t for n, t in s.items() if n != "network.heads.log_r.bias"},
+    ),
+    "moments_more": tensor("optimizer.999.exp_avg", lambda t: torch.ones(1)),
+    "moments_odd": tensor("optimizer.x.y.z", lambda t: torch.ones(1)),
+    "moments_shape": tensor("optimizer.0.exp_avg", lambda t: torch.ones(1)),
+    "cluster_far": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, 2**40])),
+    "cluster_negative": tensor("network.cluster_of", lambda t: torch.tensor([0, 1, -1])),
 }
 
 
 def hostile_models(folder: Path) -> int:
     "One folder for each; the number of them."
     import pickle
+
     good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(1, progress=False)
     good.save(folder / "good")
     bomb = pickle.dumps(Canary(folder / "canary"))
     raw = (folder / "good/model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
+
     def copy(name):
         shutil.copytree(folder / "good", folder / name)
         return folder / name
-    for name, change in CHANGED.items(): rewritten(copy(name), change)
-    for name in ("model.safetensors", "config.json"): (copy(f"pickle_{name}") / name).write_bytes(bomb)
+
+    for name, change in CHANGED.items():
+        rewritten(copy(name), change)
+    for name in ("model.safetensors", "config.json"):
+        (copy(f"pickle_{name}") / name).write_bytes(bomb)
     torch.save(Canary(folder / "canary"), copy("torch_save") / "model.safetensors")
-    whole = {"empty": b"", "cut_8": raw[:8], "cut_header": raw[:size // 2], "cut_data": raw[:-9], "longer": raw + b"x", "header_4gb": (2**32).to_bytes(8, "little") + raw[8:],
-             "header_2_63": (2**63).to_bytes(8, "little") + raw[8:], "header_past_end": (len(raw) * 2).to_bytes(8, "little") + raw[8:], "header_0": bytes(8) + raw[8:], "zip": b"PK\x03\x04" + raw,
-             "bit_in_header": raw[:size // 2] + bytes([raw[size // 2] ^ 1]) + raw[size // 2 + 1:], "bit_in_weights": raw[:-99] + bytes([raw[-99] ^ 4]) + raw[-98:],
-             "offsets_overlap": raw.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1)}
-    for name, content in whole.items(): (copy(name) / "model.safetensors").write_bytes(content)
+    whole = {
+        "empty": b"",
+        "cut_8": raw[:8],
+        "cut_header": raw[: size // 2],
+        "cut_data": raw[:-9],
+        "longer": raw + b"x",
+        "header_4gb": (2**32).to_bytes(8, "little") + raw[8:],
+        "header_2_63": (2**63).to_bytes(8, "little") + raw[8:],
+        "header_past_end": (len(raw) * 2).to_bytes(8, "little") + raw[8:],
+        "header_0": bytes(8) + raw[8:],
+        "zip": b"PK\x03\x04" + raw,
+        "bit_in_header": raw[: size // 2] + bytes([raw[size // 2] ^ 1]) + raw[size // 2 + 1 :],
+        "bit_in_weights": raw[:-99] + bytes([raw[-99] ^ 4]) + raw[-98:],
+        "offsets_overlap": raw.replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1),
+    }
+    for name, content in whole.items():
+        (copy(name) / "model.safetensors").write_bytes(content)
     (copy("folder") / "model.safetensors").unlink(), (folder / "folder/model.safetensors").mkdir()
     return len(list(folder.iterdir())) - 1
 
@@ -464,11 +703,19 @@ def hostile_models(folder: Path) -> int:
 def test_nothing_runs_when_a_model_is_loaded(tmp_path):
     n = hostile_models(tmp_path)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = dict(line.split(" | ") for line in done.stdout.strip().split("\n"))
     assert said.pop("good") == "None" and len(said) == n
-    not_refused = [name for name, text in said.items() if text == "None" or "\\n" in text or len(text) > 900]
+    not_refused = [
+        name for name, text in said.items() if text == "None" or "\\n" in text or len(text) > 900
+    ]
     assert not not_refused, not_refused
     assert not list(tmp_path.glob("*canary*"))
     print(f"{n} hostile models refused")
@@ -476,6 +723,7 @@ def test_nothing_runs_when_a_model_is_loaded(tmp_path):
 
 def test_the_canary_sings(tmp_path):
     import pickle
+
     pickle.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
@@ -483,10 +731,15 @@ def test_the_canary_sings(tmp_path):
 def test_a_newer_format_names_the_fix(tmp_path):
     model(1).save(tmp_path)
     rewritten(tmp_path, setting("format", FORMAT + 1))
-    with pytest.raises(ValueError, match=f"format {FORMAT + 1}, .* reads formats 1 to {FORMAT}: install a newer gmvae_nb, with pip"): GMVAE.load(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=f"format {FORMAT + 1}, .* reads formats 1 to {FORMAT}: install a newer gmvae_nb, with pip",
+    ):
+        GMVAE.load(tmp_path)
 
 
 # --- files of cells from somebody else -----------------------------------------------------------------------------
+
 
 @needs_fork
 @pytest.mark.parametrize("build", HOSTILE, ids=lambda f: f.__name__)
@@ -495,7 +748,8 @@ def test_hostile_h5ad_is_refused_in_a_sentence_and_costs_little(tmp_path, build)
     code, seconds, megabytes = memory_of(lambda: read_all(path))
     assert code == 2 and megabytes < 300 and seconds < 2, (code, seconds, megabytes)
     assert memory_of(lambda: h5check.main(str(path)))[2] < 300  # what the other process needs
-    with pytest.raises(ValueError) as error: read_all(path)
+    with pytest.raises(ValueError) as error:
+        read_all(path)
     said = sentence(error)
     assert "root:x" not in said and len(said) < 600, said
 
@@ -515,6 +769,7 @@ GOLDEN = ROOT / "tests/golden"
 def test_golden_models_embed_as_they_did(folder):
     sys.path.insert(0, str(GOLDEN))
     from make import cells as golden_cells
+
     expected = pd.read_csv(folder / "embedding.csv", index_col=0).to_numpy()
     found = GMVAE.load(folder, golden_cells(), device="cpu")
     np.testing.assert_allclose(found.get_latent_representation(), expected, atol=1e-6)
@@ -535,22 +790,34 @@ def test_a_model_file_knows_no_device(tmp_path):
 
 # --- memory --------------------------------------------------------------------------------------------------------
 
+
 def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
     from scipy import sparse
+
     made = []
     for kind in (sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix):
         for name in ("toarray", "todense"):
+
             def spy(self, *args, original=getattr(kind, name), **kw):
                 made.append(self.shape[0])
                 return original(self, *args, **kw)
+
             monkeypatch.setattr(kind, name, spy)
+
     def to_dense(self, *args, original=torch.Tensor.to_dense, **kw):
         made.append(self.shape[0])
         return original(self, *args, **kw)
+
     monkeypatch.setattr(torch.Tensor, "to_dense", to_dense)
     for preset in (TINY, SMALL):
         m = model(3, preset, n=400)
-        m.predict_proba(), m.get_elbo(), m.get_iwae(n_draws=2), m.cluster_report(), m.get_latent_representation(cells(50, seed=1))
+        (
+            m.predict_proba(),
+            m.get_elbo(),
+            m.get_iwae(n_draws=2),
+            m.cluster_report(),
+            m.get_latent_representation(cells(50, seed=1)),
+        )
     assert max(made, default=0) <= 16, made
     made.clear()
     cells().X.toarray()
@@ -559,23 +826,40 @@ def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
 
 def wide_file(path, n, G=1000, per_cell=200) -> None:
     "n cells with 200 counts each, written without compression."
-    y = np.sort((np.arange(per_cell) * (G // per_cell))[None] + np.arange(n)[:, None] % (G // per_cell), axis=1)
+    y = np.sort(
+        (np.arange(per_cell) * (G // per_cell))[None] + np.arange(n)[:, None] % (G // per_cell),
+        axis=1,
+    )
     y = ad.AnnData(sparse_rows(y, n, G), obs=pd.DataFrame(index=[f"c{i}" for i in range(n)]))
     y.write_h5ad(path)
 
 
 def sparse_rows(columns, n, G):
     from scipy.sparse import csr_matrix
+
     values = (columns % 3 + 1).astype(np.float32)
-    return csr_matrix((values.ravel(), columns.ravel().astype(np.int32), np.arange(0, columns.size + 1, columns.shape[1])), shape=(n, G))
+    return csr_matrix(
+        (
+            values.ravel(),
+            columns.ravel().astype(np.int32),
+            np.arange(0, columns.size + 1, columns.shape[1]),
+        ),
+        shape=(n, G),
+    )
 
 
 def megabytes_for(path: Path, n: int, backed: bool) -> float:
     "What reading, one epoch and the embedding of n cells need."
+
     def work():
-        m = GMVAE(data.read_h5ad(path, backed=backed), K=2, preset=replace(TINY, batch_size=64)).train(1, progress=False)
+        m = GMVAE(
+            data.read_h5ad(path, backed=backed), K=2, preset=replace(TINY, batch_size=64)
+        ).train(1, progress=False)
         m.get_latent_representation()
-    assert outcome(fork(lambda: wide_file(path, n))) == 0  # elsewhere: what this process has freed, its copy would use without being seen
+
+    assert (
+        outcome(fork(lambda: wide_file(path, n))) == 0
+    )  # elsewhere: what this process has freed, its copy would use without being seen
     code, _, megabytes = memory_of(work)
     assert code == 0
     return megabytes
@@ -587,7 +871,9 @@ def test_memory_does_not_grow_with_the_counts_on_disk(tmp_path):
 
     `many - few`, measured by `megabytes_for` five times each: from disk 4.3 to 4.5 MB in a process that has just begun, 10.8 to 10.9 MB in one
     that has trained before (what it freed, the fewer cells use first); in memory, twice each, 49 and 36 MB."""
-    few, many = (megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in (10_000, 28_000))  # more than are read at a time
+    few, many = (
+        megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in (10_000, 28_000)
+    )  # more than are read at a time
     assert many - few < 20, (few, many)  # less than the counts take once
 
 
@@ -610,9 +896,11 @@ assert used  # the trap is set
 
 class Cut:
     "A server that knows ranges, and breaks off the first answer."
+
     def __init__(self, content: bytes, stop_at: int):
         import http.server
         import threading
+
         self.asked = asked = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -622,34 +910,44 @@ class Cut:
                 self.send_response(206 if start < len(content) else 416)
                 self.send_header("Content-Length", str(max(0, len(content) - start)))
                 self.end_headers()
-                self.wfile.write(content[start:stop_at if len(asked) == 1 else None])
+                self.wfile.write(content[start : stop_at if len(asked) == 1 else None])
                 self.close_connection = True
 
-            def log_message(self, *args): pass
+            def log_message(self, *args):
+                pass
+
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/cells.h5ad.gz"
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(tmp_path, monkeypatch, capsys, right):
+def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(
+    tmp_path, monkeypatch, capsys, right
+):
     import gzip
     import hashlib
+
     cells(3000, 100).write_h5ad(tmp_path / "a.h5ad")
     whole = gzip.compress((tmp_path / "a.h5ad").read_bytes(), 1)
     monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache")
     server = Cut(whole, len(whole) // 3)
     sha256 = hashlib.sha256(whole).hexdigest() if right else "0" * 64
     try:
-        with pytest.raises(OSError, match="call again, which goes on where it stopped") as error: data._download(server.url, sha256)
+        with pytest.raises(OSError, match="call again, which goes on where it stopped") as error:
+            data._download(server.url, sha256)
         sentence(error)
         assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad.gz.part"]
         if right:
             assert (load_data(data._download(server.url, sha256)).X != cells(3000, 100).X).nnz == 0
-            assert int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16 and "as expected" in capsys.readouterr().out
+            assert (
+                int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16
+                and "as expected" in capsys.readouterr().out
+            )
             assert data._download(server.url, sha256) and len(server.asked) == 2  # once
         else:
-            with pytest.raises(ValueError, match="does not match the known hash") as error: data._download(server.url, sha256)
+            with pytest.raises(ValueError, match="does not match the known hash") as error:
+                data._download(server.url, sha256)
             sentence(error)
         assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad"] * right
     finally:
@@ -659,36 +957,65 @@ def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(tmp_
 
 # --- one process in a folder ---------------------------------------------------------------------------------------
 
+
 @needs_linux
 def test_two_processes_never_train_in_one_folder(tmp_path):
     from gmvae_nb.runs import attempt, hold, read_input, train_run
+
     cells().write_h5ad(tmp_path / "cells.h5ad")
     given, run = read_input(tmp_path / "cells.h5ad", batch_key="batch"), tmp_path / "run"
     options = dict(K=2, batch_key="batch", preset=TINY, max_epochs=2, progress=False)
     read, write = os.pipe()
+
     def other():
-        with hold(run): os.write(write, b"."), time.sleep(600)
+        with hold(run):
+            os.write(write, b"."), time.sleep(600)
+
     pid = fork(other)
     try:
         assert os.read(read, 1) == b"."
-        with pytest.raises(BlockingIOError, match=f"process {pid} on .* trains in .*: wait until it is done, or stop it") as error: train_run(given, run, **options)
+        with pytest.raises(
+            BlockingIOError,
+            match=f"process {pid} on .* trains in .*: wait until it is done, or stop it",
+        ) as error:
+            train_run(given, run, **options)
         sentence(error)
-        waiting = threading.Thread(target=attempt, args=(given, {"out": run, **options}))  # as a sweep does: another has begun the run, and may end it
+        waiting = threading.Thread(
+            target=attempt, args=(given, {"out": run, **options})
+        )  # as a sweep does: another has begun the run, and may end it
         waiting.start(), waiting.join(1)
         assert waiting.is_alive() and [p.name for p in run.iterdir()] == [".lock"]
-    finally: os.kill(pid, signal.SIGKILL), outcome(pid), os.close(read), os.close(write)
+    finally:
+        os.kill(pid, signal.SIGKILL), outcome(pid), os.close(read), os.close(write)
     waiting.join(60)
-    assert not waiting.is_alive() and "run.json" in verify(run)["files"] and verify(run)["notes"] == []
+    assert (
+        not waiting.is_alive() and "run.json" in verify(run)["files"] and verify(run)["notes"] == []
+    )
 
 
 # --- the sweep -----------------------------------------------------------------------------------------------------
 
+
 def sweep(folder: Path, **kw) -> pd.DataFrame:
     from gmvae_nb.commands import gmvae_sweep
+
     if not (folder / "cells.h5ad").exists():
         folder.mkdir(exist_ok=True)
         cells().write_h5ad(folder / "cells.h5ad")
-    gmvae_sweep(str(folder / "cells.h5ad"), **({"out": str(folder / "sweep"), "K": [2, 3], "repeats": 2, "batch_key": "batch", "max_epochs": 2, "quiet": True} | kw))
+    gmvae_sweep(
+        str(folder / "cells.h5ad"),
+        **(
+            {
+                "out": str(folder / "sweep"),
+                "K": [2, 3],
+                "repeats": 2,
+                "batch_key": "batch",
+                "max_epochs": 2,
+                "quiet": True,
+            }
+            | kw
+        ),
+    )
     return pd.read_csv(folder / "sweep/results.csv").drop(columns="train_seconds")
 
 
@@ -698,14 +1025,18 @@ def count_steps(monkeypatch, at=None, do=None) -> list:
 
     def step(self, *args, original=torch.optim.Adam.step, **kw):
         steps.append(1)
-        if len(steps) - 1 == at: do(self)
+        if len(steps) - 1 == at:
+            do(self)
         return original(self, *args, **kw)
+
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     return steps
 
 
 @needs_fork
-@pytest.mark.parametrize("at", [15, 33])  # of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
+@pytest.mark.parametrize(
+    "at", [15, 33]
+)  # of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
 def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch, at):
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
     torch.set_num_threads(1)
@@ -717,9 +1048,13 @@ def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch,
     assert done == at // 12
     steps = count_steps(monkeypatch)
     pd.testing.assert_frame_equal(sweep(tmp_path / "killed"), whole)
-    assert len(steps) == 12 * (4 - done) - at % 12 // 6 * 6  # finished runs and finished epochs were not trained again
+    assert (
+        len(steps) == 12 * (4 - done) - at % 12 // 6 * 6
+    )  # finished runs and finished epochs were not trained again
     for run in (tmp_path / "killed/sweep").glob("K*"):
-        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/sweep" / run.name / "model.safetensors").read_bytes()
+        assert (run / "model.safetensors").read_bytes() == (
+            tmp_path / "whole/sweep" / run.name / "model.safetensors"
+        ).read_bytes()
         verify(run)
 
 
@@ -727,12 +1062,24 @@ def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_pa
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
     with monkeypatch.context() as patch:
         count_steps(patch, 14, lambda self: self.param_groups[0]["params"][0].grad.fill_(math.nan))
-        with pytest.raises(FloatingPointError, match=r"1 of 4 runs failed: K2-seed1 \(the loss is nan at epoch 1, step 4"): sweep(tmp_path)
-    assert len(pd.read_csv(tmp_path / "sweep/results.csv")) == 3 and not (tmp_path / "sweep/K2-seed1/metrics.json").exists()
+        with pytest.raises(
+            FloatingPointError,
+            match=r"1 of 4 runs failed: K2-seed1 \(the loss is nan at epoch 1, step 4",
+        ):
+            sweep(tmp_path)
+    assert (
+        len(pd.read_csv(tmp_path / "sweep/results.csv")) == 3
+        and not (tmp_path / "sweep/K2-seed1/metrics.json").exists()
+    )
     half = tmp_path / "sweep/K3-seed0/metrics.json"
     half.write_bytes(half.read_bytes()[:200])
-    steps, whole = count_steps(monkeypatch), {p: p.stat().st_mtime_ns for p in half.parents[1].glob("*/metrics.json") if p != half}
+    steps, whole = (
+        count_steps(monkeypatch),
+        {p: p.stat().st_mtime_ns for p in half.parents[1].glob("*/metrics.json") if p != half},
+    )
     table = sweep(tmp_path)
     assert len(whole) == 2 and all(p.stat().st_mtime_ns == t for p, t in whole.items())
-    assert len(table) == 4 and len(steps) == 12  # the failed one; the half-written one was trained, and is scored again
+    assert (
+        len(table) == 4 and len(steps) == 12
+    )  # the failed one; the half-written one was trained, and is scored again
     json.loads(half.read_text())

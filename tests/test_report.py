@@ -1,4 +1,5 @@
 """The page: complete in itself, small, and safe from what users call things."""
+
 import os
 import re
 from pathlib import Path
@@ -7,13 +8,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
-
 from gmvae_nb import runs
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.report import cluster_rows, marker_genes, on_map, remarks, unsure_pairs, write_report
 from gmvae_nb.runs import annotate_run, read_input, train_run
 from gmvae_nb.train import Preset
+from scipy.sparse import csr_matrix
 
 NASTY = "<script>alert(1)</script>"
 
@@ -23,7 +23,9 @@ def page(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     a = kang_pbmc()[::20]
     a = a[:, np.asarray(a.X.sum(0)).ravel() > 0].copy()
-    a.obs["type"] = a.obs["cell_type"].astype(str).replace({"NK": NASTY, "B": '$\\frac{" onclick="x'})
+    a.obs["type"] = (
+        a.obs["cell_type"].astype(str).replace({"NK": NASTY, "B": '$\\frac{" onclick="x'})
+    )
     a.obs["donor"] = a.obs["batch"].astype(str).replace({"stim": "</style><b>&"})
     a.var_names = ["<img src=x>", *a.var_names[1:]]
     a.obs_names = ["<i>cell</i>", *a.obs_names[1:]]
@@ -31,9 +33,20 @@ def page(request, tmp_path_factory):
     keys = dict(batch_key="donor", labels_key="type") if request.param else {}
     given = read_input(folder / "<u>.h5ad", **keys)
     small = Preset(n_x=3, prior="parameters", encoder_hidden=(16,), decoder_hidden=(16,), M=1)
-    model = train_run(given, folder / "run", K=3, preset=small, max_epochs=1, progress=False, command="gmvae_train '<u>.h5ad'", **keys)
+    model = train_run(
+        given,
+        folder / "run",
+        K=3,
+        preset=small,
+        max_epochs=1,
+        progress=False,
+        command="gmvae_train '<u>.h5ad'",
+        **keys,
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))  # half a minute of compiling
+        patch.setattr(
+            runs, "umap", lambda X, seed: X[:, :2].astype(np.float32)
+        )  # half a minute of compiling
         annotate_run(model, given, folder / "run")
     return request.param, write_report(folder / "run").read_text(encoding="utf-8"), folder / "run"
 
@@ -86,7 +99,9 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(page, monkeypatch):
     with pytest.raises(OSError):
         write_report(folder)
     monkeypatch.undo()
-    assert (folder / "report.html").read_text(encoding="utf-8") == before and {p.name for p in folder.glob(".*")} == {".lock"}
+    assert (folder / "report.html").read_text(encoding="utf-8") == before and {
+        p.name for p in folder.glob(".*")
+    } == {".lock"}
 
 
 def test_cells_without_coordinates_lie_in_the_middle():
@@ -98,9 +113,17 @@ def test_markers_are_higher_in_their_cluster_and_tiny_clusters_have_none():
     y = rng.poisson(1.0, (63, 30))
     y[:20, 7] += 9
     y[:20, 8] = 0
-    found = marker_genes(csr_matrix(y.astype(np.float32)), [f"g{i}" for i in range(30)], pd.Categorical(["a"] * 20 + ["b"] * 41 + ["c"] * 2))
+    found = marker_genes(
+        csr_matrix(y.astype(np.float32)),
+        [f"g{i}" for i in range(30)],
+        pd.Categorical(["a"] * 20 + ["b"] * 41 + ["c"] * 2),
+    )
     of_a = found[found["cluster"] == "a"]
-    assert of_a["gene"].iloc[0] == "g7" and "g8" not in set(of_a["gene"]) and set(found["cluster"]) == {"a", "b"}
+    assert (
+        of_a["gene"].iloc[0] == "g7"
+        and "g8" not in set(of_a["gene"])
+        and set(found["cluster"]) == {"a", "b"}
+    )
     assert (found["log2_fold_change"] > 0).all()
 
 
@@ -114,9 +137,25 @@ def test_what_goes_wrong_is_remarked():
 
 
 def test_rows_and_pairs_count_cells():
-    obs = pd.DataFrame({"gmvae_cluster": pd.Categorical(["0", "0", "1"]), "gmvae_confidence": [0.9, 0.4, 0.8], "gmvae_unsure": [False, True, False]})
+    obs = pd.DataFrame(
+        {
+            "gmvae_cluster": pd.Categorical(["0", "0", "1"]),
+            "gmvae_confidence": [0.9, 0.4, 0.8],
+            "gmvae_unsure": [False, True, False],
+        }
+    )
     markers = pd.DataFrame({"cluster": ["0"], "gene": ["g"]})
-    first, second = cluster_rows(obs, pd.Categorical(["a", "b", "a"]), pd.Categorical(["T", "T", "B"]), markers)
-    assert (first["cells"], first["unsure"], first["batches"], first["label"], first["genes"]) == (2, 0.5, [0.5, 0.5], "T", ["g"])
+    first, second = cluster_rows(
+        obs, pd.Categorical(["a", "b", "a"]), pd.Categorical(["T", "T", "B"]), markers
+    )
+    assert (first["cells"], first["unsure"], first["batches"], first["label"], first["genes"]) == (
+        2,
+        0.5,
+        [0.5, 0.5],
+        "T",
+        ["g"],
+    )
     assert second["confidence"] == 0.8 and second["genes"] == []
-    assert unsure_pairs(np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0]]), np.array([True, False])) == [(0, 1, 1)]
+    assert unsure_pairs(np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0]]), np.array([True, False])) == [
+        (0, 1, 1)
+    ]

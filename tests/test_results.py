@@ -1,4 +1,5 @@
 """06_results through papermill, on data of a user's own."""
+
 import json
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.results import collect_runs, gmvae_table, results_table
 from gmvae_nb.train import GMVAE
@@ -19,8 +19,13 @@ PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
 
 def papermill(folder, *parameters):
     pairs = [word for name, value in parameters for word in ("-p", name, str(value))]
-    return subprocess.run([*PAPERMILL, "out.ipynb", "--kernel", "python3", *pairs], cwd=folder, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [*PAPERMILL, "out.ipynb", "--kernel", "python3", *pairs],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,16 @@ def own_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(own_file):
     "One run of the notebook."
-    done = papermill(own_file.parent, ("K", 3), ("data", "mine.h5ad"), ("batch_key", "donor"), ("labels_key", "type"),
-                     ("layer", "counts"), ("max_epochs", 2), ("seed", 4))
+    done = papermill(
+        own_file.parent,
+        ("K", 3),
+        ("data", "mine.h5ad"),
+        ("batch_key", "donor"),
+        ("labels_key", "type"),
+        ("layer", "counts"),
+        ("max_epochs", 2),
+        ("seed", 4),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return own_file.parent / "_runs/K3-seed4"
 
@@ -49,7 +62,9 @@ def test_the_parameters_cell_is_tagged_and_explained():
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
-    help_text = subprocess.run([*PAPERMILL, "--help-notebook"], capture_output=True, text=True).stdout
+    help_text = subprocess.run(
+        [*PAPERMILL, "--help-notebook"], capture_output=True, text=True
+    ).stdout
     for line in filter(None, "".join(tagged[0]["source"]).split("\n")):
         name, comment = line.split(" = ")[0], line.split("  # ")[1]
         assert name in help_text and " ".join(comment.split()[:3]) in " ".join(help_text.split())
@@ -57,12 +72,23 @@ def test_the_parameters_cell_is_tagged_and_explained():
 
 def test_a_run_leaves_everything_it_promises(finished):
     assert {p.name for p in finished.iterdir()} == {
-        "model.safetensors", "config.json", "history.csv", "metrics.json", "embedding.h5ad", "loss.png", "umap.png"}
+        "model.safetensors",
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "embedding.h5ad",
+        "loss.png",
+        "umap.png",
+    }
     found = json.loads((finished / "metrics.json").read_text())
     assert found["K"] == 3 and found["seed"] == 4 and found["epochs"] == 2
-    assert {"ari_oracle", "asw", "nmi_oracle", "batch_asw", "kbet", "ari_clusters"} <= set(found["scores"]["latent"])
+    assert {"ari_oracle", "asw", "nmi_oracle", "batch_asw", "kbet", "ari_clusters"} <= set(
+        found["scores"]["latent"]
+    )
     terms = found["test"]
-    assert terms["rec"] + terms["kl_w"] + terms["kl_z"] + terms["cond"] == pytest.approx(terms["neg_elbo"], rel=1e-5)
+    assert terms["rec"] + terms["kl_w"] + terms["kl_z"] + terms["cond"] == pytest.approx(
+        terms["neg_elbo"], rel=1e-5
+    )
     assert len(pd.read_csv(finished / "history.csv")) == 2
 
 
@@ -81,13 +107,19 @@ def test_the_table_takes_it(finished, capsys, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs.csv"), collect_runs([finished]))
 
 
-@pytest.mark.parametrize("parameters, words", [
-    ([("data", "no.h5ad")], "no.h5ad"),
-    ([("data", "mine.h5ad"), ("layer", "counts")], "batch_key='batch'"),
-    ([("data", "mine.h5ad"), ("layer", "counts"), ("batch_key", "donor")], "labels_key='cell_type'"),
-    ([("data", "mine.h5ad"), ("batch_key", "donor"), ("labels_key", "type")], "layer='counts'"),
-    ([("K", 0)], "K is 0"),
-])
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ([("data", "no.h5ad")], "no.h5ad"),
+        ([("data", "mine.h5ad"), ("layer", "counts")], "batch_key='batch'"),
+        (
+            [("data", "mine.h5ad"), ("layer", "counts"), ("batch_key", "donor")],
+            "labels_key='cell_type'",
+        ),
+        ([("data", "mine.h5ad"), ("batch_key", "donor"), ("labels_key", "type")], "layer='counts'"),
+        ([("K", 0)], "K is 0"),
+    ],
+)
 def test_bad_parameters_are_told_before_training(own_file, parameters, words):
     done = papermill(own_file.parent, *parameters)
     assert done.returncode != 0

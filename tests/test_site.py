@@ -1,4 +1,5 @@
 """The checks of tools/site.py: each fault is told, a sound page passes, the repository's own site has none."""
+
 import importlib.util
 import json
 import os
@@ -50,8 +51,12 @@ def text(*cells: dict) -> str:
 
 # --- numbers and links ------------------------------------------------------------------------------------
 def test_equations_are_numbered_in_order_and_linked():
-    out = text(md("See @eq-any."), md(EQUATION), md("$$ c $$ {#eq-any}"), md("From [@eq-one; @eq-any]."))
-    assert "[Equation 2](#eq-any)." in out and "[Equation 1](#eq-one); [Equation 2](#eq-any)." in out
+    out = text(
+        md("See @eq-any."), md(EQUATION), md("$$ c $$ {#eq-any}"), md("From [@eq-one; @eq-any].")
+    )
+    assert (
+        "[Equation 2](#eq-any)." in out and "[Equation 1](#eq-one); [Equation 2](#eq-any)." in out
+    )
     assert "::: {#eq-one}\n$$\na = b\n\\tag{1}\n$$\n:::" in out and "\\tag{2}" in out
 
 
@@ -60,19 +65,30 @@ def test_equation_in_a_list_keeps_its_indent():
 
 
 def test_figures_get_number_caption_and_file():
-    done = numbered(code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG), md("@fig-a"))
+    done = numbered(
+        code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG), md("@fig-a")
+    )
     assert done.problems == [] and list(done.pictures) == ["page_files/fig-a-1.png"]
     shown = done.cells[0]["outputs"][0]["data"]["text/markdown"]
-    assert "![Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))](page_files/fig-a-1.png)" in shown
+    assert (
+        "![Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))](page_files/fig-a-1.png)"
+        in shown
+    )
     assert "::: {#fig-a}" in shown and "fig-cap" not in done.cells[0]["source"]
     assert done.cells[1]["source"] == "[Figure 1](#fig-a)"
 
 
 def test_tables_and_sections():
-    frame = {"output_type": "execute_result", "metadata": {}, "data": {"text/html": "<table></table>"}}
-    done = numbered(md("## The prior {#sec-prior}\n\n| a |\n|---|\n\n: Scores {#tbl-a}"),
-                    code("#| label: tbl-b\n#| tbl-cap: More\ndf", frame),
-                    md("@tbl-a @tbl-b @sec-prior"))
+    frame = {
+        "output_type": "execute_result",
+        "metadata": {},
+        "data": {"text/html": "<table></table>"},
+    }
+    done = numbered(
+        md("## The prior {#sec-prior}\n\n| a |\n|---|\n\n: Scores {#tbl-a}"),
+        code("#| label: tbl-b\n#| tbl-cap: More\ndf", frame),
+        md("@tbl-a @tbl-b @sec-prior"),
+    )
     assert done.problems == [] and ": Table 1: Scores {#tbl-a}" in done.cells[0]["source"]
     caption = done.cells[1]["outputs"][0]["data"]["text/markdown"]
     assert caption == "::: {#tbl-b .quarto-float-caption}\nTable 2: More\n:::"
@@ -81,61 +97,106 @@ def test_tables_and_sections():
 
 def test_citations_and_references():
     out = text(md("As @kingma2014vae [see @kang2018, p. 3; @buttner2019] and [-@kang2018]."))
-    assert "As Kingma and Welling ([2014](#ref-kingma2014vae)) (see [Kang et al. 2018](#ref-kang2018), p." in out
+    assert (
+        "As Kingma and Welling ([2014](#ref-kingma2014vae)) (see [Kang et al. 2018](#ref-kang2018), p."
+        in out
+    )
     assert "; [Büttner 2019](#ref-buttner2019))" in out
     assert "([2018](#ref-kang2018))." in out and "## References" in out
     at = [out.index(f'id="ref-{key}"') for key in ("buttner2019", "kang2018", "kingma2014vae")]
     assert at == sorted(at)
-    assert "Kang, Hyun Min, Chun Ye, et al. 2018. “Multiplexed scRNA-seq.” <em>Nature</em> 36: 89–94" in out
-    assert "https://doi.org/10.1038/nbt.4042" in out and "Kingma, Diederik P., and Max Welling. 2014." in out
+    assert (
+        "Kang, Hyun Min, Chun Ye, et al. 2018. “Multiplexed scRNA-seq.” <em>Nature</em> 36: 89–94"
+        in out
+    )
+    assert (
+        "https://doi.org/10.1038/nbt.4042" in out
+        and "Kingma, Diederik P., and Max Welling. 2014." in out
+    )
 
 
-@pytest.mark.parametrize("verbatim", [
-    "`@patch`", "```python\n@patch\n```", "$x @y$", "$$ x @y $$", "<!-- @todo -->", "[a](https://h.org/@b)",
-    "https://h.org/@b", "me@host.org"])
+@pytest.mark.parametrize(
+    "verbatim",
+    [
+        "`@patch`",
+        "```python\n@patch\n```",
+        "$x @y$",
+        "$$ x @y $$",
+        "<!-- @todo -->",
+        "[a](https://h.org/@b)",
+        "https://h.org/@b",
+        "me@host.org",
+    ],
+)
 def test_an_at_sign_that_is_no_reference(verbatim):
     assert text(md(f"Here {verbatim} stays")) == f"Here {verbatim} stays"
 
 
 # --- faults of a notebook ---------------------------------------------------------------------------------
-@pytest.mark.parametrize("cells, home, told", [
-    ([md("@eq-none")], {}, "@eq-none is defined nowhere"),
-    ([md("@eq-far")], {"eq-far": "01_vae"}, "write [words](01_vae.ipynb#eq-far)"),
-    ([md("[@nobody1999]")], {}, "@nobody1999 is neither a label nor a key"),
-    ([md("@nobody1999 says")], {}, "@nobody1999 is neither a label nor a key"),
-    ([md("[@kang2018; and others]")], {}, "has a part without a key"),
-    ([code("#| label: fig-a\n#| fig-cap: Cells\nplot()")], {}, "fig-a: the cell has no picture"),
-    ([code("#| label: fig-a\nplot()", ERROR)], {}, "fig-a: the cell has no picture"),
-    ([code("#| label: tbl-a\ndf")], {}, "tbl-a: the cell has no output"),
-    ([code('#| label: fig-a\n#| fig-cap: Left: a\nplot()', PNG)], {}, "no YAML"),
-])
+@pytest.mark.parametrize(
+    "cells, home, told",
+    [
+        ([md("@eq-none")], {}, "@eq-none is defined nowhere"),
+        ([md("@eq-far")], {"eq-far": "01_vae"}, "write [words](01_vae.ipynb#eq-far)"),
+        ([md("[@nobody1999]")], {}, "@nobody1999 is neither a label nor a key"),
+        ([md("@nobody1999 says")], {}, "@nobody1999 is neither a label nor a key"),
+        ([md("[@kang2018; and others]")], {}, "has a part without a key"),
+        (
+            [code("#| label: fig-a\n#| fig-cap: Cells\nplot()")],
+            {},
+            "fig-a: the cell has no picture",
+        ),
+        ([code("#| label: fig-a\nplot()", ERROR)], {}, "fig-a: the cell has no picture"),
+        ([code("#| label: tbl-a\ndf")], {}, "tbl-a: the cell has no output"),
+        ([code("#| label: fig-a\n#| fig-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
+    ],
+)
 def test_faults_in_numbering_are_told(cells, home, told):
     problems = numbered(*cells, home=home).problems
     assert len(problems) == 1 and told in problems[0]
 
 
-@pytest.mark.parametrize("cell, told", [
-    (code("f()", ERROR), "ended in ValueError: no such batch"),
-    (code("import os\nf()"), "imports beside other code"),
-    (code("def f():\n    import os"), "imports beside other code"),
-    (code("f()", {"output_type": "stream", "text": "/a/lib/site-packages/tqdm/auto.py:21: TqdmWarning"}),
-     "printed a path of this machine: /a/lib/site-packages/tqdm/auto.py"),
-])
+@pytest.mark.parametrize(
+    "cell, told",
+    [
+        (code("f()", ERROR), "ended in ValueError: no such batch"),
+        (code("import os\nf()"), "imports beside other code"),
+        (code("def f():\n    import os"), "imports beside other code"),
+        (
+            code(
+                "f()",
+                {
+                    "output_type": "stream",
+                    "text": "/a/lib/site-packages/tqdm/auto.py:21: TqdmWarning",
+                },
+            ),
+            "printed a path of this machine: /a/lib/site-packages/tqdm/auto.py",
+        ),
+    ],
+)
 def test_faults_in_cells_are_told(cell, told):
     problems = site.source_problems([md("# T\n\n> promise"), cell, code("#| export\nx = 1")])
     assert len(problems) == 1 and told in problems[0]
 
 
-@pytest.mark.parametrize("title", ["# T\n\n> promise\n\nMore words", "Words", "# T\n\n> two\n> lines"])
+@pytest.mark.parametrize(
+    "title", ["# T\n\n> promise\n\nMore words", "Words", "# T\n\n> two\n> lines"]
+)
 def test_a_first_cell_whose_words_would_be_lost(title):
     assert "the page loses all of the first cell" in site.source_problems([md(title)])[0]
 
 
 def test_a_sound_notebook_has_no_faults():
-    cells = [md("# T\n\n> promise"), code("import os\nimport sys"), code("f()", PNG),
-             code("#| export\nimport os\n\ndef f(): return os")]
+    cells = [
+        md("# T\n\n> promise"),
+        code("import os\nimport sys"),
+        code("f()", PNG),
+        code("#| export\nimport os\n\ndef f(): return os"),
+    ]
     assert site.source_problems(cells) == []
-    assert site.source_problems([md("# T"), code("import os\nf()")]) == []  # exports nothing: nbdev runs nothing
+    assert (
+        site.source_problems([md("# T"), code("import os\nf()")]) == []
+    )  # exports nothing: nbdev runs nothing
 
 
 def stage(proc: Path, name: str, *cells: dict):
@@ -168,20 +229,26 @@ GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a><a href
 <img src="p.png"><img src="data:image/png;base64,AA">"""
 
 
-@pytest.mark.parametrize("html, told", [
-    (GOOD, None),
-    ('<a href="#nowhere">a</a>', "a.html has no anchor #nowhere"),
-    ('<a href="b.html#nowhere">a</a>', "b.html has no anchor #nowhere"),
-    ('<a href="c.html">a</a>', "the site has no file c.html"),
-    ('<img src="missing.png">', "the site has no file missing.png"),
-    ('<p id="x"></p><p id="x"></p>', "the id x is defined 2 times"),
-    ("<p>left ::: {.callout-note}</p>", "markup is left"),
-    ("<p>left {#eq-one}</p>", "markup is left"),
-    ("<p>left @fig-one</p>", "markup is left"),
-    ("<p>left $$ a $$</p>", "markup is left"),
-    ('<pre>def f(h: int): <span class="co"># of [`GMVAE`](04_train.ipynb#gmvae)</span></pre>', "a link to GMVAE"),
-    ("<pre>::: @fig-one $$</pre><p><code>{#eq-one}</code></p>", None),
-])
+@pytest.mark.parametrize(
+    "html, told",
+    [
+        (GOOD, None),
+        ('<a href="#nowhere">a</a>', "a.html has no anchor #nowhere"),
+        ('<a href="b.html#nowhere">a</a>', "b.html has no anchor #nowhere"),
+        ('<a href="c.html">a</a>', "the site has no file c.html"),
+        ('<img src="missing.png">', "the site has no file missing.png"),
+        ('<p id="x"></p><p id="x"></p>', "the id x is defined 2 times"),
+        ("<p>left ::: {.callout-note}</p>", "markup is left"),
+        ("<p>left {#eq-one}</p>", "markup is left"),
+        ("<p>left @fig-one</p>", "markup is left"),
+        ("<p>left $$ a $$</p>", "markup is left"),
+        (
+            '<pre>def f(h: int): <span class="co"># of [`GMVAE`](04_train.ipynb#gmvae)</span></pre>',
+            "a link to GMVAE",
+        ),
+        ("<pre>::: @fig-one $$</pre><p><code>{#eq-one}</code></p>", None),
+    ],
+)
 def test_faults_of_a_page(html, told):
     pages = {"a.html": site.Page(html), "b.html": site.Page('<p id="c"></p>')}
     found = site.page_problems(pages, {"a.html", "b.html", "p.png"})
@@ -193,8 +260,10 @@ def test_formulas_are_read_by_katex():
     katex = site.fetch_katex()
     if not katex:
         pytest.skip("needs npm and its registry")
-    page = site.Page(r'<span class="math inline">\(\frac{a}{b}\)</span>'
-                     r'<span class="math display">\[\frac{a}{\]</span>')
+    page = site.Page(
+        r'<span class="math inline">\(\frac{a}{b}\)</span>'
+        r'<span class="math display">\[\frac{a}{\]</span>'
+    )
     assert page.formulas == [(r"\frac{a}{b}", False), (r"\frac{a}{", True)]
     found = site.formula_problems({"a.html": page}, katex)
     assert len(found) == 1 and found[0].startswith("a.html: KaTeX parse error")

@@ -1,4 +1,5 @@
 """The estimator from outside: bad input, interruption, resumption, files. The ideas themselves are checked in nbs/04."""
+
 import json
 import os
 import subprocess
@@ -10,13 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.sparse import csr_matrix
-
 from gmvae_nb.data import CountsOnDisk, to_torch
 from gmvae_nb.nb_likelihood import log_nb
 from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model, training_loss
+from scipy.sparse import csr_matrix
 
-TINY = Preset(n_x=4, n_w=3, encoder_hidden=(16, 8), decoder_hidden=(8, 16), prior_hidden=16, M=2, batch_size=16, max_epochs=3)
+TINY = Preset(
+    n_x=4,
+    n_w=3,
+    encoder_hidden=(16, 8),
+    decoder_hidden=(8, 16),
+    prior_hidden=16,
+    M=2,
+    batch_size=16,
+    max_epochs=3,
+)
 
 
 def simulated(n=120, G=30, seed=0):
@@ -25,14 +34,21 @@ def simulated(n=120, G=30, seed=0):
     rates = rng.gamma(1.0, 2.0, (3, G))
     group, batch = rng.integers(3, size=n), rng.integers(2, size=n)
     y = rng.poisson(rates[group] * np.where(batch, 1.5, 1.0)[:, None]) + (np.arange(G) == 0)
-    adata = ad.AnnData(csr_matrix(y.astype(np.float32)), obs=pd.DataFrame({"batch": batch.astype(str), "cell_type": group.astype(str)},
-                                                                              index=[f"cell{i}" for i in range(n)]))
+    adata = ad.AnnData(
+        csr_matrix(y.astype(np.float32)),
+        obs=pd.DataFrame(
+            {"batch": batch.astype(str), "cell_type": group.astype(str)},
+            index=[f"cell{i}" for i in range(n)],
+        ),
+    )
     adata.var_names = [f"gene{i}" for i in range(G)]
     return adata
 
 
 def fitted(epochs=2, **kw):
-    return GMVAE(simulated(), K=3, batch_key="batch", preset=TINY, **kw).train(epochs, progress=False)
+    return GMVAE(simulated(), K=3, batch_key="batch", preset=TINY, **kw).train(
+        epochs, progress=False
+    )
 
 
 def with_counts(change):
@@ -46,6 +62,7 @@ def with_counts(change):
 def put(value):
     def change(y):
         y[7, 3] = value
+
     return change
 
 
@@ -82,7 +99,9 @@ def test_missing_batches_are_named():
 
 
 def test_fewer_cells_than_a_minibatch():
-    with pytest.raises(ValueError, match="10 cells are left for training, fewer than one mini-batch of 16"):
+    with pytest.raises(
+        ValueError, match="10 cells are left for training, fewer than one mini-batch of 16"
+    ):
         GMVAE(simulated(), K=2, preset=TINY).train(test_idx=np.arange(110), progress=False)
 
 
@@ -99,10 +118,19 @@ def test_duplicate_genes_are_named():
 
 
 @pytest.mark.parametrize("K", [1, 2, 7])
-@pytest.mark.parametrize("options", [{}, {"bound": "exact"}, {"prior": "parameters", "learn_weights": True, "library_size": True},
-                                     {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup": 2, "lam": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bound": "exact"},
+        {"prior": "parameters", "learn_weights": True, "library_size": True},
+        {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup": 2, "lam": 0.5},
+    ],
+)
 def test_every_option_trains_and_lowers_the_loss(K, options):
-    model = GMVAE(simulated(), K=K, batch_key="batch", preset=replace(TINY, lr=5e-3, **options)).train(4, progress=False)
+    model = GMVAE(
+        simulated(), K=K, batch_key="batch", preset=replace(TINY, lr=5e-3, **options)
+    ).train(4, progress=False)
     history = model.history
     assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
     assert np.isfinite(history.to_numpy()).all()
@@ -153,7 +181,9 @@ def test_a_loss_that_is_not_finite_is_told():
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
     whole = fitted(3)._state()
     fitted(1).train(2, out=tmp_path, progress=False)  # what a killed run leaves behind
-    again = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(3, out=tmp_path, progress=False)
+    again = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(
+        3, out=tmp_path, progress=False
+    )
     assert all(whole[name].equal(t) for name, t in again._state().items())
 
 
@@ -165,21 +195,37 @@ def test_a_checkpoint_of_another_run_is_not_taken_over(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
-    code = ("import sys; sys.path.insert(0, sys.argv[2]); from test_train import fitted; "
-            "m = fitted(); m._rows = [{**r, 'seconds': 0} for r in m._rows]; m.save(sys.argv[1])")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_train import fitted; "
+        "m = fitted(); m._rows = [{**r, 'seconds': 0} for r in m._rows]; m.save(sys.argv[1])"
+    )
     for name, hash_seed in (("a", "1"), ("b", "2")):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)], check=True,
-                       env={**os.environ, "PYTHONHASHSEED": hash_seed})
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)],
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (
+        tmp_path / "b/model.safetensors"
+    ).read_bytes()
 
 
 def test_neighbours_of_scanpy_leave_the_number_of_threads_that_was_asked_for():
     "numba starts as many as there are cores, in the OpenMP that torch uses too; as many threads, the same bits."
-    code = ("import gmvae_nb, torch, numpy, anndata, scanpy; "
-            "scanpy.pp.neighbors(anndata.AnnData(numpy.random.default_rng(0).random((300, 4), dtype='float32')), use_rep='X'); "
-            "print(torch.get_num_threads())")
-    env = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env).stdout.split()[-1] == "1"
+    code = (
+        "import gmvae_nb, torch, numpy, anndata, scanpy; "
+        "scanpy.pp.neighbors(anndata.AnnData(numpy.random.default_rng(0).random((300, 4), dtype='float32')), use_rep='X'); "
+        "print(torch.get_num_threads())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env
+        ).stdout.split()[-1]
+        == "1"
+    )
 
 
 def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
@@ -187,16 +233,24 @@ def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
     model.save(tmp_path)
     loaded = GMVAE.load(tmp_path)
     new = simulated(20, seed=3)
-    np.testing.assert_array_equal(loaded.get_latent_representation(new), model.get_latent_representation(new))
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(new), model.get_latent_representation(new)
+    )
     with pytest.raises(ValueError, match="loaded without cells"):
         loaded.get_latent_representation()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), model.history, check_exact=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "history.csv"), model.history, check_exact=False
+    )
     assert json.loads((tmp_path / "config.json").read_text())["K"] == 3
 
 
 def damaged(path, how):
     raw = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": raw[: len(raw) // 2], "pickle": b"\x80\x04.", "text": b"not a model"}[how])
+    path.write_bytes(
+        {"empty": b"", "cut": raw[: len(raw) // 2], "pickle": b"\x80\x04.", "text": b"not a model"}[
+            how
+        ]
+    )
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "pickle", "text"])
@@ -220,11 +274,15 @@ def test_results_do_not_depend_on_the_size_of_chunks():
     big = GMVAE(simulated(), K=3, batch_key="batch", preset=replace(TINY, batch_size=100))
     big.network.load_state_dict(model.network.state_dict())
     for method in ("get_latent_representation", "predict_proba", "get_elbo"):
-        np.testing.assert_allclose(getattr(model, method)(), getattr(big, method)(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            getattr(model, method)(), getattr(big, method)(), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_library_size_scales_the_means_and_leaves_the_dispersion():
-    model = GMVAE(simulated(), K=2, batch_key="batch", preset=replace(TINY, library_size=True)).train(1, progress=False)
+    model = GMVAE(
+        simulated(), K=2, batch_key="batch", preset=replace(TINY, library_size=True)
+    ).train(1, progress=False)
     net, x = model.network.eval(), torch.zeros(1, 5, 4)
     y, b = to_torch(model.counts[:5]), torch.zeros(5, dtype=torch.long)
     factor = y.to_dense().sum(1, keepdim=True) / model.counts[model.train_idx].sum(1).mean()
@@ -232,7 +290,12 @@ def test_the_library_size_scales_the_means_and_leaves_the_dispersion():
         (r, logits), (r_1, logits_1) = (net.heads(net.decode(x, b), s) for s in (factor, None))
         assert torch.equal(r, r_1)
         torch.testing.assert_close((r * logits.exp())[0], factor * (r_1 * logits_1.exp())[0])
-        torch.testing.assert_close(net.log_likelihood(y, b, x), log_nb(y.to_dense(), r, logits).sum(-1), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            net.log_likelihood(y, b, x),
+            log_nb(y.to_dense(), r, logits).sum(-1),
+            rtol=1e-4,
+            atol=1e-3,
+        )
 
 
 def test_bounds_against_the_importance_weights_of_each_draw():
@@ -245,9 +308,13 @@ def test_bounds_against_the_importance_weights_of_each_draw():
         terms = net(y, b, *noise)
     iwae = torch.from_numpy(model.get_iwae(n_draws=20))
     assert (log_w.mean(0) <= iwae + 1e-3).all() and (iwae <= log_w.max(0).values + 1e-3).all()
-    torch.testing.assert_close(iwae.double(), log_w.double().exp().mean(0).log(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        iwae.double(), log_w.double().exp().mean(0).log(), rtol=1e-3, atol=1e-3
+    )
     parts = sum(terms[name] for name in ("rec", "kl_w", "kl_z", "cond"))
-    torch.testing.assert_close(torch.from_numpy(-model.get_elbo(n_draws=20)), parts, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        torch.from_numpy(-model.get_elbo(n_draws=20)), parts, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_mutual_information_of_cluster_and_cell():
@@ -258,15 +325,35 @@ def test_mutual_information_of_cluster_and_cell():
     information = (joint * (joint / (joint.sum(0) * joint.sum(1, keepdim=True))).log()).sum()
     usage = cluster_usage(gamma)
     assert usage["mutual_information"] == pytest.approx(information.item())
-    assert np.log(usage["effective_K"]) - usage["gamma_entropy"] == pytest.approx(information.item())
+    assert np.log(usage["effective_K"]) - usage["gamma_entropy"] == pytest.approx(
+        information.item()
+    )
 
 
 def test_the_presets_are_what_the_text_and_the_code_of_the_seed_say():
     blog, original = PRESETS["blog"], PRESETS["original"]
-    assert (blog.n_x, blog.n_w, blog.encoder_hidden, blog.decoder_hidden, blog.prior_hidden) == (80, 60, (300, 250), (250, 300), 300)
-    assert (blog.dropout, blog.M, blog.lr, blog.lr_factor, blog.lr_step, blog.max_epochs) == (0.05, 10, 1e-3, 0.7, 25, 40)
-    assert (original.encoder_hidden, original.lr, original.norm_first, original.lam_mode, original.original_reshape) == (
-        (300, 200), 1e-4, True, "cell", True)
+    assert (blog.n_x, blog.n_w, blog.encoder_hidden, blog.decoder_hidden, blog.prior_hidden) == (
+        80,
+        60,
+        (300, 250),
+        (250, 300),
+        300,
+    )
+    assert (blog.dropout, blog.M, blog.lr, blog.lr_factor, blog.lr_step, blog.max_epochs) == (
+        0.05,
+        10,
+        1e-3,
+        0.7,
+        25,
+        40,
+    )
+    assert (
+        original.encoder_hidden,
+        original.lr,
+        original.norm_first,
+        original.lam_mode,
+        original.original_reshape,
+    ) == ((300, 200), 1e-4, True, "cell", True)
 
 
 @pytest.mark.parametrize("options", [{}, {"bound": "exact", "lam": 0.5, "lam_mode": "cell"}])
@@ -274,7 +361,13 @@ def test_the_fast_step_gives_the_loss_and_gradients_of_the_plain_form(options):
     "All draws for all genes: sparse first layer, fused heads and densities as products against the network as one writes it down."
     sys.path.insert(0, os.path.join(os.path.dirname(__file__), "bench"))
     from training import Plain
-    model = GMVAE(simulated(), K=3, batch_key="batch", preset=replace(TINY, M_heads=2, M_w=2, dtype="float32", dropout=0.0, **options))
+
+    model = GMVAE(
+        simulated(),
+        K=3,
+        batch_key="batch",
+        preset=replace(TINY, M_heads=2, M_w=2, dtype="float32", dropout=0.0, **options),
+    )
     net = model.network.double().train()
     net.y_mean.fill_(1.3), net.y_std.fill_(2.1)
     y, b = to_torch(model.counts[:20]).double(), torch.from_numpy(model.batch[:20])
@@ -292,21 +385,35 @@ def test_counts_on_disk_train_and_embed_like_counts_in_memory(tmp_path):
     adata = simulated()
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    model = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(3, progress=False)
+    model = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(
+        3, progress=False
+    )
     assert isinstance(model.counts, CountsOnDisk)
     history = model.history
     assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
-    again = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(3, progress=False)
-    assert all(one.equal(two) for one, two in zip(model.network.parameters(), again.network.parameters()))
+    again = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(
+        3, progress=False
+    )
+    assert all(
+        one.equal(two) for one, two in zip(model.network.parameters(), again.network.parameters())
+    )
     latent = model.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(adata), latent, atol=1e-6)
     other = adata[::-1, ::-1].copy()  # other cells first, other genes first, on disk
     other.write_h5ad(tmp_path / "b.h5ad")
-    np.testing.assert_allclose(model.get_latent_representation(ad.read_h5ad(tmp_path / "b.h5ad", backed="r"))[::-1], latent, atol=1e-5)
+    np.testing.assert_allclose(
+        model.get_latent_representation(ad.read_h5ad(tmp_path / "b.h5ad", backed="r"))[::-1],
+        latent,
+        atol=1e-5,
+    )
 
 
 def test_without_held_out_cells_the_usage_is_that_of_the_training_cells():
-    row = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(1, test_idx=[], progress=False).history.iloc[0]
+    row = (
+        GMVAE(simulated(), K=3, batch_key="batch", preset=TINY)
+        .train(1, test_idx=[], progress=False)
+        .history.iloc[0]
+    )
     assert 1 <= row["effective_K"] <= 3 and "test_neg_elbo" not in row
 
 

@@ -6,11 +6,6 @@ import hypothesis.extra.numpy as hnp
 import pytest
 import torch
 import torch.distributions as td
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from torch import nn
-from torch.testing import assert_close
-
 from gmvae_nb.vae import (
     MLP,
     VAE,
@@ -20,6 +15,10 @@ from gmvae_nb.vae import (
     kl_standard_normal,
     reparametrize,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -59,7 +58,9 @@ def test_log_prob_is_that_of_torch_distributions(tensors):
 @given(st.floats(-5, 5), st.floats(-2, 1))
 def test_log_prob_integrates_to_one(mean, log_std):
     grid = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
-    log_p = gaussian_log_prob(grid[:, None], torch.tensor([mean]).double(), torch.tensor([log_std]).double())
+    log_p = gaussian_log_prob(
+        grid[:, None], torch.tensor([mean]).double(), torch.tensor([log_std]).double()
+    )
     assert abs(torch.trapezoid(log_p.exp(), grid) - 1) < 1e-9
 
 
@@ -145,7 +146,9 @@ def test_kl_and_its_gradients_are_those_of_the_integral(mean_q, log_std_q, mean_
     integral = torch.trapezoid(integrand[:, 0], grid[:, 0])
     closed = kl_gaussians(*tensors)
     assert_close(closed, integral, rtol=1e-7, atol=1e-7)
-    for ours, theirs in zip(torch.autograd.grad(closed, tensors), torch.autograd.grad(integral, tensors)):
+    for ours, theirs in zip(
+        torch.autograd.grad(closed, tensors), torch.autograd.grad(integral, tensors)
+    ):
         assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
@@ -237,7 +240,9 @@ def test_mlp_layers_and_their_order(sizes, dropout):
         mlp = MLP(sizes, dropout, norm_first)
         assert [type(layer) for layer in mlp] == [nn.Linear, *middle, nn.Dropout] * (len(sizes) - 1)
         linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-        assert [(layer.in_features, layer.out_features) for layer in linear] == list(zip(sizes, sizes[1:]))
+        assert [(layer.in_features, layer.out_features) for layer in linear] == list(
+            zip(sizes, sizes[1:])
+        )
         assert all(layer.p == dropout for layer in mlp if isinstance(layer, nn.Dropout))
         assert mlp.eval()(torch.zeros(2, 3, sizes[0])).shape == (2, 3, sizes[-1])
 
@@ -251,7 +256,9 @@ def test_mlp_defaults_are_those_of_the_text():
 def test_mlp_output_moments_tell_the_order():
     x = normal(200, 10).float()
     torch.manual_seed(0)
-    norm_last, activation_last = (MLP((10, 64), norm_first=first).eval()(x) for first in (False, True))
+    norm_last, activation_last = (
+        MLP((10, 64), norm_first=first).eval()(x) for first in (False, True)
+    )
     assert_close(norm_last.mean(-1), torch.zeros(200), atol=1e-5, rtol=0)
     assert_close(norm_last.var(-1, unbiased=False), torch.ones(200), atol=1e-3, rtol=0)
     assert activation_last.min() > -0.1701 and norm_last.min() < -0.1701
@@ -331,7 +338,9 @@ def test_vae_elbo_is_a_lower_bound(cells):
         joint = log_lik + td.Normal(0.0, 1.0).log_prob(grid)[:, None]
         log_px = torch.trapezoid(joint.exp().T, grid).log()
     assert (-(rec + kl) < log_px).all()
-    assert (log_px + rec + kl < 3).all()  # a bound near enough to tell a wrong sign or a missing term
+    assert (
+        log_px + rec + kl < 3
+    ).all()  # a bound near enough to tell a wrong sign or a missing term
 
 
 def test_vae_every_parameter_gets_a_gradient(vae, cells):

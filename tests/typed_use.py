@@ -1,23 +1,35 @@
 """The public API as a program with types uses it; `mypy --strict` must agree (test_typed.py). Never run."""
+
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import csr_matrix
-from torch import Tensor
-
 from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells, write_atomically
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.nb_likelihood import NBHeads
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import Calibration, Input, annotate_run, calibration, cluster_types, embed_file, open_h5ad, read_input, train_run
-from gmvae_nb.train import PRESETS, GMVAE, Cells, GeneMatch, Preset, get_preset
+from gmvae_nb.runs import (
+    Calibration,
+    Input,
+    annotate_run,
+    calibration,
+    cluster_types,
+    embed_file,
+    open_h5ad,
+    read_input,
+    train_run,
+)
+from gmvae_nb.train import GMVAE, PRESETS, Cells, GeneMatch, Preset, get_preset
+from scipy.sparse import csr_matrix
+from torch import Tensor
 
 
 def fit(adata: AnnData, folder: Path) -> GMVAE:
     preset: Preset = PRESETS["recommended"] if adata.n_obs else get_preset("blog")
-    model: GMVAE = GMVAE(adata, K=None, batch_key="batch", layer="counts", preset=preset, seed=1, device="cpu")
+    model: GMVAE = GMVAE(
+        adata, K=None, batch_key="batch", layer="counts", preset=preset, seed=1, device="cpu"
+    )
     model = model.train(10, out=folder, progress=False)
     saved: Path = model.save(folder)
     return GMVAE.load(saved, adata)
@@ -34,12 +46,21 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
     clusters: pd.Categorical = model.predict(cells)
     elbo: np.ndarray = model.get_elbo(new)
     iwae: np.ndarray = model.get_iwae()
-    shares: pd.DataFrame = model.get_normalized_expression(cells, transform_batch=["a", "b"], gene_list=["CD3D"], library_size="latent", n_draws=3)
+    shares: pd.DataFrame = model.get_normalized_expression(
+        cells, transform_batch=["a", "b"], gene_list=["CD3D"], library_size="latent", n_draws=3
+    )
     drawn: list[csr_matrix] = model.posterior_predictive(n_draws=2)
     report = model.cluster_report(cells)
-    n: int = model.n_clusters + model.K + len(missing) + len(drawn) + len(history) + len(model.genes)
+    n: int = (
+        model.n_clusters + model.K + len(missing) + len(drawn) + len(history) + len(model.genes)
+    )
     print(X.shape, clusters, shares, report, rows)
-    return {"elbo": float(elbo.mean()), "iwae": float(iwae.mean()), "confidence": float(prob.max(1).mean()), "n": float(n)}
+    return {
+        "elbo": float(elbo.mean()),
+        "iwae": float(iwae.mean()),
+        "confidence": float(prob.max(1).mean()),
+        "n": float(n),
+    }
 
 
 def heads(h: Tensor, y: Tensor) -> Tensor:
@@ -56,5 +77,8 @@ def run(path: str, out: str) -> Calibration:
     train, test = split_cells(4000, 0.15)
     write_atomically(Path(out) / "a.txt", Path.touch)
     print(results_table(collect_runs([out])), evaluate(load_data("kang_pbmc")).scores, kang_pbmc())
-    right = obs["gmvae_cluster"].map(cluster_types(obs["gmvae_cluster"], obs["cell_type"])) == obs["cell_type"]
+    right = (
+        obs["gmvae_cluster"].map(cluster_types(obs["gmvae_cluster"], obs["cell_type"]))
+        == obs["cell_type"]
+    )
     return calibration(obs["gmvae_confidence"].to_numpy(), right.to_numpy())

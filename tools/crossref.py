@@ -4,6 +4,7 @@ links where the text says `@eq-name` or `[@key]`, a list of references.
 `Numbered(page, cells, entries, home)` gives the cells of one notebook back numbered, with the pictures of its
 figures and a list of problems. Nothing here reads or writes a file.
 """
+
 import base64
 import json
 import re
@@ -17,7 +18,9 @@ NAMES = {"eq": "Equation", "fig": "Figure", "tbl": "Table"}  # as in _quarto.yml
 KINDS = (*NAMES, "sec")  # a section is called by its title
 IMAGES = ("image/svg+xml", "image/png", "image/jpeg")
 
-CODE = re.compile(r"(?ms)^ *(```+|~~~+).*?^ *\1[`~]*[ \t]*$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)|<!--.*?-->")
+CODE = re.compile(
+    r"(?ms)^ *(```+|~~~+).*?^ *\1[`~]*[ \t]*$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)|<!--.*?-->"
+)
 MATHS = r"\$\$.*?\$\$|(?<![\\$])\$(?![\s$])(?:(?!\n\n)[^$])*?(?<![\s\\])\$(?!\d)"
 ADDRESS = r"(?<=\])\([^)]*\)|https?://[^\s)>]+"
 VERBATIM = re.compile(f"{CODE.pattern}|{MATHS}|{ADDRESS}")  # where an @ refers to nothing
@@ -42,7 +45,7 @@ def outside(pattern: re.Pattern, edit, text: str) -> str:
     "Apply `edit` to the pieces of `text` between the matches of `pattern`."
     pieces, end = [], 0
     for m in pattern.finditer(text):
-        pieces += [edit(text[end:m.start()]), m.group()]
+        pieces += [edit(text[end : m.start()]), m.group()]
         end = m.end()
     return "".join([*pieces, edit(text[end:])])
 
@@ -68,7 +71,9 @@ def labels(cells: list[dict]) -> list[str]:
 
 def numbers(cells: list[dict]) -> dict[str, str]:
     "How the text refers to each label: `eq-elbo` -> `Equation 2`, `sec-model` -> the section's title."
-    titles = {label: title for cell in cells for title, label in SECTION.findall(joined(cell["source"]))}
+    titles = {
+        label: title for cell in cells for title, label in SECTION.findall(joined(cell["source"]))
+    }
     count, names = Counter(), {}
     for label in dict.fromkeys(labels(cells)):
         kind = label.partition("-")[0]
@@ -85,7 +90,9 @@ def closing(text: str, start: int) -> int:
         depth += (text[i] == "{") - (text[i] == "}")
         if not depth:
             return i
-    raise ValueError(f"references.bib: the brace before {text[start + 1:start + 40]!r} is never closed")
+    raise ValueError(
+        f"references.bib: the brace before {text[start + 1 : start + 40]!r} is never closed"
+    )
 
 
 def plain(tex: str) -> str:
@@ -102,11 +109,11 @@ def bibliography(text: str) -> dict[str, dict[str, str]]:
     field = re.compile(r"[\s,]*(\w+)\s*=\s*(?:(\{)|\"([^\"]*)\"|(\w+))")
     entries = {}
     for m in re.finditer(r"(?m)^\s*@\w+\{\s*([^,\s]+)\s*,", text):
-        body = text[m.end():closing(text, text.index("{", m.start()))]
+        body = text[m.end() : closing(text, text.index("{", m.start()))]
         fields, at = {}, 0
         while f := field.match(body, at):
             at = closing(body, f.start(2)) + 1 if f[2] else f.end()
-            fields[f[1].lower()] = plain(body[f.end():at - 1] if f[2] else f[3] or f[4])
+            fields[f[1].lower()] = plain(body[f.end() : at - 1] if f[2] else f[3] or f[4])
         entries[m[1]] = fields
     return entries
 
@@ -114,7 +121,9 @@ def bibliography(text: str) -> dict[str, dict[str, str]]:
 def authors(entry: dict[str, str]) -> list[list[str]]:
     "[family, given] of each author; `others` stays as it is."
     names = [n.strip() for n in entry.get("author", "").split(" and ") if n.strip()]
-    return [[p.strip() for p in n.split(",", 1)] if "," in n else n.rsplit(" ", 1)[::-1] for n in names]
+    return [
+        [p.strip() for p in n.split(",", 1)] if "," in n else n.rsplit(" ", 1)[::-1] for n in names
+    ]
 
 
 def short(entry: dict[str, str]) -> str:
@@ -139,7 +148,7 @@ def reference(key: str, entry: dict[str, str]) -> str:
     url = "https://doi.org/" + e["doi"] if "doi" in e else e.get("url")
     link = f' <a href="{url}">{url}</a>' if url else ""
     who = escape(", ".join(names)).rstrip(".")
-    text = f'{who}. {e.get("year", "n.d.")}. “{e.get("title", "")}.” {where}.{link}'
+    text = f"{who}. {e.get('year', 'n.d.')}. “{e.get('title', '')}.” {where}.{link}"
     return f'<div id="ref-{key}" class="reference">{text}</div>'
 
 
@@ -147,15 +156,23 @@ def reference(key: str, entry: dict[str, str]) -> str:
 class Numbered:
     "A notebook with numbers and links in its text: `cells`, the `pictures` of its figures, the `problems`."
 
-    def __init__(self, page: str, cells: list[dict], entries: dict[str, dict], home: dict[str, str]):
+    def __init__(
+        self, page: str, cells: list[dict], entries: dict[str, dict], home: dict[str, str]
+    ):
         self.page, self.entries = page, entries
         self.home = home  # the page that defines each label of the site
         self.names, self.cited, self.pictures, self.problems = numbers(cells), set(), {}, []
         self.cells = [self.cell(dict(c)) for c in cells]
         if self.cited:
-            listed = sorted(self.cited, key=lambda k: (short(entries[k]).lower(), entries[k].get("year", "")))
-            text = "\n\n".join(["## References {.unnumbered}", *(reference(k, entries[k]) for k in listed)])
-            self.cells.append({"cell_type": "markdown", "metadata": {}, "id": "references", "source": text})
+            listed = sorted(
+                self.cited, key=lambda k: (short(entries[k]).lower(), entries[k].get("year", ""))
+            )
+            text = "\n\n".join(
+                ["## References {.unnumbered}", *(reference(k, entries[k]) for k in listed)]
+            )
+            self.cells.append(
+                {"cell_type": "markdown", "metadata": {}, "id": "references", "source": text}
+            )
 
     def cell(self, cell: dict) -> dict:
         "One cell, numbered and linked."
@@ -166,26 +183,45 @@ class Numbered:
             try:
                 opts, code = options(source)
             except yaml.YAMLError as e:
-                self.problems.append(f"the #| lines of {source[:60]!r} are no YAML: {str(e).splitlines()[0]}")
+                self.problems.append(
+                    f"the #| lines of {source[:60]!r} are no YAML: {str(e).splitlines()[0]}"
+                )
                 return cell
             label = str(opts.get("label", ""))
             kind = label.partition("-")[0]
             if kind in ("fig", "tbl"):
-                caption = self.names[label] + (f": {opts[f'{kind}-cap']}" if f"{kind}-cap" in opts else "")
+                caption = self.names[label] + (
+                    f": {opts[f'{kind}-cap']}" if f"{kind}-cap" in opts else ""
+                )
                 caption = outside(VERBATIM, self.links, caption)
                 show = self.figure if kind == "fig" else self.table
                 cell["outputs"] = show(label, caption, opts.get("fig-alt", ""), cell["outputs"])
-                kept = {k: v for k, v in opts.items() if k not in ("label", f"{kind}-cap", "fig-alt")}
-                cell["source"] = "".join(f"#| {k}: {json.dumps(v)}\n" for k, v in kept.items()) + code
+                kept = {
+                    k: v for k, v in opts.items() if k not in ("label", f"{kind}-cap", "fig-alt")
+                }
+                cell["source"] = (
+                    "".join(f"#| {k}: {json.dumps(v)}\n" for k, v in kept.items()) + code
+                )
         return cell
 
     def captions(self, text: str) -> str:
         "Number the equations, tables and pictures of a piece of Markdown."
+
         def equation(m: re.Match) -> str:
             indent, tex, label = m.groups()
             number = rf"\tag{{{self.names[label].split()[-1]}}}"
-            lines = ["", f"::: {{#{label}}}", "$$", *tex.strip().split("\n"), number, "$$", ":::", ""]
+            lines = [
+                "",
+                f"::: {{#{label}}}",
+                "$$",
+                *tex.strip().split("\n"),
+                number,
+                "$$",
+                ":::",
+                "",
+            ]
             return "\n".join(indent + line.removeprefix(indent) if line else line for line in lines)
+
         text = EQUATION.sub(equation, text)
         text = TABLE.sub(lambda m: f"{m[1]}{self.names[m[3]]}: {m[2]}", text)
         return PICTURE.sub(lambda m: f"![{self.names[m[1]]}: ", text)
@@ -197,7 +233,9 @@ class Numbered:
 
     def group(self, inside: str) -> str:
         "What stands in brackets: `see @a, p. 3; @b`, or references such as `@eq-a; @eq-b`."
-        items = [re.fullmatch(rf"\s*(.*?)(-?){KEY}(.*?)\s*", item, re.S) for item in inside.split(";")]
+        items = [
+            re.fullmatch(rf"\s*(.*?)(-?){KEY}(.*?)\s*", item, re.S) for item in inside.split(";")
+        ]
         if not all(items):
             self.problems.append(f"[{inside}] has a part without a key: write each as @key")
             return inside.replace("@", "")
@@ -225,13 +263,17 @@ class Numbered:
 
     def figure(self, label: str, caption: str, alt: str, outputs: list[dict]) -> list[dict]:
         "Make the pictures among a cell's outputs into files, shown with the caption under the last."
-        images = [(i, mime) for i, o in enumerate(outputs) for mime in IMAGES if mime in o.get("data", {})]
+        images = [
+            (i, mime) for i, o in enumerate(outputs) for mime in IMAGES if mime in o.get("data", {})
+        ]
         if not images:
             self.problems.append(f"{label}: the cell has no picture among its outputs; run it")
         for n, (i, mime) in enumerate(images, 1):
             data, last = joined(outputs[i]["data"][mime]), n == len(images)
             name = f"{self.page}_files/{label}-{n}.{mime[6:9].replace('jpe', 'jpg')}"
-            self.pictures[name] = data.encode() if mime == "image/svg+xml" else base64.b64decode(data)
+            self.pictures[name] = (
+                data.encode() if mime == "image/svg+xml" else base64.b64decode(data)
+            )
             attrs = '{fig-alt="' + alt.replace('"', "'") + '"}' if alt else ""
             text = f"![{caption if last else ''}]({name}){attrs}"
             outputs[i] = markdown_output(f"::: {{#{label}}}\n\n{text}\n\n:::" if last else text)
@@ -241,7 +283,10 @@ class Numbered:
         "Put the caption over a cell's outputs."
         if not outputs:
             self.problems.append(f"{label}: the cell has no output; run it")
-        return [markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::"), *outputs]
+        return [
+            markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::"),
+            *outputs,
+        ]
 
 
 def markdown_output(text: str) -> dict:

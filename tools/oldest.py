@@ -1,4 +1,5 @@
 """Prints constraints with the oldest version of each dependency that settings.ini allows: python tools/oldest.py > oldest.txt"""
+
 import configparser
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Write README.md from nbs/index.ipynb: prose, code, and tables of results as text. Usage: readme.py [output]"""
+
 import re
 import sys
 from pathlib import Path
@@ -32,8 +33,14 @@ def readme(path: Path) -> str:
     cells = nbformat.read(path, as_version=4).cells
     visible = [c for c in cells if c.source.strip() and not c.source.startswith("#| hide")]
     head = "<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n"
-    return head + "\n\n".join(prose(c.source) if c.cell_type == "markdown" else code(c) for c in visible) + "\n"
+    return (
+        head
+        + "\n\n".join(prose(c.source) if c.cell_type == "markdown" else code(c) for c in visible)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "README.md").write_text(readme(ROOT / "nbs/index.ipynb"))
+    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "README.md").write_text(
+        readme(ROOT / "nbs/index.ipynb")
+    )

@@ -5,6 +5,7 @@ notebook what quarto would give it: numbers, links where the text says `@eq-name
 references. smalldocs turns that into pages, and the pages are read again: every link, anchor, picture and
 formula must be sound. Each problem is one line, "page: what is wrong"; the exit status is 1 if there is any.
 """
+
 import ast
 import json
 import os
@@ -19,12 +20,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import yaml
+
 from crossref import Numbered, bibliography, joined, labels
 
 KATEX = "katex@0.16.11"  # the version that smalldocs writes into a page
 CDN = f"https://cdn.jsdelivr.net/npm/{KATEX}/dist"
 # what smalldocs says of the settings that only quarto or crossref.py reads
-QUARTO_ONLY = r"execute|unknown key (bibliography|link-citations|crossref)|.*(html-math-method|output-file)"
+QUARTO_ONLY = (
+    r"execute|unknown key (bibliography|link-citations|crossref)|.*(html-math-method|output-file)"
+)
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 
@@ -58,13 +62,16 @@ def source_problems(cells: list[dict]) -> list[str]:
     # nbdev turns the cell with the title into front matter: of its words, only these reach the page
     title = next((joined(c["source"]) for c in cells if c["cell_type"] == "markdown"), "")
     if not re.fullmatch(r"# [^\n]+\n*(> [^\n]+\n*)?(- \w[^\n]*:[^\n]*\n*)*", title):
-        found.append(f"the page loses all of the first cell but '# title' and one '> line': {title[:60]!r}")
+        found.append(
+            f"the page loses all of the first cell but '# title' and one '> line': {title[:60]!r}"
+        )
     return found
 
 
 # --- the pages --------------------------------------------------------------------------------------------
 class Page(HTMLParser):
     "What a page holds: `ids`, `links`, `formulas` as (TeX, display), `leftover` markup in its text."
+
     VERBATIM = ("code", "pre", "script", "style")
 
     def __init__(self, html: str):
@@ -87,11 +94,17 @@ class Page(HTMLParser):
     def handle_data(self, text: str):
         if self.inside and self.inside[-1].startswith("math"):
             self.formulas.append((text.strip()[2:-2], "display" in self.inside[-1]))
-        elif "pre" in self.inside:  # nbdev links names between backticks even in the comments of a signature
+        elif (
+            "pre" in self.inside
+        ):  # nbdev links names between backticks even in the comments of a signature
             links = re.findall(r"# .*?\[`([\w.]+)`\]\(\S+\)", text)
-            self.leftover += [f"a link to {n} in a signature: write it without backticks there" for n in links]
+            self.leftover += [
+                f"a link to {n} in a signature: write it without backticks there" for n in links
+            ]
         elif not set(self.VERBATIM) & set(self.inside):
-            self.leftover += re.findall(r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+", text)
+            self.leftover += re.findall(
+                r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+", text
+            )
 
 
 def link_problem(url: str, name: str, pages: dict[str, Page], files: set[str]) -> str | None:
@@ -115,7 +128,9 @@ def page_problems(pages: dict[str, Page], files: set[str]) -> list[str]:
     found = []
     for name, page in pages.items():
         found += [f"{name}: the id {i} is defined {n} times" for i, n in page.ids.items() if n > 1]
-        found += [f"{name}: markup is left: {text.strip()}" for text in dict.fromkeys(page.leftover)]
+        found += [
+            f"{name}: markup is left: {text.strip()}" for text in dict.fromkeys(page.leftover)
+        ]
         broken = (link_problem(url, name, pages, files) for url in dict.fromkeys(page.links))
         found += [f"{name}: {problem}" for problem in broken if problem]
     return found
@@ -135,17 +150,23 @@ catch (e) { console.log(page + ': ' + e.message.replaceAll('\\n', ' ')) } }"""
 # --- the steps --------------------------------------------------------------------------------------------
 def number_all(proc: Path) -> list[str]:
     "Number every staged notebook in place; returns the problems."
-    staged = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(proc.glob("*.ipynb"))}
+    staged = {
+        p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(proc.glob("*.ipynb"))
+    }
     site = yaml.safe_load((proc / "nbdev.yml").read_text(encoding="utf-8"))["website"]["site-url"]
     entries = bibliography((proc / "references.bib").read_text(encoding="utf-8"))
     problems, home, address = [], {}, {}
     for page, nb in staged.items():
         for label in labels(nb["cells"]):
             if label in home:
-                problems.append(f"{page}: the label {label} is defined twice, first in {home[label]}")
+                problems.append(
+                    f"{page}: the label {label} is defined twice, first in {home[label]}"
+                )
             home.setdefault(label, page)
         for name in re.findall(r"output-file: (\S+)", joined(nb["cells"][0]["source"])):
-            address[f"{site}/{name}"] = f"{page}.ipynb"  # nbdev links a documented name to the public site
+            address[f"{site}/{name}"] = (
+                f"{page}.ipynb"  # nbdev links a documented name to the public site
+            )
     for page, nb in staged.items():
         done = Numbered(page, nb["cells"], entries, home)
         problems += [f"{page}: {p}" for p in done.problems]
@@ -166,7 +187,9 @@ def fetch_katex() -> Path | None:
         if not shutil.which("npm"):
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        if subprocess.run(["npm", "pack", "--silent", KATEX], cwd=folder, capture_output=True).returncode:
+        if subprocess.run(
+            ["npm", "pack", "--silent", KATEX], cwd=folder, capture_output=True
+        ).returncode:
             return None
         shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
     return dist
@@ -180,7 +203,9 @@ def vendor_katex(docs: Path, katex: Path):
             (to / f.relative_to(katex)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(f, to / f.relative_to(katex))
     for page in docs.glob("*.html"):
-        page.write_text(page.read_text(encoding="utf-8").replace(CDN, "site_libs/katex"), encoding="utf-8")
+        page.write_text(
+            page.read_text(encoding="utf-8").replace(CDN, "site_libs/katex"), encoding="utf-8"
+        )
 
 
 def main() -> int:
@@ -193,11 +218,15 @@ def main() -> int:
         cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
         problems += [f"{p.stem}: {problem}" for problem in source_problems(cells)]
     refresh_quarto_yml()
-    os.environ["PYTHONWARNINGS"] = "ignore"  # in nbdev's workers: source_problems has said it shorter
+    os.environ["PYTHONWARNINGS"] = (
+        "ignore"  # in nbdev's workers: source_problems has said it shorter
+    )
     try:
         proc = Path(proc_nbs(force=True))
     except Exception as e:  # whatever a cell raises
-        print(*problems, f"nbdev cannot stage a notebook: {' '.join(str(e).split())[:200]}", sep="\n")
+        print(
+            *problems, f"nbdev cannot stage a notebook: {' '.join(str(e).split())[:200]}", sep="\n"
+        )
         return 1
     problems += number_all(proc)
     warnings = build(proc, quiet=True).warnings
@@ -212,14 +241,21 @@ def main() -> int:
     if katex:
         vendor_katex(docs, katex)
     pages = {p.name: Page(p.read_text(encoding="utf-8")) for p in sorted(docs.glob("*.html"))}
-    problems += page_problems(pages, {p.relative_to(docs).as_posix() for p in docs.rglob("*") if p.is_file()})
+    problems += page_problems(
+        pages, {p.relative_to(docs).as_posix() for p in docs.rglob("*") if p.is_file()}
+    )
     if katex and shutil.which("node"):
         problems += formula_problems(pages, katex)
     print(*problems, sep="\n", end="\n" * bool(problems))
-    print(f"_docs: {len(pages)} pages, {sum(len(p.formulas) for p in pages.values())} formulas,"
-          f" {len(problems)} problems")
-    print("maths: KaTeX, copied into the site" if katex else
-          "maths: KaTeX from its CDN, so the pages need a network (npm would let it be copied into the site)")
+    print(
+        f"_docs: {len(pages)} pages, {sum(len(p.formulas) for p in pages.values())} formulas,"
+        f" {len(problems)} problems"
+    )
+    print(
+        "maths: KaTeX, copied into the site"
+        if katex
+        else "maths: KaTeX from its CDN, so the pages need a network (npm would let it be copied into the site)"
+    )
     print(f"to look: {os.path.relpath(sys.executable)} -m http.server -d _docs")
     return bool(problems)
 

@@ -1,4 +1,5 @@
 "What a block of code costs this process: seconds, processor seconds, memory."
+
 import time
 
 from evaluation import Peak, current_gb
@@ -6,6 +7,7 @@ from evaluation import Peak, current_gb
 
 class Cost:
     "`with Cost() as cost: ...`, then `cost.found`; processor seconds are those of all threads, hardly touched by others on the machine."
+
     def __enter__(self):
         self.before, self.peak = current_gb(), Peak()
         self.peak.__enter__()
@@ -15,4 +17,9 @@ class Cost:
     def __exit__(self, *_):
         wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
         self.peak.__exit__()
-        self.found = {"seconds": wall, "cpu_seconds": cpu, "peak_gb": self.peak.gb, "gb_added": self.peak.gb - self.before}
+        self.found = {
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "peak_gb": self.peak.gb,
+            "gb_added": self.peak.gb - self.before,
+        }

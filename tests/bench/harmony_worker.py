@@ -5,6 +5,7 @@
 pca.npz holds `latent` (n, d) and `batch` (n,); harmony.npz gets `latent` (n, d). The last word is the seed. Prints one line of JSON: time and
 peak memory of Harmony alone. Settings are harmonypy's own: theta 2, at most 10 rounds.
 """
+
 import json
 import logging
 import os
@@ -14,18 +15,26 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-
 from cost import Cost
 
 
 def main():
     source, target, seed = sys.argv[1:]
     import harmonypy
+
     logging.getLogger("harmonypy").setLevel(logging.WARNING)
     found = np.load(source)
     with Cost() as cost:
-        done = harmonypy.run_harmony(found["latent"].astype(np.float64), {"batch": found["batch"]}, "batch", random_state=int(seed), verbose=False)
-    np.savez(target, latent=np.asarray(done.Z_corr, dtype=np.float32))  # (n, d) since harmonypy 2.0; (d, n) before
+        done = harmonypy.run_harmony(
+            found["latent"].astype(np.float64),
+            {"batch": found["batch"]},
+            "batch",
+            random_state=int(seed),
+            verbose=False,
+        )
+    np.savez(
+        target, latent=np.asarray(done.Z_corr, dtype=np.float32)
+    )  # (n, d) since harmonypy 2.0; (d, n) before
     print(json.dumps({**cost.found, "harmonypy": harmonypy.__version__}))
 
 

@@ -8,6 +8,7 @@ fresh draws; half the squared distance of a pair is an unbiased estimate of the 
 encoder, the decoder's trunk, its heads and the prior network, relative to the squared norm of the mean gradient of each. The choices take turns, and
 every gradient is timed: wall seconds are what one waits for, CPU seconds hardly move when other programs use the machine.
 """
+
 import os
 
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # threads that wait sleep: before torch is imported
@@ -22,13 +23,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from gmvae_nb.data import load_data, minibatches, to_torch, write_atomically
 from gmvae_nb.gmvae_loss import gmvae_terms
 from gmvae_nb.nb_likelihood import NBHeads
 from gmvae_nb.train import GMVAE, GMVAENetwork, fast_dtype, get_preset
+from torch import Tensor
+from tqdm import tqdm
 
 FULL = Path(__file__).parents[3] / "shared/data/vangalen_bm_full.h5ad"
 PARTS = ("encoder", "trunk", "heads", "prior")
@@ -36,6 +36,7 @@ PARTS = ("encoder", "trunk", "heads", "prior")
 
 class Draws(NamedTuple):
     "A choice of the numbers of draws."
+
     M: int  # of x
     M_heads: int  # of those, for each tile of genes
     M_w: int  # of w
@@ -52,7 +53,18 @@ CHOICES = [
     *(Draws(M, M_heads, 10) for M in (20, 40) for M_heads in (1, 2)),
     Draws(10, 1, 1, SHUFFLED),
     Draws(10, 1, 2, ALL_PAIRS),
-    *(Draws(*d, ANTITHETIC) for d in [(2, 2, 2), (10, 10, 10), (10, 1, 2), (10, 2, 2), (10, 2, 10), (20, 2, 2), (20, 2, 10)]),
+    *(
+        Draws(*d, ANTITHETIC)
+        for d in [
+            (2, 2, 2),
+            (10, 10, 10),
+            (10, 1, 2),
+            (10, 2, 2),
+            (10, 2, 10),
+            (20, 2, 2),
+            (20, 2, 10),
+        ]
+    ),
 ]
 
 
@@ -69,17 +81,31 @@ def parameters(network: GMVAENetwork, heads: NBHeads) -> dict[str, list[Tensor]]
     return {part: [p for module in modules[part] for p in module.parameters()] for part in PARTS}
 
 
-def gradient(network: GMVAENetwork, y: Tensor, b: Tensor, d: Draws, heads: NBHeads, counts: Tensor) -> dict[str, Tensor]:
+def gradient(
+    network: GMVAENetwork, y: Tensor, b: Tensor, d: Draws, heads: NBHeads, counts: Tensor
+) -> dict[str, Tensor]:
     "Gradient of the mean -ELBO of one mini-batch with fresh draws, for each part of the network in one vector."
     q = network.encode(y, b)
-    noise = antithetic(network, d.M, len(b), d.M_w) if d.variant == ANTITHETIC else network.noise(d.M, len(b), M_w=d.M_w)
+    noise = (
+        antithetic(network, d.M, len(b), d.M_w)
+        if d.variant == ANTITHETIC
+        else network.noise(d.M, len(b), M_w=d.M_w)
+    )
     x, components = network.draw(q, *noise)
     met = x.repeat(d.M_w, 1, 1) if d.variant == ALL_PAIRS else x
     terms = gmvae_terms(met, *q, *components, bound=network.preset.bound)
-    log_lik = heads.log_prob(network.decode(x, b), counts, impl="fused", dtype=fast_dtype("auto", y.device), reduction="mean",
-                             M_heads=None if d.M_heads == d.M else d.M_heads)
+    log_lik = heads.log_prob(
+        network.decode(x, b),
+        counts,
+        impl="fused",
+        dtype=fast_dtype("auto", y.device),
+        reduction="mean",
+        M_heads=None if d.M_heads == d.M else d.M_heads,
+    )
     of = parameters(network, heads)
-    flat = torch.autograd.grad((terms["kl_w"] + terms["kl_xz"]).mean() - log_lik, sum(of.values(), []))
+    flat = torch.autograd.grad(
+        (terms["kl_w"] + terms["kl_xz"]).mean() - log_lik, sum(of.values(), [])
+    )
     parts = torch.utils._pytree.tree_unflatten(list(flat), torch.utils._pytree.tree_structure(of))
     return {part: torch.cat([g.flatten() for g in grads]) for part, grads in parts.items()}
 
@@ -88,44 +114,81 @@ def shuffled(heads: NBHeads, y, seed: int = 0) -> tuple[NBHeads, Tensor]:
     "The same heads and counts with the genes in another order."
     order = np.random.default_rng(seed).permutation(y.shape[1])
     other = NBHeads(heads.log_r.in_features, y.shape[1])
-    other.load_state_dict({name: p[torch.from_numpy(order)] for name, p in heads.state_dict().items()})
+    other.load_state_dict(
+        {name: p[torch.from_numpy(order)] for name, p in heads.state_dict().items()}
+    )
     return other, to_torch(y[:, order].sorted_indices())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--data", default=str(FULL) if FULL.exists() else "kang_pbmc", help="an h5ad, or the name of a data set (%(default)s)")
+    parser.add_argument(
+        "--data",
+        default=str(FULL) if FULL.exists() else "kang_pbmc",
+        help="an h5ad, or the name of a data set (%(default)s)",
+    )
     parser.add_argument("--epochs", type=int, default=5, help="of training before (%(default)s)")
     parser.add_argument("--K", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=20, help="of gradients for each choice (%(default)s)")
-    parser.add_argument("--dropout", action="store_true", help="leave the decoder's and the prior's dropout on: masks of their own for each draw")
+    parser.add_argument(
+        "--pairs", type=int, default=20, help="of gradients for each choice (%(default)s)"
+    )
+    parser.add_argument(
+        "--dropout",
+        action="store_true",
+        help="leave the decoder's and the prior's dropout on: masks of their own for each draw",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
 
     adata = load_data(a.data)
-    model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(get_preset("blog"), max_epochs=a.epochs)).train()
+    model = GMVAE(
+        adata, K=a.K, batch_key="batch", preset=replace(get_preset("blog"), max_epochs=a.epochs)
+    ).train()
     network = model.network.eval()
-    for module in (network.decoder, network.prior): module.train(a.dropout)
-    y, b, idx = next(iter(minibatches(model.counts, model.batch, model.train_idx, model.preset.batch_size, rng=np.random.default_rng(0))))
+    for module in (network.decoder, network.prior):
+        module.train(a.dropout)
+    y, b, idx = next(
+        iter(
+            minibatches(
+                model.counts,
+                model.batch,
+                model.train_idx,
+                model.preset.batch_size,
+                rng=np.random.default_rng(0),
+            )
+        )
+    )
     in_order, out_of_order = (network.heads, y), shuffled(network.heads, model.counts[idx])
     forms = {d: out_of_order if d.variant == SHUFFLED else in_order for d in CHOICES}
 
     torch.manual_seed(0)
     total, n, rows = None, 0, {d: [] for d in CHOICES}
-    for d in CHOICES: gradient(network, y, b, d, *forms[d])  # warms up
+    for d in CHOICES:
+        gradient(network, y, b, d, *forms[d])  # warms up
     for _ in tqdm(range(a.pairs), unit="pair"):
         for d in CHOICES:
             pair, wall, cpu = [], [], []
             for _ in range(2):
                 start = time.perf_counter(), time.process_time()
                 pair.append(gradient(network, y, b, d, *forms[d]))
-                wall.append(time.perf_counter() - start[0]), cpu.append(time.process_time() - start[1])
-            rows[d].append({part: 0.5 * (pair[0][part] - pair[1][part]).double().square().sum().item() for part in PARTS}
-                           | {"seconds": np.mean(wall), "cpu_seconds": np.mean(cpu)})
+                (
+                    wall.append(time.perf_counter() - start[0]),
+                    cpu.append(time.process_time() - start[1]),
+                )
+            rows[d].append(
+                {
+                    part: 0.5 * (pair[0][part] - pair[1][part]).double().square().sum().item()
+                    for part in PARTS
+                }
+                | {"seconds": np.mean(wall), "cpu_seconds": np.mean(cpu)}
+            )
             if d.variant != SHUFFLED:  # which has its heads in another order
-                for g in pair: total = {part: g[part] + (total[part] if total else 0) for part in PARTS}
+                for g in pair:
+                    total = {part: g[part] + (total[part] if total else 0) for part in PARTS}
                 n += 2
     squared_norm = {part: (total[part] / n).double().square().sum().item() for part in PARTS}
 
@@ -136,16 +199,21 @@ def main():
             relative = found[part] / squared_norm[part]
             row[part], row[f"{part}_se"] = relative.mean(), relative.sem()
         for clock in ("seconds", "cpu_seconds"):
-            row[clock], row[f"{clock}_25"], row[f"{clock}_75"] = found[clock].quantile([0.5, 0.25, 0.75])
+            row[clock], row[f"{clock}_25"], row[f"{clock}_75"] = found[clock].quantile(
+                [0.5, 0.25, 0.75]
+            )
         table.append(row)
     table = pd.DataFrame(table)
     table.insert(0, "data", Path(a.data).stem)
     write_atomically(a.csv, lambda path: table.to_csv(path, index=False, float_format="%.4g"))
-    print(f"{a.data}: {adata.n_vars:,} genes, K = {a.K}, {a.epochs} epochs, N = {len(b)}, {a.pairs} pairs, {a.threads} threads, "
-          f"load of the machine {os.getloadavg()[0]:.1f}; variance relative to the squared norm, and the encoder's times CPU seconds")
+    print(
+        f"{a.data}: {adata.n_vars:,} genes, K = {a.K}, {a.epochs} epochs, N = {len(b)}, {a.pairs} pairs, {a.threads} threads, "
+        f"load of the machine {os.getloadavg()[0]:.1f}; variance relative to the squared norm, and the encoder's times CPU seconds"
+    )
     table["encoder x cpu"] = table.encoder * table.cpu_seconds
     columns = ["M", "M_heads", "M_w", "variant", *PARTS, "seconds", "cpu_seconds", "encoder x cpu"]
     print(table[columns].to_string(index=False, float_format=lambda v: f"{v:.3g}"))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

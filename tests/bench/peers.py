@@ -15,6 +15,7 @@ Each fit is a process of its own; seconds, processor seconds and peak memory are
 All are scored by gmvae_nb.metrics.evaluate on all cells with the seed of the run. Summaries: bio = mean(nmi_oracle, ari_oracle, asw),
 batch = mean(bras, ilisi, kbet), total = 0.6 bio + 0.4 batch. One row per data set, method and seed in the csv; finished rows are kept.
 """
+
 import argparse
 import json
 import subprocess
@@ -26,19 +27,35 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
-
 from cost import Cost
 from gmvae_nb.data import get_categories, get_counts, load_data, write_atomically
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.train import GMVAE, PRESETS, Preset, get_preset
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 FAMILIES = ("pca", "harmony", "scvi", "gmvae")
 SUMMARIES = {"bio": ("nmi_oracle", "ari_oracle", "asw"), "batch": ("bras", "ilisi", "kbet")}
 SCVI = {"SCVI 10": {}, "SCVI 30": dict(n_latent=30, n_layers=2, gene_likelihood="nb")}
-SHOWN = ("total", "bio", "batch", "nmi_oracle", "ari_oracle", "asw", "bras", "ilisi", "kbet", "batch_asw", "nmi_leiden1", "ari_leiden1",
-         "nmi_clusters", "ari_clusters", "cpu_seconds", "seconds", "peak_gb")
+SHOWN = (
+    "total",
+    "bio",
+    "batch",
+    "nmi_oracle",
+    "ari_oracle",
+    "asw",
+    "bras",
+    "ilisi",
+    "kbet",
+    "batch_asw",
+    "nmi_leiden1",
+    "ari_leiden1",
+    "nmi_clusters",
+    "ari_clusters",
+    "cpu_seconds",
+    "seconds",
+    "peak_gb",
+)
 
 
 @dataclass(frozen=True)
@@ -55,22 +72,41 @@ class Contender:
 
 def contenders(args) -> list[Contender]:
     "In the order of the table."
-    found = [Contender(family, f"{name} {n}", {"n_pcs": n}) for family, name in (("pca", "PCA"), ("harmony", "Harmony")) for n in args.n_pcs]
+    found = [
+        Contender(family, f"{name} {n}", {"n_pcs": n})
+        for family, name in (("pca", "PCA"), ("harmony", "Harmony"))
+        for n in args.n_pcs
+    ]
     for pair in args.scvi_epochs:
         epochs, warmup = map(int, pair.split(":"))
-        found += [Contender("scvi", f"{name}, {epochs} epochs", {**options, "max_epochs": epochs, "n_epochs_kl_warmup": warmup})
-                  for name, options in SCVI.items()]
+        found += [
+            Contender(
+                "scvi",
+                f"{name}, {epochs} epochs",
+                {**options, "max_epochs": epochs, "n_epochs_kl_warmup": warmup},
+            )
+            for name, options in SCVI.items()
+        ]
     plain = asdict(Preset())
     for name in args.presets:
         differs = {k: v for k, v in asdict(get_preset(name)).items() if v != plain[k]}
-        epochs = {} if args.max_epochs is None else {"epochs": args.max_epochs}  # else as many as the preset wants
+        epochs = (
+            {} if args.max_epochs is None else {"epochs": args.max_epochs}
+        )  # else as many as the preset wants
         K = None if get_preset(name).merge else args.K  # a preset that can choose K does
-        found.append(Contender("gmvae", f"GMVAE {name}, K = {K or 'chosen'}", {"preset": name, "K": K, **differs, **epochs}))
+        found.append(
+            Contender(
+                "gmvae",
+                f"GMVAE {name}, K = {K or 'chosen'}",
+                {"preset": name, "K": K, **differs, **epochs},
+            )
+        )
     return [c for c in found if c.family in args.methods]
 
 
 def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
     import scanpy as sc
+
     with Cost() as cost:
         shown = adata.copy()
         sc.pp.normalize_total(shown, target_sum=1e4)
@@ -79,11 +115,16 @@ def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
     return {"latent": shown.obsm["X_pca"]}, cost.found
 
 
-def fit_gmvae(adata, preset: str, K: int | None, seed: int, batch_key: str, epochs: int | None = None, **_) -> tuple[dict, dict]:
+def fit_gmvae(
+    adata, preset: str, K: int | None, seed: int, batch_key: str, epochs: int | None = None, **_
+) -> tuple[dict, dict]:
     model = GMVAE(adata, K=K, batch_key=batch_key, preset=preset, seed=seed)
     with Cost() as cost:
         model.train(epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
-    return {"latent": model.get_latent_representation(), "clusters": np.asarray(model.predict(), dtype=str)}, cost.found
+    return {
+        "latent": model.get_latent_representation(),
+        "clusters": np.asarray(model.predict(), dtype=str),
+    }, cost.found
 
 
 def fit_here(job: dict) -> None:
@@ -100,22 +141,56 @@ def run(command: list) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def fit(contender: Contender, cells: Path, batch_key: str, seed: int, python: Path) -> tuple[dict, dict]:
+def fit(
+    contender: Contender, cells: Path, batch_key: str, seed: int, python: Path
+) -> tuple[dict, dict]:
     "Fit in a process of its own: the arrays `latent` and, for ours, `clusters`; and the cost."
     out = cells.with_name("fit.npz")
-    here = {"cells": str(cells), "batch_key": batch_key, "seed": seed, "out": str(out), **contender.options}
+    here = {
+        "cells": str(cells),
+        "batch_key": batch_key,
+        "seed": seed,
+        "out": str(out),
+        **contender.options,
+    }
     if contender.family == "scvi":
         options = [w for k, v in contender.options.items() for w in (f"--{k}", v)]
-        cost = run([python, HERE / "scvi_worker.py", cells, "--batch_key", batch_key, "--seed", seed, "--out", out, *options])
+        cost = run(
+            [
+                python,
+                HERE / "scvi_worker.py",
+                cells,
+                "--batch_key",
+                batch_key,
+                "--seed",
+                seed,
+                "--out",
+                out,
+                *options,
+            ]
+        )
     elif contender.family == "harmony":
         pca = cells.with_name("pca.npz")
-        before = run([sys.executable, __file__, "--fit", json.dumps({**here, "family": "pca", "out": str(cells.with_name("unintegrated.npz"))})])
+        before = run(
+            [
+                sys.executable,
+                __file__,
+                "--fit",
+                json.dumps(
+                    {**here, "family": "pca", "out": str(cells.with_name("unintegrated.npz"))}
+                ),
+            ]
+        )
         batch = np.asarray(anndata.read_h5ad(cells, backed="r").obs[batch_key]).astype(str)
         np.savez(pca, latent=np.load(cells.with_name("unintegrated.npz"))["latent"], batch=batch)
         cost = run([python, HERE / "harmony_worker.py", pca, out, seed])
-        cost = {k: max(cost[k], before[k]) if k == "peak_gb" else cost[k] + before[k] for k in before}
+        cost = {
+            k: max(cost[k], before[k]) if k == "peak_gb" else cost[k] + before[k] for k in before
+        }
     else:
-        cost = run([sys.executable, __file__, "--fit", json.dumps({**here, "family": contender.family})])
+        cost = run(
+            [sys.executable, __file__, "--fit", json.dumps({**here, "family": contender.family})]
+        )
     return dict(np.load(out)), {k: cost[k] for k in ("seconds", "cpu_seconds", "peak_gb")}
 
 
@@ -123,20 +198,33 @@ def score(adata, arrays: dict, batch_key: str, labels_key: str, K: int, seed: in
     "All scores, and the summaries."
     adata = adata.copy()
     adata.obsm["X_gmvae"] = arrays["latent"]
-    if "clusters" in arrays: adata.obs["gmvae_cluster"] = pd.Categorical(arrays["clusters"])
-    found = evaluate(adata, "X_gmvae", batch_key, labels_key, "gmvae_cluster" if "clusters" in arrays else None, seed, progress=False,
-                     baseline="X_pca", n_clusters=K).scores
+    if "clusters" in arrays:
+        adata.obs["gmvae_cluster"] = pd.Categorical(arrays["clusters"])
+    found = evaluate(
+        adata,
+        "X_gmvae",
+        batch_key,
+        labels_key,
+        "gmvae_cluster" if "clusters" in arrays else None,
+        seed,
+        progress=False,
+        baseline="X_pca",
+        n_clusters=K,
+    ).scores
     summaries = {name: float(np.mean([found[k] for k in keys])) for name, keys in SUMMARIES.items()}
-    return {"total": .6 * summaries["bio"] + .4 * summaries["batch"], **summaries, **found}
+    return {"total": 0.6 * summaries["bio"] + 0.4 * summaries["batch"], **summaries, **found}
 
 
 def read(csv: Path) -> pd.DataFrame:
-    return pd.read_csv(csv, keep_default_na=False, na_values=[""]) if csv.exists() else pd.DataFrame()
+    return (
+        pd.read_csv(csv, keep_default_na=False, na_values=[""]) if csv.exists() else pd.DataFrame()
+    )
 
 
 def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> bool:
     "Whether the csv has this run, made with the same settings."
-    if rows.empty: return False
+    if rows.empty:
+        return False
     same = (rows["data"] == data) & (rows["method"] == contender.method) & (rows["seed"] == seed)
     return bool((same & (rows["settings"] == contender.settings)).any())
 
@@ -144,29 +232,44 @@ def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> 
 def add(rows: pd.DataFrame, row: dict) -> pd.DataFrame:
     "With this row in place of one of the same data set, method and seed that other settings made."
     if not rows.empty:
-        rows = rows[~((rows["data"] == row["data"]) & (rows["method"] == row["method"]) & (rows["seed"] == row["seed"]))]
+        rows = rows[
+            ~(
+                (rows["data"] == row["data"])
+                & (rows["method"] == row["method"])
+                & (rows["seed"] == row["seed"])
+            )
+        ]
     return pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
 
 
 def table(rows: pd.DataFrame, shown=SHOWN) -> pd.DataFrame:
     "Mean ± sd over seeds, one line per data set and method, best total first."
+
     def cell(v):
         v = v.dropna()
-        if v.empty: return ""
+        if v.empty:
+            return ""
         digits = 3 if v.abs().max() < 10 else 0
         return f"{v.mean():.{digits}f}" + (f" ± {v.std():.{digits}f}" if len(v) > 1 else "")
+
     groups = rows.groupby(["data", "method"])
     found = groups[[c for c in shown if c in rows]].agg(cell)
     found.insert(0, "seeds", groups.size())
-    order = groups["total"].mean().reset_index().sort_values(["data", "total"], ascending=[True, False])
+    order = (
+        groups["total"].mean().reset_index().sort_values(["data", "total"], ascending=[True, False])
+    )
     return found.loc[list(zip(order["data"], order["method"]))]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     "The table, the data and their keys."
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--data", nargs="+", default=["kang_pbmc"], help="names that load_data knows, or h5ad files")
+    parser.add_argument(
+        "--data", nargs="+", default=["kang_pbmc"], help="names that load_data knows, or h5ad files"
+    )
     parser.add_argument("--layer", help="layer with the counts; without it X")
     parser.add_argument("--batch_key", default="batch")
     parser.add_argument("--labels_key", default="cell_type")
@@ -174,29 +277,52 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def main():
-    if sys.argv[1:2] == ["--fit"]: return fit_here(json.loads(sys.argv[2]))
+    if sys.argv[1:2] == ["--fit"]:
+        return fit_here(json.loads(sys.argv[2]))
     parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--n_pcs", type=int, nargs="+", default=[30, 50])
     parser.add_argument("--scvi_epochs", nargs="+", default=["100:20"], metavar="EPOCHS:WARMUP")
-    parser.add_argument("--presets", nargs="+", default=[p for p in PRESETS if p != "original"], choices=list(PRESETS))
-    parser.add_argument("--K", type=int, default=20, help="components of ours unless the preset chooses, and clusters of the label-free k-means of all")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        default=[p for p in PRESETS if p != "original"],
+        choices=list(PRESETS),
+    )
+    parser.add_argument(
+        "--K",
+        type=int,
+        default=20,
+        help="components of ours unless the preset chooses, and clusters of the label-free k-means of all",
+    )
     parser.add_argument("--max_epochs", type=int, help="of ours; without it the preset's")
-    parser.add_argument("--peers_python", type=Path, default=HERE.parents[1] / ".venv-peers/bin/python")
+    parser.add_argument(
+        "--peers_python", type=Path, default=HERE.parents[1] / ".venv-peers/bin/python"
+    )
     args = parser.parse_args()
     runs = contenders(args)
     if {"scvi", "harmony"} & {c.family for c in runs} and not args.peers_python.exists():
-        sys.exit(f"peers: {args.peers_python} is not there; call `make peers-env`, or leave the peers out by --methods pca gmvae")
+        sys.exit(
+            f"peers: {args.peers_python} is not there; call `make peers-env`, or leave the peers out by --methods pca gmvae"
+        )
 
     rows, failed = read(args.csv), []
-    todo = [(data, c, seed) for data in args.data for seed in range(args.seeds) for c in runs if not finished(rows, Path(data).stem, c, seed)]
+    todo = [
+        (data, c, seed)
+        for data in args.data
+        for seed in range(args.seeds)
+        for c in runs
+        if not finished(rows, Path(data).stem, c, seed)
+    ]
     with tqdm(todo, unit="run") as bar, tempfile.TemporaryDirectory() as folder:
         prepared = None
         for data, c, seed in bar:
             cells = Path(folder) / f"{Path(data).stem}.h5ad"
-            if prepared != data: prepared, adata = data, prepare(data, args, cells)
-            if finished(read(args.csv), cells.stem, c, seed): continue  # by another process on the same csv
+            if prepared != data:
+                prepared, adata = data, prepare(data, args, cells)
+            if finished(read(args.csv), cells.stem, c, seed):
+                continue  # by another process on the same csv
             name = f"{cells.stem}: {c.method}, seed {seed}"
             bar.set_description(name)
             try:
@@ -205,13 +331,24 @@ def main():
                 failed.append(name)
                 continue
             scores = score(adata, arrays, args.batch_key, args.labels_key, args.K, seed)
-            rows = add(read(args.csv), {"data": cells.stem, "method": c.method, "seed": seed, "settings": c.settings, **scores, **cost})
+            rows = add(
+                read(args.csv),
+                {
+                    "data": cells.stem,
+                    "method": c.method,
+                    "seed": seed,
+                    "settings": c.settings,
+                    **scores,
+                    **cost,
+                },
+            )
             write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
     rows = read(args.csv)
     if not rows.empty:
         for data, part in rows.groupby("data"):
             print(f"\n{data}\n{table(part).droplevel('data').to_string()}")
-    if failed: sys.exit("peers: no result from " + "; ".join(failed) + "; the reason stands above")
+    if failed:
+        sys.exit("peers: no result from " + "; ".join(failed) + "; the reason stands above")
 
 
 def prepare(data: str, args, cells: Path):
@@ -219,10 +356,13 @@ def prepare(data: str, args, cells: Path):
     try:
         adata = load_data(data)
         counts = get_counts(adata, args.layer)
-        for arg in ("batch_key", "labels_key"): get_categories(adata, getattr(args, arg), arg)
+        for arg in ("batch_key", "labels_key"):
+            get_categories(adata, getattr(args, arg), arg)
     except ValueError as error:
         sys.exit(f"peers: {error}")
-    adata = anndata.AnnData(counts, obs=adata.obs[[args.batch_key, args.labels_key]], var=adata.var[[]])
+    adata = anndata.AnnData(
+        counts, obs=adata.obs[[args.batch_key, args.labels_key]], var=adata.var[[]]
+    )
     adata.write_h5ad(cells)
     adata.obsm["X_pca"] = fit_pca(adata, min(args.n_pcs))[0]["latent"]
     return adata

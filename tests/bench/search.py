@@ -5,6 +5,7 @@
 Trains on 85 % of the cells, scores all cells by gmvae_nb.metrics.evaluate with the summaries of peers.py, and -IWAE on the other 15 %.
 One row per data set, change and seed in the csv; finished rows are kept. `--changes` runs some of the changes only.
 """
+
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from cost import Cost
-from peers import add, arguments, finished, prepare, read, score, table
-from peers import Contender as Change
 from gmvae_nb.data import write_atomically
 from gmvae_nb.train import GMVAE, get_preset
+from peers import Contender as Change
+from peers import add, arguments, finished, prepare, read, score, table
 from tqdm import tqdm
 
 CHANGES = {  # from `recommended` with K = None
@@ -40,36 +41,73 @@ CHANGES = {  # from `recommended` with K = None
     "K = 50": dict(K=50),
     "K = 30, not merged": dict(K=30, merge=False),
 }
-SHOWN = ("total", "bio", "batch", "nmi_clusters", "ari_clusters", "n_clusters", "effective_K", "iwae", "cpu_seconds")
+SHOWN = (
+    "total",
+    "bio",
+    "batch",
+    "nmi_clusters",
+    "ari_clusters",
+    "n_clusters",
+    "effective_K",
+    "iwae",
+    "cpu_seconds",
+)
 
 
-def fit(adata, batch_key: str, seed: int, preset: str = "recommended", K: int | None = None, **changed) -> tuple[dict, dict]:
+def fit(
+    adata, batch_key: str, seed: int, preset: str = "recommended", K: int | None = None, **changed
+) -> tuple[dict, dict]:
     "The arrays that `score` wants; and cost, -IWAE (nats per held-out cell) and clusters in use."
-    model = GMVAE(adata, K=K, batch_key=batch_key, preset=replace(get_preset(preset), **changed), seed=seed)
+    model = GMVAE(
+        adata, K=K, batch_key=batch_key, preset=replace(get_preset(preset), **changed), seed=seed
+    )
     with Cost() as cost:
         model.train(progress=False)
     report = model.cluster_report()
     found = {"latent": model.get_latent_representation(), "clusters": model.predict().astype(str)}
-    return found, dict(cost.found, iwae=-model.get_iwae(adata[model.test_idx]).mean(), n_clusters=model.n_clusters, effective_K=report["effective_K"])
+    return found, dict(
+        cost.found,
+        iwae=-model.get_iwae(adata[model.test_idx]).mean(),
+        n_clusters=model.n_clusters,
+        effective_K=report["effective_K"],
+    )
 
 
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES), metavar="CHANGE")
+    parser.add_argument(
+        "--changes", nargs="+", default=list(CHANGES), choices=list(CHANGES), metavar="CHANGE"
+    )
     args = parser.parse_args()
     args.n_pcs = [30]  # of the unintegrated PCA in the scores
     torch.set_num_threads(1)
-    todo = [(seed, Change("gmvae", name, CHANGES[name]), data) for seed in args.seeds for name in args.changes for data in args.data]
+    todo = [
+        (seed, Change("gmvae", name, CHANGES[name]), data)
+        for seed in args.seeds
+        for name in args.changes
+        for data in args.data
+    ]
     prepared = {}
     for seed, change, data in (bar := tqdm(todo, unit="run")):
         bar.set_description(f"{Path(data).stem}: {change.method}, seed {seed}")
-        if finished(read(args.csv), Path(data).stem, change, seed): continue
+        if finished(read(args.csv), Path(data).stem, change, seed):
+            continue
         if data not in prepared:
-            with tempfile.TemporaryDirectory() as folder: prepared[data] = prepare(data, args, Path(folder) / "cells.h5ad")
+            with tempfile.TemporaryDirectory() as folder:
+                prepared[data] = prepare(data, args, Path(folder) / "cells.h5ad")
         arrays, found = fit(prepared[data], args.batch_key, seed, **change.options)
-        scores = score(prepared[data], arrays, args.batch_key, args.labels_key, found["n_clusters"], seed)
-        row = {"data": Path(data).stem, "method": change.method, "seed": seed, "settings": change.settings, **scores, **found}
+        scores = score(
+            prepared[data], arrays, args.batch_key, args.labels_key, found["n_clusters"], seed
+        )
+        row = {
+            "data": Path(data).stem,
+            "method": change.method,
+            "seed": seed,
+            "settings": change.settings,
+            **scores,
+            **found,
+        }
         rows = add(read(args.csv), row)  # read anew: several processes may fill one table
         write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
     print(table(read(args.csv), SHOWN).to_string())

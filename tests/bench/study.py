@@ -1,7 +1,8 @@
 """Train and score a grid of settings on one data set; one row per run in a csv. Finished rows are kept, so it resumes.
 
-    python tests/bench/study.py nbs/lambda.csv --K 20 --seeds 3 --set M=1 --set lam=0,1,2,2.5,3
+python tests/bench/study.py nbs/lambda.csv --K 20 --seeds 3 --set M=1 --set lam=0,1,2,2.5,3
 """
+
 import argparse
 import ast
 import itertools
@@ -12,45 +13,71 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm
-
 from gmvae_nb.data import load_data, split_cells, write_atomically
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.results import run_summary
 from gmvae_nb.train import GMVAE, get_preset
+from tqdm import tqdm
 
 
 def one_run(data: str, preset: str, K: int, seed: int, settings: dict) -> dict:
     "Train on 85 %, score the rest: one row."
     torch.set_num_threads(1)  # one process per core
     adata = load_data(data)
-    model = GMVAE(adata, K=K, batch_key="batch", preset=replace(get_preset(preset), **settings), seed=seed)
+    model = GMVAE(
+        adata, K=K, batch_key="batch", preset=replace(get_preset(preset), **settings), seed=seed
+    )
     _, held_out = split_cells(adata.n_obs, 0.15, seed)
     model.train(test_idx=held_out, progress=False)
     test = adata[held_out].copy()
-    test.obsm["X_gmvae"], test.obs["gmvae_cluster"] = model.get_latent_representation(test), model.predict(test)
+    test.obsm["X_gmvae"], test.obs["gmvae_cluster"] = (
+        model.get_latent_representation(test),
+        model.predict(test),
+    )
     scores = evaluate(test, clusters="gmvae_cluster", seed=seed, progress=False).scores
     name = Path(data).stem
     found = run_summary(model, test, data=name, preset=preset, scores={"latent": scores})
-    return {"data": name, "preset": preset, "K": K, "seed": seed, **settings, **scores, **found["test"], **found["clusters"],
-            "n_clusters": model.n_clusters, "train_seconds": found["train_seconds"]}
+    return {
+        "data": name,
+        "preset": preset,
+        "K": K,
+        "seed": seed,
+        **settings,
+        **scores,
+        **found["test"],
+        **found["clusters"],
+        "n_clusters": model.n_clusters,
+        "train_seconds": found["train_seconds"],
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("csv", type=Path)
     parser.add_argument("--data", default="kang_pbmc")
     parser.add_argument("--preset", default="blog")
     parser.add_argument("--K", type=int, nargs="+", default=[20])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE[,VALUE...]", help="a field of Preset")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="a field of Preset",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
 
     names = [word.split("=")[0] for word in args.set]
     values = [[literal(v) for v in word.split("=", 1)[1].split(",")] for word in args.set]
-    grid = [(args.data, args.preset, K, seed, dict(zip(names, chosen)))
-            for seed in range(args.seeds) for chosen in itertools.product(*values) for K in args.K]
+    grid = [
+        (args.data, args.preset, K, seed, dict(zip(names, chosen)))
+        for seed in range(args.seeds)
+        for chosen in itertools.product(*values)
+        for K in args.K
+    ]
     done = pd.read_csv(args.csv) if args.csv.exists() else pd.DataFrame()
     grid = [g for g in grid if not finished(done, *g)]
     with ProcessPoolExecutor(args.jobs) as pool:
@@ -59,8 +86,22 @@ def main():
             done = pd.concat([done, pd.DataFrame([future.result()])], ignore_index=True)
             write_atomically(args.csv, lambda path: done.to_csv(path, index=False))
     changing = [name for name, v in zip(names, values) if len(v) > 1] or ["seed"]
-    shown = [c for c in ("ari_oracle", "nmi_oracle", "asw", "batch_asw", "kbet", "ari_clusters", "neg_elbo", "kl_z", "effective_K",
-                         "mutual_information") if c in done]
+    shown = [
+        c
+        for c in (
+            "ari_oracle",
+            "nmi_oracle",
+            "asw",
+            "batch_asw",
+            "kbet",
+            "ari_clusters",
+            "neg_elbo",
+            "kl_z",
+            "effective_K",
+            "mutual_information",
+        )
+        if c in done
+    ]
     print(done.groupby(["K", *changing])[shown].agg(["mean", "std"]).round(3).to_string())
 
 
@@ -73,7 +114,11 @@ def literal(word: str):
 
 def finished(done: pd.DataFrame, data: str, preset: str, K: int, seed: int, settings: dict) -> bool:
     key = {"data": Path(data).stem, "preset": preset, "K": K, "seed": seed, **settings}
-    return not done.empty and set(key) <= set(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any()
+    return (
+        not done.empty
+        and set(key) <= set(done)
+        and (done[list(key)] == pd.Series(key)).all(axis=1).any()
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ with K = 20. Contenders:
 Beside them the rate of the machine's matrix products in the same rounds. Wall seconds are what one waits for; CPU seconds (all threads) move less when
 other programs use the machine.
 """
+
 import argparse
 import json
 import os
@@ -25,7 +26,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("KMP_BLOCKTIME", "0")  # threads that wait sleep: before torch is imported, for every contender alike
+os.environ.setdefault(
+    "KMP_BLOCKTIME", "0"
+)  # threads that wait sleep: before torch is imported, for every contender alike
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import anndata as ad
@@ -34,13 +37,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy import sparse
-from tqdm import tqdm
-
 from cost import Cost
 from evaluation import current_gb
 from gmvae_nb.data import CountsOnDisk, minibatches, to_torch, write_atomically
 from gmvae_nb.train import GMVAE, PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from scipy import sparse
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 FULL = HERE.parents[2] / "shared" / "data" / "vangalen_bm_full.h5ad"
@@ -54,24 +56,44 @@ FORMS = {
     "default": {},
     "default M = 1": dict(M=1),
 }
-STEPS = {"plain": 1, "sparse": 2, "fused fp32": 3, "fused bf16": 5}  # mini-batches of a turn; the others 20
+STEPS = {
+    "plain": 1,
+    "sparse": 2,
+    "fused fp32": 3,
+    "fused bf16": 5,
+}  # mini-batches of a turn; the others 20
 
 
 class Plain(GMVAENetwork):
     "The network as one writes it down first."
+
     def encode(self, y, b):
-        h = (y.to_dense() - self.y_mean) / self.y_std @ self.encoder[0].weight + self.encoder[0].bias
-        for layer in list(self.encoder)[1:]: h = layer(h)
+        h = (y.to_dense() - self.y_mean) / self.y_std @ self.encoder[0].weight + self.encoder[
+            0
+        ].bias
+        for layer in list(self.encoder)[1:]:
+            h = layer(h)
         return Posterior(*self.q_x(h), *self.q_w(h))
 
     def log_likelihood(self, y, b, x, reduction="none"):
         r, l = self.heads(self.decode(x, b))
         y = y.to_dense()
-        return (torch.lgamma(y + r) - torch.lgamma(r) - torch.lgamma(y + 1) - r * F.softplus(l) + y * F.logsigmoid(l)).sum(-1).mean()
+        return (
+            (
+                torch.lgamma(y + r)
+                - torch.lgamma(r)
+                - torch.lgamma(y + 1)
+                - r * F.softplus(l)
+                + y * F.logsigmoid(l)
+            )
+            .sum(-1)
+            .mean()
+        )
 
 
 class Sparse(GMVAENetwork):
     "The likelihood in autograd's hands, with gamma functions at the non-zero counts only."
+
     def log_likelihood(self, y, b, x, reduction="none"):
         return self.heads.log_prob(self.decode(x, b), y, impl="sparse").mean()
 
@@ -79,41 +101,59 @@ class Sparse(GMVAENetwork):
 def simulate(n: int, G: int, seed: int = 0, block: int = 4096):
     "Blocks of counts, 9 % of them not zero, with a few loud genes and uneven cells."
     rng = np.random.default_rng(seed)
-    rate = np.minimum(rng.gamma(.28, .52, G), 30)
+    rate = np.minimum(rng.gamma(0.28, 0.52, G), 30)
     for start in range(0, n, block):
         m = min(block, n - start)
-        pool = sparse.csr_matrix(rng.poisson(rate * rng.gamma(4, .25, (min(m, 512), 1))).astype(np.float32))
-        y = pool[np.arange(m) % pool.shape[0]]  # the same few hundred cells again: only their number matters here
-        if not start: y += sparse.csr_matrix((np.ones(G, np.float32), (np.arange(G) % m, np.arange(G))), shape=y.shape)  # no gene is empty
+        pool = sparse.csr_matrix(
+            rng.poisson(rate * rng.gamma(4, 0.25, (min(m, 512), 1))).astype(np.float32)
+        )
+        y = pool[
+            np.arange(m) % pool.shape[0]
+        ]  # the same few hundred cells again: only their number matters here
+        if not start:
+            y += sparse.csr_matrix(
+                (np.ones(G, np.float32), (np.arange(G) % m, np.arange(G))), shape=y.shape
+            )  # no gene is empty
         yield y
 
 
 def write_h5ad(path: Path, n: int, G: int) -> None:
     "A simulated h5ad of any size, written block by block."
-    obs = pd.DataFrame({"batch": pd.Categorical.from_codes(np.arange(n) * 13 // n, [f"b{i}" for i in range(13)])}, index=np.arange(n).astype(str))
+    obs = pd.DataFrame(
+        {"batch": pd.Categorical.from_codes(np.arange(n) * 13 // n, [f"b{i}" for i in range(13)])},
+        index=np.arange(n).astype(str),
+    )
     ad.AnnData(obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(G)])).write_h5ad(path)
     with h5py.File(path, "r+") as f:
         f.pop("X", None)
         x = f.create_group("X")
-        x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n, G]})
-        data, indices = (x.create_dataset(k, (0,), d, maxshape=(None,), chunks=(2**17,)) for k, d in (("data", "f4"), ("indices", "i4")))
+        x.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n, G]}
+        )
+        data, indices = (
+            x.create_dataset(k, (0,), d, maxshape=(None,), chunks=(2**17,))
+            for k, d in (("data", "f4"), ("indices", "i4"))
+        )
         starts = [0]
         for y in tqdm(simulate(n, G), total=-(-n // 4096), desc=path.name):
             for stored, part in ((data, y.data), (indices, y.indices)):
                 stored.resize(starts[-1] + y.nnz, 0)
-                stored[starts[-1]:] = part
+                stored[starts[-1] :] = part
             starts += (starts[-1] + y.indptr[1:].astype(np.int64)).tolist()
         x["indptr"] = np.array(starts, dtype=np.int64)
 
 
 # --- a contender's process -------------------------------------------------------------------------------------------
 
+
 def worker(a) -> None:
     "Train the mini-batches of one turn for every line on stdin; print what it cost."
-    if a.threads: torch.set_num_threads(a.threads)
+    if a.threads:
+        torch.set_num_threads(a.threads)
     adata = ad.read_h5ad(a.data, backed="r" if a.backed else None)
     seen = np.asarray((adata.X[:] > 0).sum(0)).ravel() > 0 if not a.backed else None
-    if seen is not None and not seen.all(): adata = adata[:, seen].copy()
+    if seen is not None and not seen.all():
+        adata = adata[:, seen].copy()
     settings = FORMS[a.contender] | json.loads(a.settings)
     model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(PRESETS["blog"], **settings))
     model._hold_out(np.arange(0))
@@ -124,12 +164,19 @@ def worker(a) -> None:
         model.optimizer = torch.optim.Adam(model.network.parameters(), lr=1e-3)
     net, p = model.network, model.preset
     net.train()
-    net.y_mean.fill_(.14), net.y_std.fill_(2.4)
+    net.y_mean.fill_(0.14), net.y_std.fill_(2.4)
 
     def endless():
         epoch = 0
         while True:
-            yield from minibatches(model.counts, model.batch, model.train_idx, a.N, rng=np.random.default_rng(epoch), drop_last=True)
+            yield from minibatches(
+                model.counts,
+                model.batch,
+                model.train_idx,
+                a.N,
+                rng=np.random.default_rng(epoch),
+                drop_last=True,
+            )
             epoch += 1
 
     def step(y, b):  # as GMVAE._train_epoch has it
@@ -144,7 +191,8 @@ def worker(a) -> None:
     step(*next(batches)[:2])  # what a first step loads is nobody's time
     print(json.dumps({"ready": True, "gb": current_gb()}), flush=True)
     for line in sys.stdin:
-        if line == "stop\n": break
+        if line == "stop\n":
+            break
         with Cost() as cost:
             for _ in range(a.steps):
                 y, b, _ = next(batches)
@@ -155,13 +203,17 @@ def worker(a) -> None:
 
 class Turn:
     "A contender's process, which trains when it is told to."
+
     def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.ready = self.read()
 
     def read(self) -> dict:
         for line in self.process.stdout:
-            if line.startswith("{"): return json.loads(line)
+            if line.startswith("{"):
+                return json.loads(line)
         raise SystemExit(f"a contender failed: {' '.join(self.process.args)}")
 
     def __call__(self) -> dict:
@@ -169,22 +221,57 @@ class Turn:
         return self.read()
 
     def stop(self):
-        try: self.process.communicate("stop\n")
-        except BrokenPipeError: pass
+        try:
+            self.process.communicate("stop\n")
+        except BrokenPipeError:
+            pass
 
 
-def ours(a, contender: str, data: Path, K: int = 20, N: int = 128, steps: int | None = None, **settings) -> Turn:
+def ours(
+    a, contender: str, data: Path, K: int = 20, N: int = 128, steps: int | None = None, **settings
+) -> Turn:
     "A contender among our forms."
     backed = settings.pop("backed", False)
-    words = dict(contender=contender, data=data, K=K, N=N, steps=steps or STEPS.get(contender, 20), threads=a.threads, settings=json.dumps(settings))
-    command = [sys.executable, __file__, "--worker", *(w for k, v in words.items() for w in (f"--{k}", str(v))), *["--backed"] * backed]
+    words = dict(
+        contender=contender,
+        data=data,
+        K=K,
+        N=N,
+        steps=steps or STEPS.get(contender, 20),
+        threads=a.threads,
+        settings=json.dumps(settings),
+    )
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        *(w for k, v in words.items() for w in (f"--{k}", str(v))),
+        *["--backed"] * backed,
+    ]
     return Turn(command)
 
 
 def scvi(a, data: Path) -> Turn:
-    options = dict(n_latent=80, n_hidden=300, n_layers=2, gene_likelihood="nb", dispersion="gene-cell", batch_size=128, batch_key="batch")
-    if a.threads: options["threads"] = a.threads
-    return Turn([str(SCVI), str(HERE / "scvi_worker.py"), str(data), "--time-only", *(w for k, v in options.items() for w in (f"--{k}", str(v)))])
+    options = dict(
+        n_latent=80,
+        n_hidden=300,
+        n_layers=2,
+        gene_likelihood="nb",
+        dispersion="gene-cell",
+        batch_size=128,
+        batch_key="batch",
+    )
+    if a.threads:
+        options["threads"] = a.threads
+    return Turn(
+        [
+            str(SCVI),
+            str(HERE / "scvi_worker.py"),
+            str(data),
+            "--time-only",
+            *(w for k, v in options.items() for w in (f"--{k}", str(v))),
+        ]
+    )
 
 
 def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 8192) -> float:
@@ -192,7 +279,8 @@ def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 81
     h, w = torch.randn(rows, H).to(dtype), torch.randn(H, G).to(dtype)
     h @ w
     start = time.perf_counter()
-    for _ in range(3): h @ w
+    for _ in range(3):
+        h @ w
     return 3 * 2 * rows * H * G / (time.perf_counter() - start) / 1e9
 
 
@@ -200,32 +288,59 @@ def rounds(a, turns: dict[str, Turn], **about) -> pd.DataFrame:
     "Everyone's turn, `repeats` times; the order changes from round to round. The csv, if wanted, is written after every round."
     rng, rows = np.random.default_rng(0), []
     for repeat in tqdm(range(a.repeats), unit="round", disable=None):
-        rates = {f"products_{name}": product_rate(dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+        rates = {
+            f"products_{name}": product_rate(dtype)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        }
         for name in rng.permutation(list(turns)):
             found = turns[name]()
-            if "cells_per_second" in found: found["cells"] = found["cells_per_second"] * found["seconds"]  # SCVI: an epoch
-            rows.append({"contender": name, "repeat": repeat, "load": os.getloadavg()[0], **rates, **found, **about})
-        if a.csv and about: keep(a, pd.DataFrame(rows))
-    for turn in turns.values(): turn.stop()
+            if "cells_per_second" in found:
+                found["cells"] = found["cells_per_second"] * found["seconds"]  # SCVI: an epoch
+            rows.append(
+                {
+                    "contender": name,
+                    "repeat": repeat,
+                    "load": os.getloadavg()[0],
+                    **rates,
+                    **found,
+                    **about,
+                }
+            )
+        if a.csv and about:
+            keep(a, pd.DataFrame(rows))
+    for turn in turns.values():
+        turn.stop()
     return pd.DataFrame(rows)
 
 
 def table(found: pd.DataFrame, n_cells: int, order: list[str]) -> pd.DataFrame:
     "Medians over repeats, and ratios within the run."
-    found = found.assign(ms=1e3 * found["seconds"] / found["cells"], cpu_ms=1e3 * found.get("cpu_seconds", np.nan) / found["cells"])
+    found = found.assign(
+        ms=1e3 * found["seconds"] / found["cells"],
+        cpu_ms=1e3 * found.get("cpu_seconds", np.nan) / found["cells"],
+    )
     per = found.groupby("contender")
-    out = pd.DataFrame({"cells/s": 1e3 / per["ms"].median(), "s/epoch": per["ms"].median() * n_cells / 1e3,
-                        "min": per["ms"].min() * n_cells / 1e3, "max": per["ms"].max() * n_cells / 1e3,
-                        "cpu s/epoch": per["cpu_ms"].median() * n_cells / 1e3, "peak GB": per["peak_gb"].max()})
+    out = pd.DataFrame(
+        {
+            "cells/s": 1e3 / per["ms"].median(),
+            "s/epoch": per["ms"].median() * n_cells / 1e3,
+            "min": per["ms"].min() * n_cells / 1e3,
+            "max": per["ms"].max() * n_cells / 1e3,
+            "cpu s/epoch": per["cpu_ms"].median() * n_cells / 1e3,
+            "peak GB": per["peak_gb"].max(),
+        }
+    )
     for other in ("plain", "SCVI"):
-        if other in out.index: out[f"{other} / this"] = out.loc[other, "s/epoch"] / out["s/epoch"]
+        if other in out.index:
+            out[f"{other} / this"] = out.loc[other, "s/epoch"] / out["s/epoch"]
     return out.loc[[name for name in order if name in out.index]]
 
 
 def forms(a, folder: Path) -> None:
     data, n = source(a, folder)
     turns = {name: ours(a, name, data) for name in FORMS if name not in a.without}
-    if SCVI.exists() and "SCVI" not in a.without: turns["SCVI"] = scvi(a, data)
+    if SCVI.exists() and "SCVI" not in a.without:
+        turns["SCVI"] = scvi(a, data)
     found = rounds(a, turns, data=data.stem, n_cells=n)
     print(header(a, data, found))
     print(table(found, n, [*FORMS, "SCVI"]).to_string(float_format=lambda v: f"{v:.3g}"))
@@ -234,12 +349,18 @@ def forms(a, folder: Path) -> None:
 def scaling(a, folder: Path) -> None:
     "One factor at a time around N = 128, G = 4,000, M = 10, K = 20."
     base, parts = dict(N=128, G=4000, M=10, K=20), []
-    for factor, values in dict(N=(64, 128, 256, 512), G=(2000, 4000, 8000, 16000), M=(1, 2, 10, 20, 40), K=(1, 10, 20, 50, 100)).items():
+    for factor, values in dict(
+        N=(64, 128, 256, 512),
+        G=(2000, 4000, 8000, 16000),
+        M=(1, 2, 10, 20, 40),
+        K=(1, 10, 20, 50, 100),
+    ).items():
         turns = {}
         for value in values:
             size = base | {factor: value}
             data = folder / f"simulated-{size['G']}.h5ad"
-            if not data.exists(): write_h5ad(data, 2048, size["G"])
+            if not data.exists():
+                write_h5ad(data, 2048, size["G"])
             turns[value] = ours(a, "default", data, size["K"], size["N"], steps=4, M=size["M"])
         found = rounds(a, turns)
         ms = (1e3 * found["seconds"] / found["cells"]).groupby(found["contender"]).median()
@@ -252,17 +373,24 @@ def disk(a, folder: Path) -> None:
     n, G = a.disk
     file, few = folder / "disk.h5ad", folder / "memory.h5ad"
     write_h5ad(file, n, G), write_h5ad(few, 16384, G)
-    turns = {"on disk": ours(a, "default", file, steps=64, backed=True), "in memory": ours(a, "default", few, steps=64)}
+    turns = {
+        "on disk": ours(a, "default", file, steps=64, backed=True),
+        "in memory": ours(a, "default", few, steps=64),
+    }
     ready = {name: turn.ready["gb"] for name, turn in turns.items()}
     found = rounds(a, turns, n_cells=n, G=G)
-    print(f"{n:,} cells x {G:,} genes on disk ({file.stat().st_size / 1e9:.1f} GB) against 16,384 of such cells in memory; once set up: "
-          + ", ".join(f"{k} {v:.2f} GB" for k, v in ready.items()))
+    print(
+        f"{n:,} cells x {G:,} genes on disk ({file.stat().st_size / 1e9:.1f} GB) against 16,384 of such cells in memory; once set up: "
+        + ", ".join(f"{k} {v:.2f} GB" for k, v in ready.items())
+    )
     print(table(found, n, list(turns)).to_string(float_format=lambda v: f"{v:.3g}"))
 
 
 def source(a, folder: Path) -> tuple[Path, int]:
-    if a.data: data = Path(a.data)
-    elif FULL.exists() and not a.simulate: data = FULL
+    if a.data:
+        data = Path(a.data)
+    elif FULL.exists() and not a.simulate:
+        data = FULL
     else:
         n, G = a.simulate or (2048, 13431)
         write_h5ad(data := folder / f"simulated-{n}-{G}.h5ad", n, G)
@@ -272,16 +400,21 @@ def source(a, folder: Path) -> tuple[Path, int]:
 def header(a, data: Path, found: pd.DataFrame) -> str:
     n, G = ad.read_h5ad(data, backed="r").shape
     rates = ", ".join(f"{k} {found[f'products_{k}'].median():.0f}" for k in ("fp32", "bf16"))
-    return (f"{data.name}: {n:,} cells x {G:,} genes, {a.threads or torch.get_num_threads()} threads, median of {a.repeats}, "
-            f"load {found['load'].median():.1f}, products of the heads' shape in GFLOP/s: {rates}")
+    return (
+        f"{data.name}: {n:,} cells x {G:,} genes, {a.threads or torch.get_num_threads()} threads, median of {a.repeats}, "
+        f"load {found['load'].median():.1f}, products of the heads' shape in GFLOP/s: {rates}"
+    )
 
 
 def keep(a, found: pd.DataFrame) -> None:
-    if a.csv: write_atomically(a.csv, lambda path: found.round(6).to_csv(path, index=False))
+    if a.csv:
+        write_atomically(a.csv, lambda path: found.round(6).to_csv(path, index=False))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="an h5ad with counts in X and obs['batch']")
     parser.add_argument("--simulate", type=int, nargs=2, metavar=("CELLS", "GENES"))
     parser.add_argument("--disk", type=int, nargs=2, metavar=("CELLS", "GENES"))
@@ -290,14 +423,22 @@ def main():
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: torch's own choice")
     parser.add_argument("--csv", help="write one row for each turn to this file")
-    for name, kind in (("contender", str), ("K", int), ("N", int), ("steps", int), ("settings", str)):
+    for name, kind in (
+        ("contender", str),
+        ("K", int),
+        ("N", int),
+        ("steps", int),
+        ("settings", str),
+    ):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--backed", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.worker: return worker(a)
+    if a.worker:
+        return worker(a)
     with tempfile.TemporaryDirectory() as folder:
         (disk if a.disk else scaling if a.scaling else forms)(a, Path(folder))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 """Writes the golden model of the current format: python tests/golden/make.py. Once written it stays as it is: see tests/test_promises.py."""
+
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -6,26 +7,39 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from gmvae_nb.train import FORMAT, GMVAE, PRESETS
 from scipy.sparse import csr_matrix
 
-from gmvae_nb.train import FORMAT, GMVAE, PRESETS
-
 HERE = Path(__file__).parent
-SMALL = replace(PRESETS["recommended"], n_x=2, encoder_hidden=(6, 4), decoder_hidden=(4, 6), batch_size=16, min_steps=0, dtype="float32")
+SMALL = replace(
+    PRESETS["recommended"],
+    n_x=2,
+    encoder_hidden=(6, 4),
+    decoder_hidden=(4, 6),
+    batch_size=16,
+    min_steps=0,
+    dtype="float32",
+)
 
 
 def cells() -> ad.AnnData:
     "60 cells x 12 genes, two batches, from counts.csv."
     table = pd.read_csv(HERE / "counts.csv", index_col=0, dtype={"batch": str})
     genes = [name for name in table if name != "batch"]
-    return ad.AnnData(csr_matrix(table[genes].to_numpy(dtype=np.float32)), obs=table[["batch"]], var=pd.DataFrame(index=genes))
+    return ad.AnnData(
+        csr_matrix(table[genes].to_numpy(dtype=np.float32)),
+        obs=table[["batch"]],
+        var=pd.DataFrame(index=genes),
+    )
 
 
 def write_counts() -> None:
     rng = np.random.default_rng(0)
     rates = rng.gamma(1.0, 3.0, (3, 12))
     y = rng.poisson(rates[np.arange(60) % 3]) + (np.arange(12) == 0)
-    table = pd.DataFrame(y, index=[f"cell{i}" for i in range(60)], columns=[f"gene{g}" for g in range(12)])
+    table = pd.DataFrame(
+        y, index=[f"cell{i}" for i in range(60)], columns=[f"gene{g}" for g in range(12)]
+    )
     table["batch"] = np.arange(60) // 3 % 2
     table.to_csv(HERE / "counts.csv")
 
@@ -38,4 +52,6 @@ if __name__ == "__main__":
         write_counts()
     model = GMVAE(cells(), K=4, batch_key="batch", preset=SMALL).train(8, progress=False)
     model.save(folder)
-    pd.DataFrame(model.get_latent_representation().astype(float), index=cells().obs_names).to_csv(folder / "embedding.csv", float_format="%.9g")
+    pd.DataFrame(model.get_latent_representation().astype(float), index=cells().obs_names).to_csv(
+        folder / "embedding.csv", float_format="%.9g"
+    )
