@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PARTIAL_LAYERS', 'BMMC_FILES', 'kang_pbmc', 'is_count', 'get_counts', 'CountsLocation', 'find_counts',
            'get_categories', 'batch_codes', 'download_h5ad', 'bmmc_multiome', 'bmmc_cite', 'load_data', 'mean_and_std',
-           'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch', 'minibatches']
+           'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch', 'minibatches',
+           'CountsOnDisk', 'read_h5ad', 'shuffle_blocks']
 
 # %% ../nbs/00_data.ipynb #190d4cec
 #| code-fold: true
+import importlib
 import importlib.resources
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -618,6 +619,7 @@ def minibatches(
 
 # %% ../nbs/00_data.ipynb #d56b449c
 #| code-fold: true
+_all_ = ["CountsOnDisk", "read_h5ad", "shuffle_blocks"]  # public here as well
 _MOVED = {"write_atomically": "gmvae_nb.files"}
 
 
