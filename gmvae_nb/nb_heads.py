@@ -318,7 +318,7 @@ def fused_pass(
     d_h, d_b = grads.h.transpose(0, 1), grads.b
     return value, (d_h, grads.w_r, d_b[0], grads.w_l, d_b[1])
 
-# %% ../nbs/nb_heads.ipynb #b314973d
+# %% ../nbs/nb_heads.ipynb #8d0c280a
 class FusedNB(torch.autograd.Function):
     """log P(y | h) summed over genes, of a hidden layer and both heads' weights.
 
@@ -357,13 +357,10 @@ class FusedNB(torch.autograd.Function):
         # scaled in place, so given away: a second backward makes them anew
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            upstream = None if ctx.mean else grad
-            _, gradients = fused_pass(
-                *ctx.saved_tensors,
-                **ctx.options,
-                gradients=True,
-                upstream=upstream,
-            )
+            h, w_r, b_r, w_l, b_l = ctx.saved_tensors
+            options = dict(ctx.options, gradients=True)
+            options["upstream"] = None if ctx.mean else grad
+            _, gradients = fused_pass(h, w_r, b_r, w_l, b_l, **options)
         if ctx.mean:
             gradients = [d.mul_(grad / ctx.P) for d in gradients]
         return *gradients, *[None] * 6
@@ -462,7 +459,7 @@ def _fused_log_prob(
     )
     return value
 
-# %% ../nbs/nb_heads.ipynb #356a4c6f
+# %% ../nbs/nb_heads.ipynb #1211c875
 def _log_prob(
     self: "NBHeads",
     h: Tensor,  # decoder's last hidden layer, (M, N, H) or (..., N, H)
@@ -474,7 +471,7 @@ def _log_prob(
     reduction: str = "none",  # "none", or "mean" over draws and cells
     M_heads: int | None = None,  # draws of each tile in a fused mean; None: all
 ) -> Tensor:  # (M, N), or a scalar
-    """log P(y | h) in nats per cell, summed over genes (eq-nb-sparse, eq-nb-tile).
+    """log P(y | h) in nats per cell, the sum over genes (eq-nb-tile).
 
     With `dtype=torch.float32` the fused products have the weights' precision.
     ValueError for counts of another shape or layout, for size factors that are
@@ -495,9 +492,9 @@ def _log_prob(
         value = log_nb(y, log_r.exp(), logits).sum(-1)
     return value.mean() if mean else value
 
-# %% ../nbs/nb_heads.ipynb #6dfc59d1
+# %% ../nbs/nb_heads.ipynb #2e45deed
 class NBHeads(nn.Module):
-    """Two linear heads, from a decoder's last hidden layer to a count's distribution.
+    """Two linear heads, from a hidden layer to the distribution of counts.
 
     They give, per gene, log r of the negative binomial (r is the inverse
     dispersion) and its logits, or log r and the log of its mean. Submodules:
@@ -541,7 +538,7 @@ class NBHeads(nn.Module):
             head.weight.mul_(math.exp(-share))
 
     def log_size(self, size_factor: Tensor, n_cells: int) -> Tensor:
-        "log of size factors (N, 1); ValueError for another shape or not positive."
+        "log of size factors (N, 1); ValueError if misshapen or not positive."
         if size_factor.shape != (n_cells, 1):
             raise ValueError(
                 f"size_factor: found shape {tuple(size_factor.shape)}, "
