@@ -199,6 +199,8 @@ def test_what_goes_wrong_is_remarked():
     assert "collapsed" in remarks(fine.assign(effective_K=1.0), 8, 1, 0)[0]
     assert "20% of the cells are unsure" in remarks(fine, 8, 7, 0.2)[0]
     assert "more with a larger max_epochs" in remarks(fine[:3], 8, 7, 0)[0]
+    assert "more with a larger max_epochs" in remarks(fine[2:5], 8, 7, 0)[0]  # flat, but few
+    assert remarks(fine.assign(test_neg_elbo=np.nan), 8, 7, 0) == []
     assert "after 1 epoch: there was one epoch" in remarks(fine[:1], 8, 7, 0)[0]
     assert "Of 8 clusters 3 are in use" in remarks(fine, 8, 3, 0)[0]
 
