@@ -4,6 +4,7 @@ Used by test_promises.py, soak/soak_promises.py and others; cells and models her
 """
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -112,18 +113,36 @@ def write_for_ever(folder: Path, models: list[GMVAE], tables: list[ad.AnnData]) 
             write_atomically(folder / "cells.h5ad", a.write_h5ad)
 
 
-def die_at_step(folder: Path, step: int, epochs: int) -> None:
-    "Train with checkpoints; SIGKILL in the middle of this step, counted from 0 over all epochs."
-    m, seen = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL), []
-    original = m.optimizer.step
+def before_steps(m: GMVAE, do) -> None:
+    "Before each step of the model's optimizer call `do(step)`, counted from 0 over all epochs."
+    original, steps = m.optimizer.step, itertools.count()
 
-    def hit(*args, **kw):
-        seen.append(1)
-        if len(seen) > step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def step(*args, **kw):
+        do(next(steps))
         return original(*args, **kw)
 
-    m.optimizer.step = hit
+    m.optimizer.step = step
+
+
+def stop_at_step(m: GMVAE, step: int, error: type[BaseException]) -> None:
+    "Raise `error` once, before this step of the optimizer, counted from 0 over all epochs."
+
+    def stop(i):
+        if i == step:
+            raise error("stopped by a test")
+
+    before_steps(m, stop)
+
+
+def die_at_step(folder: Path, step: int, epochs: int) -> None:
+    "Train with checkpoints; SIGKILL in the middle of this step, counted from 0 over all epochs."
+    m = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
+
+    def die(i):
+        if i == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_steps(m, die)
     m.train(epochs, out=folder, progress=False)
 
 
