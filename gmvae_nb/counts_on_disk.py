@@ -149,7 +149,7 @@ class MatchedCounts(CountsOnDisk):
         position: np.ndarray,  # (G,) columns; -1: zeros
     ):
         super().__init__(counts.matrix, position)
-        self.whole = counts
+        self.whole, self.position = counts, position
 
     def read(
         self,
@@ -157,7 +157,7 @@ class MatchedCounts(CountsOnDisk):
         stop: int,  # the row after the last
     ) -> csr_matrix:  # (stop - start, G)
         "Neighbouring rows."
-        return take_genes(self.whole.read(start, stop), self.genes)
+        return take_genes(self.whole.read(start, stop), self.position)
 
 # %% ../nbs/counts_on_disk.ipynb #730700ac
 def shuffle_blocks(

@@ -57,7 +57,8 @@ def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
 # %% ../nbs/00_data.ipynb #f32acc55
 def is_count(values: np.ndarray) -> np.ndarray:
     "True where a value is a finite, non-negative whole number."
-    return np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+    counts: np.ndarray = np.isfinite(values) & (values >= 0)
+    return counts & (values == np.floor(values))
 
 # %% ../nbs/00_data.ipynb #d77c574c
 def _matrix_name(layer: str | None) -> str:
@@ -575,13 +576,17 @@ def to_torch(
     y: sparse.csr_matrix,
 ) -> torch.Tensor:  # sparse CSR, float32
     "The same matrix for torch."
-    values = y.data.astype(np.float32, copy=False)
-    parts = [torch.from_numpy(a) for a in (y.indptr, y.indices, values)]
-    return torch.sparse_csr_tensor(*parts, size=y.shape, check_invariants=False)
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(y.indptr),
+        torch.from_numpy(y.indices),
+        torch.from_numpy(y.data.astype(np.float32, copy=False)),
+        size=y.shape,
+        check_invariants=False,
+    )
 
 # %% ../nbs/00_data.ipynb #c169c2af
 def _check_batches(
-    counts: object, n_cells: int, batch_size: int, drop_last: bool
+    counts: Any, n_cells: int, batch_size: int, drop_last: bool
 ) -> None:
     "ValueError if no mini-batch can be cut."
     in_csr = sparse.issparse(counts) and counts.format == "csr"

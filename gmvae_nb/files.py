@@ -17,6 +17,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -115,8 +116,9 @@ def write_atomically(
         _sync_folder(path.parent)
     except OSError as e:
         ours = {str(p) for p in (tmp, lock_file, path, *path.parents)}
-        ours |= {os.path.realpath(lock_file), None}
-        if e.errno is None or e.filename not in ours:
+        ours.add(os.path.realpath(lock_file))
+        theirs = e.filename is not None and e.filename not in ours
+        if e.errno is None or theirs:
             raise  # of the writer itself, which knows better
         raise OSError(
             f"{path} could not be written ({os.strerror(e.errno)}); what was "
@@ -187,7 +189,7 @@ def download(
 def read_json(
     path: str | Path,
     hint: str,  # what to do about a file that is missing or damaged
-) -> dict:
+) -> dict[str, Any]:
     "A JSON object. ValueError, naming the file, for anything else."
     path = Path(path)
     try:
@@ -255,7 +257,7 @@ def locked_folder(
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise OSError(
-                f"{path} could not be written ({os.strerror(error.errno)}): "
+                f"{path} could not be written ({error.strerror or error}): "
                 "get the right to write there, or name another folder"
             ) from error
     try:

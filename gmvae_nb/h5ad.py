@@ -52,7 +52,8 @@ def _declared_size(dataset: h5py.Dataset, path: str) -> int:
     if dataset.external or dataset.is_virtual:
         raise UnsafeFile(f"{path} keeps its values in another file")
     dict(dataset.attrs)
-    declared = math.prod(dataset.shape or ()) * dataset.id.get_type().get_size()
+    entry: int = dataset.id.get_type().get_size()
+    declared = math.prod(dataset.shape or ()) * entry
     stored = dataset.id.get_storage_size()
     if declared > 2**20 + 1100 * stored:
         raise UnsafeFile(
