@@ -43,7 +43,9 @@ def canonical(
 
 # %% ../nbs/counts_on_disk.ipynb #4a18977a
 class CountsOnDisk:
-    "Counts of a backed h5ad (CSR): `counts[rows]` reads these rows, so that memory does not grow with the file."
+    """Counts of a backed h5ad (CSR): `counts[rows]` reads these rows.
+
+    So memory does not grow with the file."""
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class MatchedCounts(CountsOnDisk):
         position: np.ndarray,  # (G,) columns; -1: zeros
     ):
         super().__init__(counts.matrix, position)
-        self.whole = counts
+        self.whole, self.position = counts, position
 
     def read(
         self,
@@ -155,7 +157,7 @@ class MatchedCounts(CountsOnDisk):
         stop: int,  # the row after the last
     ) -> csr_matrix:  # (stop - start, G)
         "Neighbouring rows."
-        return take_genes(self.whole.read(start, stop), self.genes)
+        return take_genes(self.whole.read(start, stop), self.position)
 
 # %% ../nbs/counts_on_disk.ipynb #730700ac
 def shuffle_blocks(
@@ -164,7 +166,7 @@ def shuffle_blocks(
     fetch: int,  # so many rows are read at a time
     block: int = 64,  # so many neighbours stay together on disk
 ) -> np.ndarray:  # the same rows, in an order that is read quickly
-    "Blocks in random order, then rows in random order within each `fetch` of them."
+    "Blocks in random order, then rows in random order in each `fetch` of them."
     # other blocks in every epoch: the first one is shorter, by chance
     ends = np.arange(rng.integers(1, block + 1), len(idx), block)
     blocks = np.split(idx, ends)

@@ -46,11 +46,14 @@ def _check_link(link: object, path: str) -> None:
 
 
 def _declared_size(dataset: h5py.Dataset, path: str) -> int:
-    "Bytes that a dataset takes in memory. UnsafeFile if it holds far less than that, or keeps it elsewhere."
+    """Bytes that a dataset takes in memory.
+
+    UnsafeFile if it holds far less than that, or keeps it elsewhere."""
     if dataset.external or dataset.is_virtual:
         raise UnsafeFile(f"{path} keeps its values in another file")
     dict(dataset.attrs)
-    declared = math.prod(dataset.shape or ()) * dataset.id.get_type().get_size()
+    entry: int = dataset.id.get_type().get_size()
+    declared = math.prod(dataset.shape or ()) * entry
     stored = dataset.id.get_storage_size()
     if declared > 2**20 + 1100 * stored:
         raise UnsafeFile(
@@ -62,7 +65,7 @@ def _declared_size(dataset: h5py.Dataset, path: str) -> int:
 
 
 def _blocks_of_texts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-    "The values of a dataset that holds something else than numbers, 1,000 rows at a time."
+    "The values of a dataset without numbers, 1,000 rows at a time."
     if dataset.shape is None or dataset.dtype.kind in "biufc":
         return
     if dataset.shape == ():
@@ -75,7 +78,9 @@ def _blocks_of_texts(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
 def memory_needed(
     f: h5py.File,
 ) -> int:  # bytes that all its datasets take in memory
-    "Looks at all of an HDF5 file but its numbers. UnsafeFile for what leads out of it, in circles, or to more than it holds."
+    """Looks at all of an HDF5 file but its numbers.
+
+    UnsafeFile for what leads out of it, in circles, or to more than it holds."""
     seen = {h5py.h5o.get_info(f.id).addr}
     todo, size, texts = [f], 0, 0
     while todo:
@@ -107,7 +112,7 @@ def memory_needed(
 
 # %% ../nbs/h5ad.ipynb #77af63ab
 def main(path: str) -> None:
-    "Prints what was found, as JSON: missing and size, or why the file is unsafe or damaged."
+    "Prints as JSON: missing and size, or why the file is unsafe or damaged."
     found: dict[str, object]
     try:
         with h5py.File(path) as f:
@@ -177,7 +182,9 @@ def _damaged(path: Path, why: str) -> ValueError:
 def checked_h5ad(
     path: str | Path,  # an .h5ad, or an .h5ad.gz
 ) -> tuple[Path, int]:  # the .h5ad, and how many bytes it takes in memory
-    "A file that may be opened. ValueError, in one sentence, if it is damaged or unsafe."
+    """A file that may be opened.
+
+    ValueError, in one sentence, if it is damaged or unsafe."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}: check the path.")
@@ -206,7 +213,10 @@ def read_h5ad(
     path: str | Path,  # an .h5ad or .h5ad.gz file
     backed: bool = False,  # leave the matrices on disk
 ) -> "AnnData":
-    "An h5ad file from anywhere. ValueError, in one sentence, if it is damaged, unsafe, or larger than the machine's memory."
+    """An h5ad file from anywhere.
+
+    ValueError, in one sentence, if it is damaged, unsafe, or larger than the
+    machine's memory."""
     import anndata
 
     path, size = checked_h5ad(path)
@@ -255,7 +265,11 @@ def _without_matrices(f: h5py.File) -> "AnnData":
 def open_h5ad(
     path: str | Path,  # an .h5ad file, or .h5ad.gz; it is only read
 ) -> Iterator[tuple[Path, "AnnData"]]:  # the .h5ad, and what is in it
-    "A file without its matrices, as long as the `with` lasts. ValueError, in one sentence, for a file that cannot be used."
+    """A file, its matrices left in it, open for as long as the `with` lasts.
+
+    X, layers and raw are read when they are asked for; obs and var are in memory;
+    the rest is not read. ValueError, in one sentence, for a file that cannot be
+    used."""
     path = checked_h5ad(path)[0]
     with h5py.File(path, "r") as f:
         try:
