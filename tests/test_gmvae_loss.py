@@ -324,18 +324,15 @@ def test_merging_is_the_greedy_search_of_its_definition(K, sharpness, seed, n_fa
     assert sorted(found) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    "others, clusters", [(29_999, [0, 1, 2]), (30_000, [0, 1, 2]), (30_001, [1, 1, 0])]
-)
-def test_merging_stops_where_two_components_share_no_more_than_by_chance(others, clusters):
-    "10,000 cells of each alone and 40,000 shared: chance beside 30,000 other cells."
-    n = 10_000
-    gamma = torch.zeros(6 * n + others, 3)
-    gamma[:n, 0] = gamma[n : 2 * n, 1] = gamma[6 * n :, 2] = 1
-    gamma[2 * n : 6 * n, :2] = 0.5
-    merged = merge_components(gamma)
-    assert len(set(merged.tolist())) == len(set(clusters))
-    assert (merged[0] == merged[1]) == (clusters[0] == clusters[1])
+@pytest.mark.parametrize("own, common, merged", [(1e-10, 0, True), (0, 0, False), (0, 1e-5, False)])
+def test_merging_stops_where_two_components_share_no_more_than_by_chance(own, common, merged):
+    "100 cells of each alone and 400 shared: chance beside 300 others. A trace more, or less."
+    rows = [(1 - own, own, 0)] * 100 + [(own, 1 - own, 0)] * 100  # share a trace
+    rows += [(0.5 + common, 0.5 - common, 0)] * 200 + [(0.5 - common, 0.5 + common, 0)] * 200
+    rows += [(0, 0, 1)] * 300
+    cluster = merge_components(torch.tensor(rows, dtype=torch.float64))
+    assert len(set(cluster.tolist())) == (2 if merged else 3)
+    assert (cluster[0] == cluster[1]) == merged
 
 
 def test_merging_goes_on_to_the_last_pair():
