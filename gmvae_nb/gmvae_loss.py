@@ -12,11 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gmvae_nb.gaussian_products import (
-    by_draw_of_w,
-    component_terms,
-    expected_log_probs,
-)
+# isort: off
+from .gaussian_products import by_draw_of_w, component_terms
+from .gaussian_products import expected_log_probs
+# isort: on
 from .vae import MLP, gaussian_log_prob, kl_standard_normal
 
 # %% ../nbs/02_gmvae_loss.ipynb #3c827d31

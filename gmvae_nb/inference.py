@@ -20,11 +20,10 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from .data import minibatches
-from gmvae_nb.gmvae_loss import (
-    cluster_usage,
-    merge_components,
-    mixture_log_weights,
-)
+# isort: off
+from .gmvae_loss import cluster_usage, merge_components
+from .gmvae_loss import mixture_log_weights
+# isort: on
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo
 from .vae import reparametrize

@@ -16,15 +16,11 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from gmvae_nb.neighbors import (
-    Embedding,
-    Neighbors,
-    canonical_order,
-    checked_embedding,
-    in_threads,
-    integer_codes,
-    neighbor_graph,
-)
+# isort: off
+from .neighbors import Embedding, Neighbors, canonical_order
+from .neighbors import checked_embedding, in_threads, integer_codes
+from .neighbors import neighbor_graph
+# isort: on
 
 # %% ../nbs/kbet.ipynb #0d38260a
 def kbet_pvalues(neighbours: ArrayLike, batch: ArrayLike) -> np.ndarray:

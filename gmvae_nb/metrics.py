@@ -24,20 +24,12 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from .kbet import kbet, kbet_by_cell
-from gmvae_nb.neighbors import (
-    RESOLUTIONS,
-    Embedding,
-    Neighbors,
-    checked_embedding,
-    distance_sums,
-    integer_codes,
-    kmeans,
-    knn,
-    leiden,
-    lisi_weights,
-    nearest_cells,
-    neighbor_graph,
-)
+# isort: off
+from .neighbors import RESOLUTIONS, Embedding, Neighbors
+from .neighbors import checked_embedding, distance_sums, integer_codes
+from .neighbors import kmeans, knn, leiden, lisi_weights, nearest_cells
+from .neighbors import neighbor_graph
+# isort: on
 
 if TYPE_CHECKING:
     from anndata import AnnData
