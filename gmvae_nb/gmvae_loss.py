@@ -12,12 +12,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gmvae_nb.gaussian_products import (
-    by_draw_of_w,
-    component_terms,
-    expected_log_probs,
-)
+from .gaussian_products import by_draw_of_w, component_terms
 from .vae import MLP, gaussian_log_prob, kl_standard_normal
+
+# %% ../nbs/02_gmvae_loss.ipynb #5c1e07d4
+from .gaussian_products import expected_log_probs
 
 # %% ../nbs/02_gmvae_loss.ipynb #3c827d31
 class MixturePrior(nn.Module):
