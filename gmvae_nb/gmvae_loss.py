@@ -184,7 +184,7 @@ def cluster_usage(
     effective_K, dead_components, gamma_entropy (nats), mutual_information (nats).
     """
 
-    def entropy(p):
+    def entropy(p: Tensor) -> Tensor:
         return torch.special.entr(p).sum(-1)
 
     mean = gamma.mean(0)
