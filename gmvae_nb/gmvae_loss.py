@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-# isort: off
 from .gaussian_products import by_draw_of_w, component_terms
-from .gaussian_products import expected_log_probs
-# isort: on
 from .vae import MLP, gaussian_log_prob, kl_standard_normal
+
+# %% ../nbs/02_gmvae_loss.ipynb #5c1e07d4
+from .gaussian_products import expected_log_probs
 
 # %% ../nbs/02_gmvae_loss.ipynb #3c827d31
 class MixturePrior(nn.Module):
@@ -184,7 +184,7 @@ def cluster_usage(
     effective_K, dead_components, gamma_entropy (nats), mutual_information (nats).
     """
 
-    def entropy(p):
+    def entropy(p: Tensor) -> Tensor:
         return torch.special.entr(p).sum(-1)
 
     mean = gamma.mean(0)
