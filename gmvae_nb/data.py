@@ -57,10 +57,12 @@ def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
 # %% ../nbs/00_data.ipynb #f32acc55
 def is_count(values: np.ndarray) -> np.ndarray:
     "True where a value is a finite, non-negative whole number."
-    counts: np.ndarray = np.isfinite(values) & (values >= 0)
-    return counts & (values == np.floor(values))
+    whole = values == np.floor(values)
+    counts: np.ndarray = np.isfinite(values) & (values >= 0) & whole
+    return counts
 
 # %% ../nbs/00_data.ipynb #d77c574c
+#| code-fold: true
 def _matrix_name(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
@@ -80,6 +82,7 @@ def _read_matrix(adata: AnnData, layer: str | None) -> Any:
     return m if sparse.issparse(m) else np.asarray(m)
 
 # %% ../nbs/00_data.ipynb #8035f71b
+#| code-fold: true
 def _check_place(adata: AnnData, layer: str | None) -> None:
     "ValueError if there is no such matrix, or nothing in it."
     if not isinstance(adata, AnnData):
@@ -105,6 +108,7 @@ def _check_place(adata: AnnData, layer: str | None) -> None:
         )
 
 # %% ../nbs/00_data.ipynb #07375042
+#| code-fold: true
 def _check_numbers(m: Any, name: str) -> None:
     "ValueError for a matrix, or a block of it, without numbers or damaged."
     if m.dtype.kind not in "biuf":
@@ -113,6 +117,7 @@ def _check_numbers(m: Any, name: str) -> None:
         check_indices(m, name)
 
 # %% ../nbs/00_data.ipynb #90c6fbe2
+#| code-fold: true
 def _count_entries(
     counts: sparse.csr_matrix | CountsOnDisk, adata: AnnData, name: str
 ) -> tuple[np.ndarray, np.ndarray, int, str]:
@@ -145,6 +150,7 @@ def _count_entries(
     return in_cell, in_gene, n_bad, first_bad
 
 # %% ../nbs/00_data.ipynb #ebb13d0e
+#| code-fold: true
 def _holds_counts(adata: AnnData, layer: str | None) -> bool:
     "Whether every value is a count."
     if layer is None and adata.X is None:
@@ -164,6 +170,7 @@ def _where_else(adata: AnnData, layer: str | None) -> str:
     return "pass the layer with raw counts"
 
 # %% ../nbs/00_data.ipynb #a4bd3860
+#| code-fold: true
 def _check_empty(n: np.ndarray, names: pd.Index, name: str, axis: int) -> None:
     "ValueError if a cell (axis 1) or a gene (axis 0) has no count."
     empty = np.flatnonzero(n == 0)
@@ -351,6 +358,7 @@ def download_h5ad(
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
+#| code-fold: true
 def _gene_blocks(
     stored: Any,  # (n_cells, n_columns): CSR or CSC on disk, or dense
     genes: np.ndarray,  # (n_columns,) True for those to read
@@ -585,6 +593,7 @@ def to_torch(
     )
 
 # %% ../nbs/00_data.ipynb #c169c2af
+#| code-fold: true
 def _check_batches(
     counts: Any, n_cells: int, batch_size: int, drop_last: bool
 ) -> None:

@@ -35,6 +35,7 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _NO_LOCKS |= {errno.ENOSYS, errno.EINVAL, errno.EBADF}
 
 # %% ../nbs/files.ipynb #0bf56e43
+#| code-fold: true
 def _sync_folder(folder: Path) -> None:
     "Flush the folder's list of names to the disk."
     if os.name == "nt":
@@ -214,6 +215,7 @@ def write_json(path: str | Path, content: Mapping[str, object]) -> None:
 LOCK_FILE = ".lock"
 
 # %% ../nbs/files.ipynb #8b4d439a
+#| code-fold: true
 def _sign(path: Path) -> None:
     "Note in a locked file who has the lock."
     # not in its first byte, which Windows lets nobody else read

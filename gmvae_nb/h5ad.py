@@ -28,6 +28,8 @@ from .files import write_atomically
 
 if TYPE_CHECKING:
     from anndata import AnnData
+else:
+    AnnData = "AnnData"  # its name is enough to read the signatures below
 
 # %% ../nbs/h5ad.ipynb #b62e9ef5
 class UnsafeFile(ValueError):
@@ -212,7 +214,7 @@ def checked_h5ad(
 def read_h5ad(
     path: str | Path,  # an .h5ad or .h5ad.gz file
     backed: bool = False,  # leave the matrices on disk
-) -> "AnnData":
+) -> AnnData:
     """An h5ad file from anywhere.
 
     ValueError, in one sentence, if it is damaged, unsafe, or larger than the
@@ -243,7 +245,7 @@ def _matrix_on_disk(stored: h5py.Group | h5py.Dataset) -> object:
     return sparse_dataset(stored) if isinstance(stored, h5py.Group) else stored
 
 
-def _without_matrices(f: h5py.File) -> "AnnData":
+def _without_matrices(f: h5py.File) -> AnnData:
     "X, layers and raw stay in the file; obs and var are read, and nothing else."
     from anndata import AnnData
     from anndata.io import read_elem
@@ -264,7 +266,7 @@ def _without_matrices(f: h5py.File) -> "AnnData":
 @contextlib.contextmanager
 def open_h5ad(
     path: str | Path,  # an .h5ad file, or .h5ad.gz; it is only read
-) -> Iterator[tuple[Path, "AnnData"]]:  # the .h5ad, and what is in it
+) -> Iterator[tuple[Path, AnnData]]:  # the .h5ad, and what is in it
     """A file, its matrices left in it, open for as long as the `with` lasts.
 
     X, layers and raw are read when they are asked for; obs and var are in memory;
