@@ -749,6 +749,13 @@ def test_what_moved_answers_at_its_old_address_and_names_the_new_one(name):
     assert len(warned) == 1 and warned[0].filename == __file__
 
 
+def test_the_old_name_of_the_head_beside_log_r():
+    heads, _, _ = heads_and_batch(of_mean=True)
+    with pytest.warns(DeprecationWarning, match="mean_or_logits") as warned:
+        assert heads.second is heads.log_mean
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
 def test_what_never_was_there_is_an_attribute_error():
     assert not hasattr(nb_likelihood, "tiles") and not hasattr(nb_likelihood, "LOG_R_MAX")
 
