@@ -8,6 +8,7 @@ __all__ = ['SMALL_COUNT', 'LOG_R_MAX', 'TILE_ENTRIES', 'TILE_GENES', 'TiledCount
 
 # %% ../nbs/nb_heads.ipynb #7068bb73
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -523,6 +524,13 @@ class NBHeads(nn.Module):
     def mean_or_logits(self) -> nn.Linear:
         "The head beside log r."
         return self.log_mean if self.of_mean else self.logits
+
+    @property
+    def second(self) -> nn.Linear:
+        "The old name of `mean_or_logits`, for one release."
+        message = "NBHeads.second is now called NBHeads.mean_or_logits"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.mean_or_logits
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Weight (G, H) and bias (G,) of log r, and of the logits in either case."
