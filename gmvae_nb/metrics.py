@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,8 @@ from gmvae_nb.neighbors import (
 
 if TYPE_CHECKING:
     from anndata import AnnData
+else:
+    AnnData = Any  # a slow import, and only a name here
 
 # on pages of their own, and at hand here too
 _all_ = ["kbet", "knn", "leiden", "kmeans", "lisi_weights", "RESOLUTIONS"]
@@ -739,7 +741,7 @@ def _step(bar: tqdm, name: str) -> Iterator[None]:
 
 # %% ../nbs/05_metrics.ipynb #885bd3cd
 def evaluate(
-    adata: "AnnData",  # with an embedding and labels
+    adata: AnnData,  # AnnData with an embedding and labels
     embed: str = "X_gmvae",  # key of the embedding in obsm
     batch_key: str | None = "batch",  # column of obs; None: no batches
     labels_key: str = "cell_type",  # column of obs
@@ -816,7 +818,7 @@ def evaluate(
 
 # %% ../nbs/05_metrics.ipynb #ded8a0cc
 def baselines(
-    adata: "AnnData",  # with the embedding, the unintegrated PCA and labels
+    adata: AnnData,  # AnnData with the embedding, the unintegrated PCA and labels
     embed: str = "X_gmvae",  # key of the embedding in obsm
     batch_key: str = "batch",  # column of obs
     labels_key: str = "cell_type",  # column of obs
