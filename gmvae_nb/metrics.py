@@ -9,7 +9,6 @@ __all__ = ['silhouettes', 'silhouette_width', 'batch_silhouette_width', 'bras', 
            'calibration', 'kbet', 'knn', 'leiden', 'kmeans', 'lisi_weights', 'RESOLUTIONS']
 
 # %% ../nbs/05_metrics.ipynb #ecfd32e0
-#| code-fold: true
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -486,7 +485,6 @@ def _bootstrap_pcr(
     return _central_interval(scores, level)
 
 # %% ../nbs/05_metrics.ipynb #431e74b5
-#| code-fold: true
 _MEANING = {
     "ari_oracle": "ARI of labels and k-means, best k up to the number of labels: "
     "chosen by the labels",
@@ -548,7 +546,6 @@ class Evaluation:
         return self.table.to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/05_metrics.ipynb #2af05ee8
-#| code-fold: true
 @dataclass
 class _Cells:
     "What `evaluate` was given, checked: n cells, and their names as codes too."
@@ -628,7 +625,6 @@ def _checked_cells(
     )
 
 # %% ../nbs/05_metrics.ipynb #b8a33c32
-#| code-fold: true
 # by score: its value for each cell, and the group of each, over which means are
 # averaged
 _ByCell = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -702,7 +698,6 @@ def _clusterings(
     return clusterings
 
 # %% ../nbs/05_metrics.ipynb #83ce0400
-#| code-fold: true
 def _notes(scores, n_batches: int, kbet_table: pd.DataFrame) -> dict[str, str]:
     "Why a score is NaN, or what to know about it."
     if n_batches == 1:
@@ -942,7 +937,6 @@ def calibration(
     return Calibration(ece, bins.assign(low=centre - half, high=centre + half))
 
 # %% ../nbs/05_metrics.ipynb #1cf60dfc
-#| code-fold: true
 _MOVED = {
     "fuzzy_graph": "gmvae_nb.neighbors",
     "kbet_pvalues": "gmvae_nb.kbet",
