@@ -6,7 +6,6 @@
 __all__ = ['kbet_pvalues', 'diffusion_neighbours', 'kbet', 'kbet_by_cell']
 
 # %% ../nbs/kbet.ipynb #fde92290
-#| code-fold: true
 from collections.abc import Callable
 from functools import cache
 

@@ -9,13 +9,12 @@ __all__ = ['silhouettes', 'silhouette_width', 'batch_silhouette_width', 'bras', 
            'calibration', 'kbet', 'knn', 'leiden', 'kmeans', 'lisi_weights', 'RESOLUTIONS']
 
 # %% ../nbs/05_metrics.ipynb #ecfd32e0
-#| code-fold: true
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +32,8 @@ from .neighbors import neighbor_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData
+else:
+    AnnData = Any  # a slow import, and only a name here
 
 # on pages of their own, and at hand here too
 _all_ = ["kbet", "knn", "leiden", "kmeans", "lisi_weights", "RESOLUTIONS"]
@@ -476,7 +477,6 @@ def _bootstrap_pcr(
     return _central_interval(scores, level)
 
 # %% ../nbs/05_metrics.ipynb #431e74b5
-#| code-fold: true
 _MEANING = {
     "ari_oracle": "ARI of labels and k-means, best k up to the number of labels: "
     "chosen by the labels",
@@ -538,7 +538,6 @@ class Evaluation:
         return self.table.to_html(float_format="{:.3f}".format)
 
 # %% ../nbs/05_metrics.ipynb #2af05ee8
-#| code-fold: true
 @dataclass
 class _Cells:
     "What `evaluate` was given, checked: n cells, and their names as codes too."
@@ -618,7 +617,6 @@ def _checked_cells(
     )
 
 # %% ../nbs/05_metrics.ipynb #b8a33c32
-#| code-fold: true
 # by score: its value for each cell, and the group of each, over which means are
 # averaged
 _ByCell = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -692,7 +690,6 @@ def _clusterings(
     return clusterings
 
 # %% ../nbs/05_metrics.ipynb #83ce0400
-#| code-fold: true
 def _notes(scores, n_batches: int, kbet_table: pd.DataFrame) -> dict[str, str]:
     "Why a score is NaN, or what to know about it."
     if n_batches == 1:
@@ -731,7 +728,7 @@ def _step(bar: tqdm, name: str) -> Iterator[None]:
 
 # %% ../nbs/05_metrics.ipynb #885bd3cd
 def evaluate(
-    adata: "AnnData",  # with an embedding and labels
+    adata: AnnData,  # AnnData with an embedding and labels
     embed: str = "X_gmvae",  # key of the embedding in obsm
     batch_key: str | None = "batch",  # column of obs; None: no batches
     labels_key: str = "cell_type",  # column of obs
@@ -808,7 +805,7 @@ def evaluate(
 
 # %% ../nbs/05_metrics.ipynb #ded8a0cc
 def baselines(
-    adata: "AnnData",  # with the embedding, the unintegrated PCA and labels
+    adata: AnnData,  # AnnData with the embedding, the unintegrated PCA and labels
     embed: str = "X_gmvae",  # key of the embedding in obsm
     batch_key: str = "batch",  # column of obs
     labels_key: str = "cell_type",  # column of obs
@@ -932,7 +929,6 @@ def calibration(
     return Calibration(ece, bins.assign(low=centre - half, high=centre + half))
 
 # %% ../nbs/05_metrics.ipynb #1cf60dfc
-#| code-fold: true
 _MOVED = {
     "fuzzy_graph": "gmvae_nb.neighbors",
     "kbet_pvalues": "gmvae_nb.kbet",

@@ -7,7 +7,6 @@ __all__ = ['Embedding', 'Neighbors', 'RESOLUTIONS', 'checked_embedding', 'intege
            'canonical_order', 'nearest_cells', 'fuzzy_graph', 'neighbor_graph', 'lisi_weights', 'leiden', 'kmeans']
 
 # %% ../nbs/neighbors.ipynb #03e1956b
-#| code-fold: true
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
