@@ -253,9 +253,8 @@ def cluster_rows(
     labels: pd.Categorical | None,
     markers: pd.DataFrame,  # from marker_genes
     n_genes: int = 8,
-) -> list[dict[str, Any]]:
-    """One row per cluster that has cells, largest first: name, cells, share,
-    confidence, unsure, batches, label, label_share, genes."""
+) -> list[dict[str, Any]]:  # from cluster_row
+    "One row per cluster that has cells, largest first."
     rows = []
     for name in obs["gmvae_cluster"].cat.categories:
         genes = markers.loc[markers["cluster"] == name, "gene"][:n_genes]
