@@ -169,7 +169,7 @@ def run_notebook(**parameters) -> None:
         ({"data": "no.h5ad"}, "no.h5ad"),
         ({"data": "mine.h5ad"}, "batch_key='batch'"),
         ({"data": "mine.h5ad", "batch_key": "donor"}, "labels_key='cell_type'"),
-        ({"data": "mine.h5ad", "layer": "raw", **KEYS}, "layer 'raw'"),
+        ({"data": "mine.h5ad", "layer": "raw", **KEYS}, "has no 'raw'"),
         ({"K": 0}, "K is 0"),
     ],
 )
