@@ -1,10 +1,12 @@
 # The whole project from a machine that has Python >= 3.11 and make:
 #   make results K=30   train, score and draw one model on the shipped data
+#   make sweep          one model for each K of the seed's experiment, in one table
 #   make test           every check there is
 PYTHON ?= python3
 K ?= 20
 SEED ?= 0
 PARAMETERS ?=
+OPTIONS ?=
 KS ?= 1 10 20 30 40 50
 BIN := .venv/bin
 
@@ -29,18 +31,21 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 	mkdir -p _runs
 	touch $@
 
-results: env ## train, score and draw one model: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
+RUN = _runs/K$(K)-seed$(SEED)
+DRAFT = _runs/.K$(K)-seed$(SEED).ipynb
+results: env ## train, score and draw one model, or go on with it: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
 	mkdir -p _runs
-	$(BIN)/papermill nbs/06_results.ipynb _runs/.K$(K)-seed$(SEED).ipynb --cwd . --kernel python3 --log-output --no-progress-bar -p K $(K) -p seed $(SEED) -p out _runs/K$(K)-seed$(SEED) $(PARAMETERS)
-	sync _runs/.K$(K)-seed$(SEED).ipynb && mv _runs/.K$(K)-seed$(SEED).ipynb _runs/K$(K)-seed$(SEED).ipynb
-	@$(BIN)/gmvae_table _runs/K$(K)-seed$(SEED)
-	@echo "notebook  _runs/K$(K)-seed$(SEED).ipynb"
-	@echo "metrics   _runs/K$(K)-seed$(SEED)/metrics.json"
-	@echo "figures   $$(ls _runs/K$(K)-seed$(SEED)/*.png | tr '\n' ' ')"
+	$(BIN)/papermill nbs/06_results.ipynb $(DRAFT) --cwd . --kernel python3 --log-output --no-progress-bar \
+	    -p K $(K) -p seed $(SEED) -p out $(RUN) $(PARAMETERS)
+	sync $(DRAFT) && mv $(DRAFT) $(RUN).ipynb
+	@$(BIN)/gmvae_table $(RUN)
+	@echo "notebook  $(RUN).ipynb"
+	@echo "metrics   $(RUN)/metrics.json"
+	@echo "cells     $(RUN)/annotated.h5ad"
+	@echo "figures   $$(ls $(RUN)/*.png | tr '\n' ' ')"
 
-sweep: env ## one model for each K in KS, finished ones skipped, then the table
-	for k in $(KS); do test -f _runs/K$$k-seed$(SEED)/metrics.json || $(MAKE) --no-print-directory results K=$$k || exit 1; done
-	$(MAKE) --no-print-directory table
+sweep: env ## one model for each K in KS, finished ones skipped, then the table: make sweep [KS="10 20"] [SEED=0] [OPTIONS="--max_epochs 5"]
+	$(BIN)/gmvae_sweep kang_pbmc --K $(KS) --seed $(SEED) --batch_key batch --labels_key cell_type --preset blog --out _runs $(OPTIONS)
 
 table: env ## the table of all finished runs: mean and standard deviation over repeats, per K
 	$(BIN)/gmvae_table _runs/K*/
@@ -82,7 +87,6 @@ readme: env ## write README.md from nbs/index.ipynb
 notebooks: env ## run every notebook in place, so that the outputs in it are those of this machine
 	for nb in nbs/0*.ipynb nbs/index.ipynb; do $(BIN)/jupyter execute --inplace $$nb || exit 1; done
 	$(BIN)/nbdev_export
-	$(BIN)/python tools/stubs.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 

@@ -197,8 +197,9 @@ def read_input(
     cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=genes), **matrix)
     get_counts(cells, place.layer)  # no cell may be without counts now
     if name is None:
-        unnamed = isinstance(data, AnnData)
-        name = "AnnData" if unnamed else str(data) if path is None else path.name
+        name = str(data) if path is None else path.name
+        if isinstance(data, AnnData):
+            name = "AnnData"
     return Input(
         cells,
         place.layer,
@@ -212,11 +213,8 @@ def read_input(
     )
 
 # %% ../nbs/runs.ipynb #5e98a942
-PACKAGES = ("torch", "numpy", "scipy", "anndata") + (
-    "scanpy",
-    "scikit-learn",
-    "umap-learn",
-)  # that a result depends on
+# that a result depends on
+PACKAGES = "torch numpy scipy anndata scanpy scikit-learn umap-learn".split()
 
 
 def versions() -> dict[str, str]:
@@ -366,12 +364,8 @@ def score_run(
     return RunScores(scores, table.to_dict("records"), "")
 
 # %% ../nbs/runs.ipynb #5f0a1c07
-USAGE = (
-    "effective_K",
-    "dead_components",
-    "gamma_entropy",
-    "mutual_information",
-)  # columns of the history
+# columns of the history
+USAGE = "effective_K dead_components gamma_entropy mutual_information".split()
 
 
 def run_summary(
@@ -597,7 +591,8 @@ def annotate_run(
     "Write annotated.h5ad."
     obs, obsm = annotate(model)
     split = np.full(data.cells.n_obs, "train")
-    split[model.test_idx] = "test"
+    if model.test_idx is not None:
+        split[model.test_idx] = "test"
     obs["gmvae_split"] = pd.Categorical(split)
     obsm["X_gmvae_umap"] = umap(obsm["X_gmvae"], model.seed)
     uns = dict(

@@ -1,4 +1,6 @@
-"tests/bench/peers.py: contenders in processes of their own, rows that are kept, a table. SCVI and Harmony where `make peers-env` was called."
+"""tests/bench/peers.py: contenders in processes of their own, rows that are kept, a table.
+
+SCVI and Harmony where `make peers-env` was called."""
 
 import json
 import subprocess
@@ -21,13 +23,11 @@ needs_peers = pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="no .venv-pee
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    "240 cells of three types, each with genes of its own, in two batches of unequal depth: an h5ad with counts in X."
+    "240 cells of three types, each with its genes, in two batches of unequal depth: an h5ad."
     rng = np.random.default_rng(0)
     types, batch = rng.integers(0, 3, 240), rng.integers(0, 2, 240)
-    mean = (
-        np.where(np.arange(60) // 20 == types[:, None], 6.0, 1.0)
-        * np.where(batch, 1.5, 1.0)[:, None]
-    )
+    mean = np.where(np.arange(60) // 20 == types[:, None], 6.0, 1.0)
+    mean = mean * np.where(batch, 1.5, 1.0)[:, None]
     obs = pd.DataFrame(
         {"cell_type": [f"type {t}" for t in types], "batch": [f"batch {b}" for b in batch]},
         index=[f"c{i}" for i in range(240)],
@@ -49,29 +49,13 @@ def run(monkeypatch, csv, *words) -> pd.DataFrame:
 
 def test_rows_are_scored_and_kept(cells, tmp_path, monkeypatch, capsys):
     csv = tmp_path / "peers.csv"
-    words = [
-        "--data",
-        cells,
-        "--methods",
-        "pca",
-        "gmvae",
-        "--presets",
-        "blog",
-        "--n_pcs",
-        5,
-        "--K",
-        3,
-        "--max_epochs",
-        1,
-        "--seeds",
-        1,
-    ]
+    words = "--methods pca gmvae --presets blog --n_pcs 5 --K 3 --max_epochs 1 --seeds 1".split()
+    words = ["--data", cells, *words]
     rows = run(monkeypatch, csv, *words)
     assert list(rows["method"]) == ["PCA 5", "GMVAE blog, K = 3"] and set(rows["data"]) == {"tiny"}
     pca, ours = rows.iloc[0], rows.iloc[1]
-    assert (
-        pca["ari_oracle"] > 0.95 and pca["pcr"] < 1e-9
-    )  # the types are plain to see; PCA is its own baseline
+    # the types are plain to see; PCA is its own baseline
+    assert pca["ari_oracle"] > 0.95 and pca["pcr"] < 1e-9
     assert np.isnan(pca["ari_clusters"]) and 0 <= ours["nmi_clusters"] <= 1
     assert (rows[["seconds", "cpu_seconds", "peak_gb"]] > 0).all(axis=None)
     for row in (pca, ours):
@@ -94,11 +78,8 @@ def test_a_failure_costs_one_row(cells, tmp_path, monkeypatch):
     def fit(contender, *_):
         if contender.method == "PCA 4":
             raise subprocess.CalledProcessError(1, "pca")
-        return {"latent": np.random.default_rng(0).normal(size=(240, 4))}, {
-            "seconds": 1.0,
-            "cpu_seconds": 1.0,
-            "peak_gb": 1.0,
-        }
+        latent = np.random.default_rng(0).normal(size=(240, 4))
+        return {"latent": latent}, {"seconds": 1.0, "cpu_seconds": 1.0, "peak_gb": 1.0}
 
     monkeypatch.setattr(peers, "fit", fit)
     csv = tmp_path / "peers.csv"
@@ -113,52 +94,36 @@ def test_a_failure_costs_one_row(cells, tmp_path, monkeypatch):
 
 
 def test_other_settings_replace_a_row():
-    old, new = (
-        peers.Contender("gmvae", "GMVAE p, K = 3", {"preset": "p", "K": 3, "M": M}) for M in (1, 2)
-    )
+    options = {"preset": "p", "K": 3}
+    old, new = (peers.Contender("gmvae", "GMVAE p", {**options, "M": M}) for M in (1, 2))
+
+    def row(contender, seed):
+        key = {"data": "d", "method": contender.method, "seed": seed}
+        return {**key, "settings": contender.settings, "total": 0.1}
+
     rows = pd.DataFrame()
     for seed in range(2):
-        rows = peers.add(
-            rows,
-            {
-                "data": "d",
-                "method": old.method,
-                "seed": seed,
-                "settings": old.settings,
-                "total": 0.1,
-            },
-        )
-    assert (
-        peers.finished(rows, "d", old, 0)
-        and not peers.finished(rows, "d", new, 0)
-        and not peers.finished(rows, "e", old, 0)
-    )
-    rows = peers.add(
-        rows, {"data": "d", "method": new.method, "seed": 0, "settings": new.settings, "total": 0.2}
-    )
-    assert (
-        peers.finished(rows, "d", new, 0) and peers.finished(rows, "d", old, 1) and len(rows) == 2
-    )
+        rows = peers.add(rows, row(old, seed))
+    assert peers.finished(rows, "d", old, 0)
+    assert not peers.finished(rows, "d", new, 0) and not peers.finished(rows, "e", old, 0)
+    rows = peers.add(rows, row(new, 0))
+    assert peers.finished(rows, "d", new, 0) and peers.finished(rows, "d", old, 1)
+    assert len(rows) == 2
 
 
 def test_table_has_mean_and_sd_and_sorts_by_total():
-    rows = pd.DataFrame(
-        [
-            {"data": "d", "method": m, "seed": s, "total": t, "ilisi": i}
-            for m, s, t, i in (("a", 0, 0.1, 0.2), ("a", 1, 0.3, 0.4), ("b", 0, 0.5, np.nan))
-        ]
-    )
-    found = peers.table(rows, ("total", "ilisi"))
-    assert list(found.index) == [("d", "b"), ("d", "a")] and list(found["seeds"]) == [1, 2]
-    assert (
-        found.loc[("d", "a"), "total"] == "0.200 ± 0.141" and found.loc[("d", "b"), "ilisi"] == ""
-    )
+    rows = pd.DataFrame({"data": "d", "method": list("aab"), "seed": [0, 1, 0]})
+    rows = rows.assign(total=[0.1, 0.3, 0.5], ilisi=[0.2, 0.4, np.nan])
+    table = peers.table(rows, ("total", "ilisi"))
+    assert list(table.index) == [("d", "b"), ("d", "a")] and list(table["seeds"]) == [1, 2]
+    assert table.loc[("d", "a"), "total"] == "0.200 ± 0.141"
+    assert table.loc[("d", "b"), "ilisi"] == ""
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "nowhere.h5ad"], "neither one of"),
+        (["--data", "nowhere.h5ad"], "there is no file"),
         (["--batch_key", "donor"], "donor"),
         (["--labels_key", "kind"], "kind"),
         (["--methods", "scvi", "--peers_python", "/nowhere/python"], "make peers-env"),
@@ -178,41 +143,16 @@ def test_what_cannot_work_is_said_before_anything_runs(
 
 @needs_peers
 def test_scvi_and_harmony(cells, tmp_path, monkeypatch):
-    rows = run(
-        monkeypatch,
-        tmp_path / "peers.csv",
-        "--data",
-        cells,
-        "--methods",
-        "harmony",
-        "scvi",
-        "--n_pcs",
-        5,
-        "--scvi_epochs",
-        "1:1",
-        "--seeds",
-        1,
-    )
+    words = "--methods harmony scvi --n_pcs 5 --scvi_epochs 1:1 --seeds 1".split()
+    rows = run(monkeypatch, tmp_path / "peers.csv", "--data", cells, *words)
     assert list(rows["method"]) == ["Harmony 5", "SCVI 10, 1 epochs", "SCVI 30, 1 epochs"]
     assert rows["total"].notna().all() and rows.loc[0, "ari_oracle"] > 0.95
 
 
 @needs_peers
 def test_scvi_takes_turns(cells):
-    command = [
-        PEERS_PYTHON,
-        BENCH / "scvi_worker.py",
-        cells,
-        "--time-only",
-        "--n_latent",
-        "5",
-        "--n_hidden",
-        "8",
-        "--gene_likelihood",
-        "nb",
-        "--dispersion",
-        "gene-cell",
-    ]
+    words = "--time-only --n_latent 5 --n_hidden 8 --gene_likelihood nb --dispersion gene-cell"
+    command = [PEERS_PYTHON, BENCH / "scvi_worker.py", cells, *words.split()]
     with subprocess.Popen(
         [str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as worker:
@@ -220,12 +160,9 @@ def test_scvi_takes_turns(cells):
         assert first["ready"] and first["epoch"] == 0
         for epoch in (1, 2):
             print(file=worker.stdin, flush=True)
-            found = json.loads(worker.stdout.readline())
-            assert (
-                found["epoch"] == epoch
-                and np.isclose(found["cells_per_second"] * found["seconds"], 240)
-                and found["peak_gb"] > 0
-            )
+            told = json.loads(worker.stdout.readline())
+            assert told["epoch"] == epoch and told["peak_gb"] > 0
+            assert np.isclose(told["cells_per_second"] * told["seconds"], 240)
         print("stop", file=worker.stdin, flush=True)
         assert worker.stdout.read() == ""
     assert worker.returncode == 0

@@ -1,4 +1,6 @@
-"""The sweep on a Ray cluster: two nodes on the loopback range, whose workers, node and driver are killed. The numbers are those of `in_turn`."""
+"""The sweep on a Ray cluster: two nodes on the loopback range.
+
+Workers, node and driver are killed. The numbers are those of `train_serially`."""
 
 import contextlib
 import importlib.util
@@ -28,8 +30,8 @@ if sys.platform != "linux":
     pytest.skip(
         "the nodes are 127.0.0.2 and 127.0.0.3, which Linux alone has", allow_module_level=True
     )
-# Ray's ports are open to the network: without the token, no answer. Its workers are nice, and on a busy machine never come to their turn.
-# It looks at these when it is imported
+# Ray's ports are open to the network: without the token, no answer. Its workers are nice, and on
+# a busy machine never come to their turn. It looks at these when it is imported
 for name, value in dict(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="token",
@@ -38,19 +40,16 @@ for name, value in dict(
 ).items():
     os.environ.setdefault(name, value)
 
-from gmvae_nb.results import collect_runs
-from gmvae_nb.runs import (
-    LOCK,
+from gmvae_nb.results import collect_runs  # noqa: E402
+from gmvae_nb.runs import LOCK_FILE, locked_folder, read_input, read_json  # noqa: E402
+from gmvae_nb.sweep import (  # noqa: E402
     find_cluster,
-    hold,
-    in_turn,
-    on_ray,
-    read_input,
-    read_json,
     sees_lock,
     train_grid,
+    train_on_ray,
+    train_serially,
 )
-from gmvae_nb.verify import verify
+from gmvae_nb.verify import verify  # noqa: E402
 
 EPOCHS = 24
 SOON = {
@@ -81,6 +80,10 @@ class Nodes:
     def raylet(self) -> int:
         return self.second.all_processes["raylet"][0].process.pid
 
+    def alive(self, address: str) -> bool:
+        table = self.cluster.global_state.node_table()
+        return any(n["NodeManagerAddress"] == address and n["Alive"] for n in table)
+
     def remove(self, _=None):
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.second = None
@@ -99,7 +102,7 @@ def nodes():
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "cells.h5ad"
     cells().write_h5ad(path)
     return read_input(path, batch_key="batch")
@@ -127,11 +130,11 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def serial(given, tmp_path_factory):
+def serial(data, tmp_path_factory):
     "The folder of the runs, done in turn."
     folder = tmp_path_factory.mktemp("serial")
     with one_thread():
-        assert train_grid(grid(folder), partial(in_turn, given=given), lambda _: None) == []
+        assert train_grid(grid(folder), partial(train_serially, data=data), lambda _: None) == []
     return folder
 
 
@@ -157,7 +160,7 @@ def epochs_of(run: Path) -> int:
 
 def writer(run: Path) -> int:
     "The process that trains in the folder, as it says itself."
-    return int((run / LOCK).read_text().split()[1])
+    return int((run / LOCK_FILE).read_text().split()[1])
 
 
 def in_the_middle(folder: Path, chosen=lambda pid: True, seconds=60) -> Path:
@@ -190,18 +193,30 @@ def meanwhile(do) -> threading.Thread:
 
 
 DRIVER = """
-import sys; from functools import partial; from pathlib import Path
-import torch; torch.set_num_threads(1)
-from test_ray import grid, on_ray, read_input, train_grid
-data, folder, address = sys.argv[1:]
-train_grid(grid(Path(folder)), partial(on_ray, given=read_input(data, batch_key="batch"), address=address, grid=Path(folder)), print)
+import sys
+from functools import partial
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from test_ray import grid, read_input, train_grid, train_on_ray
+file, folder, address = sys.argv[1:]
+data = read_input(file, batch_key="batch")
+trainer = partial(train_on_ray, data=data, address=address, grid=Path(folder))
+train_grid(grid(Path(folder)), trainer, print)
 """
 
 
-def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, given, serial, tmp_path):
+def on_cluster(data, address: str, folder: Path, runs: list[dict] | None = None) -> list[str]:
+    "The runs of the folder on the cluster, one thread each; those that failed."
+    trainer = partial(train_on_ray, data=data, address=address, grid=folder)
+    with one_thread():
+        return train_grid(grid(folder) if runs is None else runs, trainer, lambda _: None)
+
+
+def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, data, serial, tmp_path):
     address = nodes.two()
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(given.path), str(tmp_path), address],
+        [sys.executable, "-c", DRIVER, str(data.path), str(tmp_path), address],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -212,28 +227,25 @@ def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, given, se
         driver.kill(), driver.wait(), driver.stdout.close()
     finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/metrics.json")}
     assert 1 <= len(finished) < 4
-    with one_thread():
-        assert (
-            train_grid(
-                grid(tmp_path),
-                partial(on_ray, given=given, address=address, grid=tmp_path),
-                lambda _: None,
-            )
-            == []
-        )
+    assert on_cluster(data, address, tmp_path) == []
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
     same(tmp_path, serial)
 
 
-def harmed(nodes, given, folder: Path, runs: list[dict]) -> tuple[list[str], list]:
-    "The runs on two nodes; a worker of the first is killed, then the second node. What failed; runs that were hit, their process, their history then."
+def harmed(nodes, data, folder: Path, runs: list[dict]) -> tuple[list[str], list]:
+    """The runs on two nodes; a worker of the first is killed, then the second node.
+
+    What failed; and of each run that was hit the folder, its process, its history then."""
     address, raylet, hit = nodes.two(), nodes.raylet(), []
 
+    def on_first(pid: int) -> bool:
+        return psutil.Process(pid).ppid() != raylet
+
+    def on_second(pid: int) -> bool:
+        return psutil.Process(pid).ppid() == raylet
+
     def harm():
-        for do, chosen in (
-            (kill, lambda pid: psutil.Process(pid).ppid() != raylet),
-            (nodes.remove, lambda pid: psutil.Process(pid).ppid() == raylet),
-        ):
+        for do, chosen in ((kill, on_first), (nodes.remove, on_second)):
             run = in_the_middle(folder, chosen)
             pid = writer(run)
             do(pid)
@@ -241,10 +253,7 @@ def harmed(nodes, given, folder: Path, runs: list[dict]) -> tuple[list[str], lis
             hit.append((run, pid, pd.read_csv(run / "history.csv", dtype=str)))
 
     thread = meanwhile(harm)
-    with one_thread():
-        failed = train_grid(
-            runs, partial(on_ray, given=given, address=address, grid=folder), lambda _: None
-        )
+    failed = on_cluster(data, address, folder, runs)
     thread.join()
     return failed, hit
 
@@ -252,34 +261,33 @@ def harmed(nodes, given, folder: Path, runs: list[dict]) -> tuple[list[str], lis
 def went_on(run: Path, pid: int, before: pd.DataFrame) -> bool:
     "Whether another process has ended the run, and did not train again the epochs that there were."
     after = pd.read_csv(run / "history.csv", dtype=str).head(len(before))
-    return (
-        writer(run) != pid
-        and 3 <= len(before) < EPOCHS
-        and list(after["seconds"]) == list(before["seconds"])
-    )
+    same_epochs = list(after["seconds"]) == list(before["seconds"])
+    return writer(run) != pid and 3 <= len(before) < EPOCHS and same_epochs
 
 
 def test_a_worker_is_killed_and_a_node_is_lost_and_the_numbers_are_those_in_turn(
-    nodes, given, serial, tmp_path
+    nodes, data, serial, tmp_path
 ):
     "And a loss that is not finite is noted, while the others go on."
     bad = dict(grid(tmp_path)[0], out=tmp_path / "bad", preset=replace(SMALL, lr=1e30))
-    failed, hit = harmed(nodes, given, tmp_path, [*grid(tmp_path), bad])
+    failed, hit = harmed(nodes, data, tmp_path, [*grid(tmp_path), bad])
     assert len(failed) == 1 and failed[0].startswith("bad (the loss is "), failed
     same(tmp_path, serial)
     assert len(hit) == 2 and all(went_on(*h) for h in hit)
 
 
-def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(
-    nodes, given, tmp_path
-):
+def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(nodes, data, tmp_path):
     "A node with a file system of its own over the folder, as if it were another machine's."
-    if (
-        not shutil.which("unshare")
-        or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
-    ):
+    permitted = shutil.which("unshare") and (
+        subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
+    if not permitted:
         pytest.skip("unshare is not permitted here")
-    words = f"mount -t tmpfs tmpfs {tmp_path} && exec {Path(sys.executable).parent}/ray start --address={nodes.address} --node-ip-address=127.0.0.4 --num-cpus=1 --block"
+    ray = Path(sys.executable).parent / "ray"
+    words = (
+        f"mount -t tmpfs tmpfs {tmp_path} && exec {ray} start --address={nodes.address} "
+        "--node-ip-address=127.0.0.4 --num-cpus=1 --block"
+    )
     other = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", words],
         stdout=subprocess.DEVNULL,
@@ -288,47 +296,30 @@ def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(
     )
     try:
         end = time.monotonic() + 40
-        while (
-            not any(
-                n["NodeManagerAddress"] == "127.0.0.4" and n["Alive"]
-                for n in nodes.cluster.global_state.node_table()
-            )
-            and time.monotonic() < end
-        ):
+        while not nodes.alive("127.0.0.4") and time.monotonic() < end:
             time.sleep(0.2)
-        with (
-            one_thread(),
-            pytest.raises(
-                ValueError,
-                match=r"node .* \(127\.0\.0\.4\) does not see .* share the folder with all nodes",
-            ) as error,
-        ):
-            train_grid(
-                grid(tmp_path / "sweep"),
-                partial(on_ray, given=given, address=nodes.address, grid=tmp_path / "sweep"),
-                lambda _: None,
-            )
+        words = r"node .* \(127\.0\.0\.4\) does not see .* share the folder with all nodes"
+        with pytest.raises(ValueError, match=words) as error:
+            on_cluster(data, nodes.address, tmp_path / "sweep")
         assert "\n" not in str(error.value) and not list(tmp_path.glob("sweep/K*"))
     finally:
         os.killpg(other.pid, signal.SIGTERM)
         other.wait()
 
 
-def test_more_threads_than_any_node_has_cores_is_a_sentence(nodes, given, tmp_path):
+def test_more_threads_than_any_node_has_cores_is_a_sentence(nodes, data, tmp_path):
     torch.set_num_threads(64)
     try:
-        with pytest.raises(
-            ValueError,
-            match="a run has 64 threads here, and no node has more than 1 cores: set OMP_NUM_THREADS to 1",
-        ):
-            list(on_ray(grid(tmp_path, 1), given, nodes.address, tmp_path))
+        words = "64 threads here, and no node has more than 1 cores: set OMP_NUM_THREADS to 1"
+        with pytest.raises(ValueError, match=words):
+            list(train_on_ray(grid(tmp_path, 1), data, nodes.address, tmp_path))
     finally:
         torch.set_num_threads(1)
 
 
 def test_a_folder_whose_lock_is_not_seen_is_told_from_one_that_is_not_there(tmp_path):
     assert "does not see" in sees_lock(tmp_path)
-    with hold(tmp_path):
+    with locked_folder(tmp_path):
         assert sees_lock(tmp_path) == ""
     assert "but not the locks" in sees_lock(tmp_path)  # the file is there and nobody holds it
 
@@ -338,10 +329,10 @@ def test_where_nothing_listens_is_a_sentence_and_soon(monkeypatch, address):
     if address == "auto":
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(
-        OSError,
-        match="no Ray cluster at .*: start one with ray start --head, or name its address as host:port",
-    ) as error:
+    words = (
+        "no Ray cluster at .*: start one with ray start --head, or name its address as host:port"
+    )
+    with pytest.raises(OSError, match=words) as error:
         find_cluster(address)
     assert "\n" not in str(error.value) and time.monotonic() - start < 20
 

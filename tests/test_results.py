@@ -1,6 +1,7 @@
-"""06_results through papermill, on data of a user's own."""
+"""06_results through papermill, on data of a user's own: a folder as gmvae_train makes it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,23 +10,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb import runs
+from gmvae_nb.commands import gmvae_report, gmvae_table, gmvae_train, gmvae_verify
 from gmvae_nb.data import kang_pbmc
-from gmvae_nb.results import collect_runs, gmvae_table, results_table
+from gmvae_nb.results import collect_runs, results_table
 from gmvae_nb.train import GMVAE
 
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
-
-
-def papermill(folder, *parameters):
-    pairs = [word for name, value in parameters for word in ("-p", name, str(value))]
-    return subprocess.run(
-        [*PAPERMILL, "out.ipynb", "--kernel", "python3", *pairs],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+KEYS = {"batch_key": "donor", "labels_key": "type"}
+FILES = (
+    "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad "
+    "loss.png umap.png .lock"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +38,52 @@ def own_file(tmp_path_factory):
     return path
 
 
+def train(file: Path, out: Path, max_epochs: int, **options) -> None:
+    "gmvae_train with the settings of the run below; its map is not computed."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+        gmvae_train(
+            str(file),
+            out=str(out),
+            K=3,
+            preset="blog",
+            seed=4,
+            max_epochs=max_epochs,
+            quiet=True,
+            **KEYS,
+            **options,
+        )
+
+
 @pytest.fixture(scope="module")
-def finished(own_file):
-    "One run of the notebook."
-    done = papermill(
-        own_file.parent,
-        ("K", 3),
-        ("data", "mine.h5ad"),
-        ("batch_key", "donor"),
-        ("labels_key", "type"),
-        ("layer", "counts"),
-        ("max_epochs", 2),
-        ("seed", 4),
+def begun(own_file):
+    "The history of one epoch of gmvae_train in the folder where the notebook goes on."
+    out = own_file.parent / "_runs/K3-seed4"
+    train(own_file, out, 1)
+    (out / "report.html").unlink(), (out / "markers.csv").unlink()
+    return pd.read_csv(out / "history.csv", dtype=str)
+
+
+@pytest.fixture(scope="module")
+def finished(own_file, begun):
+    "The notebook, which trains the second epoch."
+    parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    done = subprocess.run(
+        [*PAPERMILL, "out.ipynb", "--kernel", "python3", *words],
+        cwd=own_file.parent,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return own_file.parent / "_runs/K3-seed4"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    "A copy of the folder, to be changed."
+    return Path(shutil.copytree(finished, tmp_path / "K3-seed4"))
 
 
 def test_the_parameters_cell_is_tagged_and_explained():
@@ -71,33 +99,29 @@ def test_the_parameters_cell_is_tagged_and_explained():
 
 
 def test_a_run_leaves_everything_it_promises(finished):
-    assert {p.name for p in finished.iterdir()} == {
-        "model.safetensors",
-        "config.json",
-        "history.csv",
-        "metrics.json",
-        "embedding.h5ad",
-        "loss.png",
-        "umap.png",
-    }
-    found = json.loads((finished / "metrics.json").read_text())
-    assert found["K"] == 3 and found["seed"] == 4 and found["epochs"] == 2
-    assert {"ari_oracle", "asw", "nmi_oracle", "batch_asw", "kbet", "ari_clusters"} <= set(
-        found["scores"]["latent"]
-    )
-    terms = found["test"]
-    assert terms["rec"] + terms["kl_w"] + terms["kl_z"] + terms["cond"] == pytest.approx(
-        terms["neg_elbo"], rel=1e-5
-    )
-    assert len(pd.read_csv(finished / "history.csv")) == 2
+    assert {p.name for p in finished.iterdir()} == set(FILES)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["K"] == 3 and metrics["seed"] == 4 and metrics["epochs"] == 2
+    assert set(metrics["scores"]) == {"counts", "latent"}
+    names = "ari_oracle asw nmi_oracle batch_asw kbet ari_clusters".split()
+    assert set(names) <= set(metrics["scores"]["latent"])
+    terms = metrics["test"]
+    parts = terms["rec"] + terms["kl_w"] + terms["kl_z"] + terms["cond"]
+    assert parts == pytest.approx(terms["neg_elbo"], rel=1e-5)
 
 
-def test_the_embedding_is_that_of_the_saved_model(finished, own_file):
-    kept, adata = ad.read_h5ad(finished / "embedding.h5ad"), ad.read_h5ad(own_file)
+def test_it_goes_on_with_a_run_of_gmvae_train(finished, begun):
+    history = pd.read_csv(finished / "history.csv", dtype=str)
+    assert len(history) == 2
+    pd.testing.assert_frame_equal(history[:1], begun)  # seconds too: not trained again
+
+
+def test_the_annotated_cells_are_those_of_the_saved_model(finished, own_file):
+    kept, adata = ad.read_h5ad(finished / "annotated.h5ad"), ad.read_h5ad(own_file)
     model = GMVAE.load(finished)
     assert abs(model.get_latent_representation(adata) - kept.obsm["X_gmvae"]).max() < 1e-5
     assert list(model.predict(adata)) == list(kept.obs["gmvae_cluster"])
-    assert (kept.obs["split"] == "test").mean() == pytest.approx(0.15, abs=0.01)
+    assert (kept.obs["gmvae_split"] == "test").mean() == pytest.approx(0.15, abs=0.01)
 
 
 def test_the_table_takes_it(finished, capsys, tmp_path):
@@ -107,20 +131,51 @@ def test_the_table_takes_it(finished, capsys, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs.csv"), collect_runs([finished]))
 
 
+def test_the_commands_take_its_folder(copied, own_file):
+    assert gmvae_verify([str(copied)])[str(copied)]["notes"] == []
+    gmvae_report(str(copied))
+    checked = gmvae_verify([str(copied)])[str(copied)]
+    assert checked["notes"] == [] and {"report.html", "umap.png"} <= set(checked["files"])
+
+
+def test_gmvae_train_finds_it_finished_and_goes_on_with_it(copied, own_file):
+    history = (copied / "history.csv").read_bytes()
+    metrics = json.loads((copied / "metrics.json").read_text())
+    train(own_file, copied, 2, resume=True)
+    assert (copied / "history.csv").read_bytes() == history
+    # what was scored before is scored again
+    assert json.loads((copied / "metrics.json").read_text()) == metrics
+    train(own_file, copied, 3, resume=True)
+    assert (copied / "history.csv").read_bytes().startswith(history)
+    assert len(pd.read_csv(copied / "history.csv")) == 3
+
+
+def run_notebook(**parameters) -> None:
+    "Its cells up to the training, in this process."
+    space = {}
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exec(source, space)
+        if "parameters" in cell["metadata"].get("tags", []):
+            space.update(parameters)
+        if "train_run(" in source:
+            return
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [
-        ([("data", "no.h5ad")], "no.h5ad"),
-        ([("data", "mine.h5ad"), ("layer", "counts")], "batch_key='batch'"),
-        (
-            [("data", "mine.h5ad"), ("layer", "counts"), ("batch_key", "donor")],
-            "labels_key='cell_type'",
-        ),
-        ([("data", "mine.h5ad"), ("batch_key", "donor"), ("labels_key", "type")], "layer='counts'"),
-        ([("K", 0)], "K is 0"),
+        ({"data": "no.h5ad"}, "no.h5ad"),
+        ({"data": "mine.h5ad"}, "batch_key='batch'"),
+        ({"data": "mine.h5ad", "batch_key": "donor"}, "labels_key='cell_type'"),
+        ({"data": "mine.h5ad", "layer": "raw", **KEYS}, "has no 'raw'"),
+        ({"K": 0}, "K is 0"),
     ],
 )
-def test_bad_parameters_are_told_before_training(own_file, parameters, words):
-    done = papermill(own_file.parent, *parameters)
-    assert done.returncode != 0
-    assert words in done.stderr.strip().split("\n")[-1], done.stderr[-500:]
+def test_bad_parameters_are_told_before_training(own_file, monkeypatch, parameters, words):
+    monkeypatch.chdir(own_file.parent)
+    monkeypatch.setattr(GMVAE, "train", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=words):
+        run_notebook(**parameters)
+    assert not (own_file.parent / "_runs/K20-seed0").exists()

@@ -6,7 +6,9 @@ from evaluation import Peak, current_gb
 
 
 class Cost:
-    "`with Cost() as cost: ...`, then `cost.found`; processor seconds are those of all threads, hardly touched by others on the machine."
+    """`with Cost() as cost: ...`, then `cost.found`.
+
+    Processor seconds are those of all threads; others on the machine hardly touch them."""
 
     def __enter__(self):
         self.before, self.peak = current_gb(), Peak()

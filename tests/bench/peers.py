@@ -1,19 +1,25 @@
-"""Our presets beside unintegrated PCA, Harmony and scvi-tools' SCVI: same cells, same scores, several seeds, one table.
+"""The presets beside unintegrated PCA, Harmony and scvi-tools' SCVI.
 
-    make peers-env                                     # once: scvi-tools and harmonypy in an environment of their own
-    python tests/bench/peers.py nbs/peers.csv --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad --seeds 3
+Same cells, same scores, several seeds, one table.
+
+    make peers-env                  # once: scvi-tools and harmonypy in an environment of their own
+    python tests/bench/peers.py nbs/peers.csv --seeds 3 \\
+        --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad
 
 Every contender sees all cells and all genes of the file, and no labels:
-- `pca`: counts scaled to 10,000 per cell, log(1 + y), principal components (`--n_pcs`), no batch in it
+- `pca`: counts scaled to 10,000 per cell, log(1 + y), principal components (`--n_pcs`), no batch
 - `harmony`: Harmony with harmonypy's settings on each of these
-- `scvi`: SCVI as scvi-tools sets it up (10 latent dimensions, one layer of 128, ZINB), and with 30 dimensions, two layers and NB.
-  `--scvi_epochs EPOCHS:WARMUP`: WARMUP epochs until the KL term has full weight. scvi-tools' own choice for small data is 400:400
-- `gmvae`: our presets (`--presets`), K = None for those that choose it and `--K` for the others, seeds as given, epochs as in the preset unless
-  `--max_epochs` is given
+- `scvi`: SCVI as scvi-tools sets it up (10 latent dimensions, one layer of 128, ZINB), and with 30
+  dimensions, two layers and NB. `--scvi_epochs EPOCHS:WARMUP`: WARMUP epochs until the KL term has
+  full weight. scvi-tools' own choice for small data is 400:400
+- `gmvae`: our presets (`--presets`), K = None for those that choose it and `--K` for the others,
+  seeds as given, epochs as in the preset unless `--max_epochs` is given
 
-Each fit is a process of its own; seconds, processor seconds and peak memory are those of the fit (Harmony's include the PCA's).
-All are scored by gmvae_nb.metrics.evaluate on all cells with the seed of the run. Summaries: bio = mean(nmi_oracle, ari_oracle, asw),
-batch = mean(bras, ilisi, kbet), total = 0.6 bio + 0.4 batch. One row per data set, method and seed in the csv; finished rows are kept.
+Each fit is a process of its own; seconds, processor seconds and peak memory are those of the fit
+(Harmony's include the PCA's, ours a checkpoint after each epoch). All are scored by
+gmvae_nb.metrics.evaluate on all cells with the seed of the run. Summaries:
+bio = mean(nmi_oracle, ari_oracle, asw), batch = mean(bras, ilisi, kbet), total = 0.6 bio + 0.4
+batch. One row per data set, method and seed in the csv; finished rows are kept.
 """
 
 import argparse
@@ -28,9 +34,10 @@ import anndata
 import numpy as np
 import pandas as pd
 from cost import Cost
-from gmvae_nb.data import get_categories, get_counts, load_data, write_atomically
+from gmvae_nb.data import get_counts, write_atomically
 from gmvae_nb.metrics import evaluate
-from gmvae_nb.train import GMVAE, PRESETS, Preset, get_preset
+from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.train import PRESETS, Preset, get_preset
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -38,24 +45,9 @@ FAMILIES = ("pca", "harmony", "scvi", "gmvae")
 SUMMARIES = {"bio": ("nmi_oracle", "ari_oracle", "asw"), "batch": ("bras", "ilisi", "kbet")}
 SCVI = {"SCVI 10": {}, "SCVI 30": dict(n_latent=30, n_layers=2, gene_likelihood="nb")}
 SHOWN = (
-    "total",
-    "bio",
-    "batch",
-    "nmi_oracle",
-    "ari_oracle",
-    "asw",
-    "bras",
-    "ilisi",
-    "kbet",
-    "batch_asw",
-    "nmi_leiden1",
-    "ari_leiden1",
-    "nmi_clusters",
-    "ari_clusters",
-    "cpu_seconds",
-    "seconds",
-    "peak_gb",
-)
+    "total bio batch nmi_oracle ari_oracle asw bras ilisi kbet batch_asw nmi_leiden1 "
+    "ari_leiden1 nmi_clusters ari_clusters cpu_seconds seconds peak_gb"
+).split()
 
 
 @dataclass(frozen=True)
@@ -72,36 +64,25 @@ class Contender:
 
 def contenders(args) -> list[Contender]:
     "In the order of the table."
-    found = [
-        Contender(family, f"{name} {n}", {"n_pcs": n})
-        for family, name in (("pca", "PCA"), ("harmony", "Harmony"))
-        for n in args.n_pcs
-    ]
+    everyone = []
+    for family, name in (("pca", "PCA"), ("harmony", "Harmony")):
+        for n in args.n_pcs:
+            everyone.append(Contender(family, f"{name} {n}", {"n_pcs": n}))
     for pair in args.scvi_epochs:
         epochs, warmup = map(int, pair.split(":"))
-        found += [
-            Contender(
-                "scvi",
-                f"{name}, {epochs} epochs",
-                {**options, "max_epochs": epochs, "n_epochs_kl_warmup": warmup},
-            )
-            for name, options in SCVI.items()
-        ]
+        schedule = {"max_epochs": epochs, "n_epochs_kl_warmup": warmup}
+        for name, options in SCVI.items():
+            everyone.append(Contender("scvi", f"{name}, {epochs} epochs", options | schedule))
     plain = asdict(Preset())
     for name in args.presets:
-        differs = {k: v for k, v in asdict(get_preset(name)).items() if v != plain[k]}
-        epochs = (
-            {} if args.max_epochs is None else {"epochs": args.max_epochs}
-        )  # else as many as the preset wants
-        K = None if get_preset(name).merge else args.K  # a preset that can choose K does
-        found.append(
-            Contender(
-                "gmvae",
-                f"GMVAE {name}, K = {K or 'chosen'}",
-                {"preset": name, "K": K, **differs, **epochs},
-            )
-        )
-    return [c for c in found if c.family in args.methods]
+        preset = get_preset(name)
+        K = None if preset.merge else args.K  # a preset that can choose K does
+        options = {"preset": name, "K": K}
+        options |= {k: v for k, v in asdict(preset).items() if v != plain[k]}
+        if args.max_epochs is not None:  # else as many as the preset wants
+            options["epochs"] = args.max_epochs
+        everyone.append(Contender("gmvae", f"GMVAE {name}, K = {K or 'chosen'}", options))
+    return [c for c in everyone if c.family in args.methods]
 
 
 def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
@@ -118,13 +99,23 @@ def fit_pca(adata, n_pcs: int, **_) -> tuple[dict, dict]:
 def fit_gmvae(
     adata, preset: str, K: int | None, seed: int, batch_key: str, epochs: int | None = None, **_
 ) -> tuple[dict, dict]:
-    model = GMVAE(adata, K=K, batch_key=batch_key, preset=preset, seed=seed)
-    with Cost() as cost:
-        model.train(epochs, test_idx=np.array([], dtype=int))  # all cells, as everyone else
-    return {
+    cells = read_input(adata)
+    with tempfile.TemporaryDirectory() as folder, Cost() as cost:
+        model = train_run(
+            cells,
+            folder,
+            K=K,
+            batch_key=batch_key,
+            preset=preset,
+            seed=seed,
+            max_epochs=epochs,
+            hold_out=False,  # all cells, as everyone else
+        )
+    arrays = {
         "latent": model.get_latent_representation(),
         "clusters": np.asarray(model.predict(), dtype=str),
-    }, cost.found
+    }
+    return arrays, cost.found
 
 
 def fit_here(job: dict) -> None:
@@ -146,79 +137,61 @@ def fit(
 ) -> tuple[dict, dict]:
     "Fit in a process of its own: the arrays `latent` and, for ours, `clusters`; and the cost."
     out = cells.with_name("fit.npz")
-    here = {
-        "cells": str(cells),
-        "batch_key": batch_key,
-        "seed": seed,
-        "out": str(out),
-        **contender.options,
-    }
+    job = {"cells": str(cells), "batch_key": batch_key, "seed": seed, **contender.options}
+
+    def in_a_process(family: str, out: Path) -> dict:
+        words = json.dumps({**job, "family": family, "out": str(out)})
+        return run([sys.executable, __file__, "--fit", words])
+
     if contender.family == "scvi":
-        options = [w for k, v in contender.options.items() for w in (f"--{k}", v)]
-        cost = run(
-            [
-                python,
-                HERE / "scvi_worker.py",
-                cells,
-                "--batch_key",
-                batch_key,
-                "--seed",
-                seed,
-                "--out",
-                out,
-                *options,
-            ]
-        )
+        command = [python, HERE / "scvi_worker.py", cells]
+        options = {"batch_key": batch_key, "seed": seed, "out": out, **contender.options}
+        for name, value in options.items():
+            command += [f"--{name}", value]
+        cost = run(command)
     elif contender.family == "harmony":
-        pca = cells.with_name("pca.npz")
-        before = run(
-            [
-                sys.executable,
-                __file__,
-                "--fit",
-                json.dumps(
-                    {**here, "family": "pca", "out": str(cells.with_name("unintegrated.npz"))}
-                ),
-            ]
-        )
+        unintegrated, pca = cells.with_name("unintegrated.npz"), cells.with_name("pca.npz")
+        before = in_a_process("pca", unintegrated)
         batch = np.asarray(anndata.read_h5ad(cells, backed="r").obs[batch_key]).astype(str)
-        np.savez(pca, latent=np.load(cells.with_name("unintegrated.npz"))["latent"], batch=batch)
-        cost = run([python, HERE / "harmony_worker.py", pca, out, seed])
-        cost = {
-            k: max(cost[k], before[k]) if k == "peak_gb" else cost[k] + before[k] for k in before
-        }
+        np.savez(pca, latent=np.load(unintegrated)["latent"], batch=batch)
+        after = run([python, HERE / "harmony_worker.py", pca, out, seed])
+        cost = {name: after[name] + before[name] for name in ("seconds", "cpu_seconds")}
+        cost["peak_gb"] = max(after["peak_gb"], before["peak_gb"])
     else:
-        cost = run(
-            [sys.executable, __file__, "--fit", json.dumps({**here, "family": contender.family})]
-        )
+        cost = in_a_process(contender.family, out)
     return dict(np.load(out)), {k: cost[k] for k in ("seconds", "cpu_seconds", "peak_gb")}
 
 
 def score(adata, arrays: dict, batch_key: str, labels_key: str, K: int, seed: int) -> dict:
     "All scores, and the summaries."
     adata = adata.copy()
-    adata.obsm["X_gmvae"] = arrays["latent"]
+    adata.obsm["X_gmvae"], clusters = arrays["latent"], None
     if "clusters" in arrays:
-        adata.obs["gmvae_cluster"] = pd.Categorical(arrays["clusters"])
-    found = evaluate(
+        clusters = "gmvae_cluster"
+        adata.obs[clusters] = pd.Categorical(arrays["clusters"])
+    scores = evaluate(
         adata,
         "X_gmvae",
         batch_key,
         labels_key,
-        "gmvae_cluster" if "clusters" in arrays else None,
+        clusters,
         seed,
         progress=False,
         baseline="X_pca",
         n_clusters=K,
     ).scores
-    summaries = {name: float(np.mean([found[k] for k in keys])) for name, keys in SUMMARIES.items()}
-    return {"total": 0.6 * summaries["bio"] + 0.4 * summaries["batch"], **summaries, **found}
+    means = {name: float(np.mean([scores[k] for k in keys])) for name, keys in SUMMARIES.items()}
+    return {"total": 0.6 * means["bio"] + 0.4 * means["batch"], **means, **scores}
 
 
 def read(csv: Path) -> pd.DataFrame:
-    return (
-        pd.read_csv(csv, keep_default_na=False, na_values=[""]) if csv.exists() else pd.DataFrame()
-    )
+    if not csv.exists():
+        return pd.DataFrame()
+    return pd.read_csv(csv, keep_default_na=False, na_values=[""])
+
+
+def write_rows(csv: Path, rows: pd.DataFrame) -> None:
+    write_atomically(csv, lambda path: rows.to_csv(path, index=False))
 
 
 def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> bool:
@@ -232,13 +205,10 @@ def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> 
 def add(rows: pd.DataFrame, row: dict) -> pd.DataFrame:
     "With this row in place of one of the same data set, method and seed that other settings made."
     if not rows.empty:
-        rows = rows[
-            ~(
-                (rows["data"] == row["data"])
-                & (rows["method"] == row["method"])
-                & (rows["seed"] == row["seed"])
-            )
-        ]
+        same = pd.Series(True, index=rows.index)
+        for name in ("data", "method", "seed"):
+            same &= rows[name] == row[name]
+        rows = rows[~same]
     return pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
 
 
@@ -253,12 +223,11 @@ def table(rows: pd.DataFrame, shown=SHOWN) -> pd.DataFrame:
         return f"{v.mean():.{digits}f}" + (f" ± {v.std():.{digits}f}" if len(v) > 1 else "")
 
     groups = rows.groupby(["data", "method"])
-    found = groups[[c for c in shown if c in rows]].agg(cell)
-    found.insert(0, "seeds", groups.size())
-    order = (
-        groups["total"].mean().reset_index().sort_values(["data", "total"], ascending=[True, False])
-    )
-    return found.loc[list(zip(order["data"], order["method"]))]
+    means = groups[[c for c in shown if c in rows]].agg(cell)
+    means.insert(0, "seeds", groups.size())
+    order = groups["total"].mean().reset_index()
+    order = order.sort_values(["data", "total"], ascending=[True, False])
+    return means.loc[list(zip(order["data"], order["method"]))]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -284,18 +253,10 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--n_pcs", type=int, nargs="+", default=[30, 50])
     parser.add_argument("--scvi_epochs", nargs="+", default=["100:20"], metavar="EPOCHS:WARMUP")
-    parser.add_argument(
-        "--presets",
-        nargs="+",
-        default=[p for p in PRESETS if p != "original"],
-        choices=list(PRESETS),
-    )
-    parser.add_argument(
-        "--K",
-        type=int,
-        default=20,
-        help="components of ours unless the preset chooses, and clusters of the label-free k-means of all",
-    )
+    presets = [p for p in PRESETS if p != "original"]
+    parser.add_argument("--presets", nargs="+", default=presets, choices=list(PRESETS))
+    help_K = "components of ours unless the preset chooses; clusters of everyone's k-means"
+    parser.add_argument("--K", type=int, default=20, help=help_K)
     parser.add_argument("--max_epochs", type=int, help="of ours; without it the preset's")
     parser.add_argument(
         "--peers_python", type=Path, default=HERE.parents[1] / ".venv-peers/bin/python"
@@ -304,7 +265,8 @@ def main():
     runs = contenders(args)
     if {"scvi", "harmony"} & {c.family for c in runs} and not args.peers_python.exists():
         sys.exit(
-            f"peers: {args.peers_python} is not there; call `make peers-env`, or leave the peers out by --methods pca gmvae"
+            f"peers: {args.peers_python} is not there; call `make peers-env`, or leave the peers "
+            "out by --methods pca gmvae"
         )
 
     rows, failed = read(args.csv), []
@@ -331,18 +293,8 @@ def main():
                 failed.append(name)
                 continue
             scores = score(adata, arrays, args.batch_key, args.labels_key, args.K, seed)
-            rows = add(
-                read(args.csv),
-                {
-                    "data": cells.stem,
-                    "method": c.method,
-                    "seed": seed,
-                    "settings": c.settings,
-                    **scores,
-                    **cost,
-                },
-            )
-            write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
+            row = {"data": cells.stem, "method": c.method, "seed": seed, "settings": c.settings}
+            write_rows(args.csv, add(read(args.csv), {**row, **scores, **cost}))
     rows = read(args.csv)
     if not rows.empty:
         for data, part in rows.groupby("data"):
@@ -352,17 +304,14 @@ def main():
 
 
 def prepare(data: str, args, cells: Path):
-    "The cells as every contender gets them: counts in X, written to `cells`; and the unintegrated PCA of them for the scores."
+    "The cells as every contender gets them, with counts in X, and written to `cells`; their PCA."
+    keys = {"batch_key": args.batch_key, "labels_key": args.labels_key}
     try:
-        adata = load_data(data)
-        counts = get_counts(adata, args.layer)
-        for arg in ("batch_key", "labels_key"):
-            get_categories(adata, getattr(args, arg), arg)
+        read = read_input(data, **keys, layer=args.layer)
     except ValueError as error:
         sys.exit(f"peers: {error}")
-    adata = anndata.AnnData(
-        counts, obs=adata.obs[[args.batch_key, args.labels_key]], var=adata.var[[]]
-    )
+    counts, obs = get_counts(read.cells, read.layer), read.cells.obs[list(keys.values())]
+    adata = anndata.AnnData(counts, obs=obs, var=read.cells.var)
     adata.write_h5ad(cells)
     adata.obsm["X_pca"] = fit_pca(adata, min(args.n_pcs))[0]["latent"]
     return adata

@@ -1,22 +1,28 @@
-"""What each setting of the preset `recommended` is worth: one factor changed at a time, several data sets and seeds, one table.
+"""What each setting of the preset `recommended` is worth.
 
-    python tests/bench/search.py nbs/search.csv --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad --seeds 0 1 2
+One factor is changed at a time, on several data sets and with several seeds; one table.
 
-Trains on 85 % of the cells, scores all cells by gmvae_nb.metrics.evaluate with the summaries of peers.py, and -IWAE on the other 15 %.
-One row per data set, change and seed in the csv; finished rows are kept. `--changes` runs some of the changes only.
+    python tests/bench/search.py nbs/search.csv --seeds 0 1 2 \\
+        --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad
+
+Trains on 85 % of the cells, scores all cells by gmvae_nb.metrics.evaluate with the summaries of
+peers.py, and -IWAE on the other 15 %. The cost is that of a run: training, a checkpoint after each
+epoch, and the terms of the held-out cells. One row per data set, change and seed in the csv;
+finished rows are kept. `--changes` runs some of the changes only.
 """
 
+import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from cost import Cost
-from gmvae_nb.data import write_atomically
-from gmvae_nb.train import GMVAE, get_preset
+from gmvae_nb.results import read_run
+from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.train import get_preset
 from peers import Contender as Change
-from peers import add, arguments, finished, prepare, read, score, table
+from peers import add, arguments, finished, prepare, read, score, table, write_rows
 from tqdm import tqdm
 
 CHANGES = {  # from `recommended` with K = None
@@ -42,34 +48,33 @@ CHANGES = {  # from `recommended` with K = None
     "K = 30, not merged": dict(K=30, merge=False),
 }
 SHOWN = (
-    "total",
-    "bio",
-    "batch",
-    "nmi_clusters",
-    "ari_clusters",
-    "n_clusters",
-    "effective_K",
-    "iwae",
-    "cpu_seconds",
-)
+    "total bio batch nmi_clusters ari_clusters n_clusters effective_K iwae cpu_seconds"
+).split()
 
 
 def fit(
     adata, batch_key: str, seed: int, preset: str = "recommended", K: int | None = None, **changed
 ) -> tuple[dict, dict]:
     "The arrays that `score` wants; and cost, -IWAE (nats per held-out cell) and clusters in use."
-    model = GMVAE(
-        adata, K=K, batch_key=batch_key, preset=replace(get_preset(preset), **changed), seed=seed
-    )
-    with Cost() as cost:
-        model.train(progress=False)
-    report = model.cluster_report()
-    found = {"latent": model.get_latent_representation(), "clusters": model.predict().astype(str)}
-    return found, dict(
+    cells, changed_preset = read_input(adata), replace(get_preset(preset), **changed)
+    with tempfile.TemporaryDirectory() as folder:
+        with Cost() as cost:
+            model = train_run(
+                cells,
+                folder,
+                K=K,
+                batch_key=batch_key,
+                preset=changed_preset,
+                seed=seed,
+                progress=False,
+            )
+        iwae = read_run(Path(folder))["neg_iwae"]
+    arrays = {"latent": model.get_latent_representation(), "clusters": model.predict().astype(str)}
+    return arrays, dict(
         cost.found,
-        iwae=-model.get_iwae(adata[model.test_idx]).mean(),
+        iwae=iwae,
         n_clusters=model.n_clusters,
-        effective_K=report["effective_K"],
+        effective_K=model.cluster_report()["effective_K"],
     )
 
 
@@ -82,34 +87,23 @@ def main():
     args = parser.parse_args()
     args.n_pcs = [30]  # of the unintegrated PCA in the scores
     torch.set_num_threads(1)
-    todo = [
-        (seed, Change("gmvae", name, CHANGES[name]), data)
-        for seed in args.seeds
-        for name in args.changes
-        for data in args.data
-    ]
+    changes = [Change("gmvae", name, CHANGES[name]) for name in args.changes]
+    todo = itertools.product(args.seeds, changes, args.data)
     prepared = {}
-    for seed, change, data in (bar := tqdm(todo, unit="run")):
+    for seed, change, data in (bar := tqdm(list(todo), unit="run")):
         bar.set_description(f"{Path(data).stem}: {change.method}, seed {seed}")
         if finished(read(args.csv), Path(data).stem, change, seed):
             continue
         if data not in prepared:
             with tempfile.TemporaryDirectory() as folder:
                 prepared[data] = prepare(data, args, Path(folder) / "cells.h5ad")
-        arrays, found = fit(prepared[data], args.batch_key, seed, **change.options)
-        scores = score(
-            prepared[data], arrays, args.batch_key, args.labels_key, found["n_clusters"], seed
-        )
-        row = {
-            "data": Path(data).stem,
-            "method": change.method,
-            "seed": seed,
-            "settings": change.settings,
-            **scores,
-            **found,
-        }
-        rows = add(read(args.csv), row)  # read anew: several processes may fill one table
-        write_atomically(args.csv, lambda path: rows.to_csv(path, index=False))
+        arrays, measured = fit(prepared[data], args.batch_key, seed, **change.options)
+        n_clusters = measured["n_clusters"]
+        scores = score(prepared[data], arrays, args.batch_key, args.labels_key, n_clusters, seed)
+        row = {"data": Path(data).stem, "method": change.method, "seed": seed}
+        row |= {"settings": change.settings, **scores, **measured}
+        # read anew: several processes may fill one table
+        write_rows(args.csv, add(read(args.csv), row))
     print(table(read(args.csv), SHOWN).to_string())
 
 

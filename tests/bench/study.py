@@ -1,4 +1,6 @@
-"""Train and score a grid of settings on one data set; one row per run in a csv. Finished rows are kept, so it resumes.
+"""Train and score a grid of settings on one data set; one row per run in a csv.
+
+Finished rows are kept, so it resumes.
 
 python tests/bench/study.py nbs/lambda.csv --K 20 --seeds 3 --set M=1 --set lam=0,1,2,2.5,3
 """
@@ -7,48 +9,43 @@ import argparse
 import ast
 import itertools
 import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from gmvae_nb.data import load_data, split_cells, write_atomically
-from gmvae_nb.metrics import evaluate
-from gmvae_nb.results import run_summary
-from gmvae_nb.train import GMVAE, get_preset
+from gmvae_nb.results import read_run
+from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.train import get_preset
+from peers import write_rows
 from tqdm import tqdm
+
+SHOWN = (
+    "ari_oracle nmi_oracle asw batch_asw kbet ari_clusters "
+    "neg_elbo kl_z effective_K mutual_information"
+).split()
 
 
 def one_run(data: str, preset: str, K: int, seed: int, settings: dict) -> dict:
-    "Train on 85 %, score the rest: one row."
+    "Train on 85 %, score the other cells: one row."
     torch.set_num_threads(1)  # one process per core
-    adata = load_data(data)
-    model = GMVAE(
-        adata, K=K, batch_key="batch", preset=replace(get_preset(preset), **settings), seed=seed
-    )
-    _, held_out = split_cells(adata.n_obs, 0.15, seed)
-    model.train(test_idx=held_out, progress=False)
-    test = adata[held_out].copy()
-    test.obsm["X_gmvae"], test.obs["gmvae_cluster"] = (
-        model.get_latent_representation(test),
-        model.predict(test),
-    )
-    scores = evaluate(test, clusters="gmvae_cluster", seed=seed, progress=False).scores
-    name = Path(data).stem
-    found = run_summary(model, test, data=name, preset=preset, scores={"latent": scores})
-    return {
-        "data": name,
-        "preset": preset,
-        "K": K,
-        "seed": seed,
-        **settings,
-        **scores,
-        **found["test"],
-        **found["clusters"],
-        "n_clusters": model.n_clusters,
-        "train_seconds": found["train_seconds"],
-    }
+    keys = {"batch_key": "batch", "labels_key": "cell_type"}
+    changed = replace(get_preset(preset), **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        model = train_run(
+            read_input(data, **keys),
+            folder,
+            K=K,
+            **keys,
+            preset=changed,
+            seed=seed,
+            progress=False,
+        )
+        row = read_run(Path(folder))
+    row |= {"data": Path(data).stem, "preset": preset, "n_clusters": model.n_clusters}
+    return row | settings
 
 
 def main():
@@ -84,24 +81,9 @@ def main():
         waiting = [pool.submit(one_run, *g) for g in grid]
         for future in tqdm(as_completed(waiting), total=len(waiting), unit="run"):
             done = pd.concat([done, pd.DataFrame([future.result()])], ignore_index=True)
-            write_atomically(args.csv, lambda path: done.to_csv(path, index=False))
+            write_rows(args.csv, done)
     changing = [name for name, v in zip(names, values) if len(v) > 1] or ["seed"]
-    shown = [
-        c
-        for c in (
-            "ari_oracle",
-            "nmi_oracle",
-            "asw",
-            "batch_asw",
-            "kbet",
-            "ari_clusters",
-            "neg_elbo",
-            "kl_z",
-            "effective_K",
-            "mutual_information",
-        )
-        if c in done
-    ]
+    shown = [name for name in SHOWN if name in done]
     print(done.groupby(["K", *changing])[shown].agg(["mean", "std"]).round(3).to_string())
 
 
@@ -113,12 +95,11 @@ def literal(word: str):
 
 
 def finished(done: pd.DataFrame, data: str, preset: str, K: int, seed: int, settings: dict) -> bool:
+    "Whether the csv has this run."
     key = {"data": Path(data).stem, "preset": preset, "K": K, "seed": seed, **settings}
-    return (
-        not done.empty
-        and set(key) <= set(done)
-        and (done[list(key)] == pd.Series(key)).all(axis=1).any()
-    )
+    if done.empty or not set(key) <= set(done):
+        return False
+    return bool((done[list(key)] == pd.Series(key)).all(axis=1).any())
 
 
 if __name__ == "__main__":
