@@ -38,10 +38,8 @@ from scipy.sparse import csr_matrix
 
 from . import __version__
 from .counts_on_disk import CountsOnDisk
-# isort: off
-from .data import CountsLocation, find_counts, get_categories, get_counts, load_data
-from .data import split_cells
-# isort: on
+from .data import CountsLocation, find_counts, get_categories
+from .data import get_counts, load_data, split_cells
 from .files import locked_folder, read_json, write_atomically, write_json
 from .h5ad import open_h5ad
 from .metrics import evaluate
