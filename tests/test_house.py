@@ -101,5 +101,13 @@ def test_lint_and_format_are_clean():
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
-def test_each_mutant_still_finds_its_code():
+def test_each_mutant_still_finds_its_code_and_is_python(tmp_path, monkeypatch):
     assert mutants.misfits() == []
+    (tmp_path / "a.py").write_text("def f(x):\n    return g(\n        x,\n    )\n")
+    found = mutants.Mutant("one", "return g(x)", "return 1", "", "")
+    once_more = found._replace(what="gone", old="return h(x)")
+    no_python = found._replace(what="broken", new="return (")
+    monkeypatch.setattr(mutants, "MUTANTS", [found, once_more, no_python])
+    assert mutants.changed(found, tmp_path)[1] == "def f(x):\n    return 1\n"
+    gone, broken = mutants.misfits(tmp_path)
+    assert gone.startswith("gone: 0 times") and broken.startswith("broken: '('")

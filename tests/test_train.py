@@ -203,19 +203,27 @@ def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
     assert a == b
 
 
-def test_neighbours_of_scanpy_leave_the_number_of_threads_that_was_asked_for():
-    """numba starts as many as there are cores, in the OpenMP that torch uses too.
+PARALLEL = """
+import gmvae_nb, torch, numba, numpy
 
-    As many threads, the same bits."""
-    code = (
-        "import gmvae_nb, torch, numpy, anndata, scanpy; "
-        "x = numpy.random.default_rng(0).random((300, 4), dtype='float32'); "
-        "scanpy.pp.neighbors(anndata.AnnData(x), use_rep='X'); "
-        "print(torch.get_num_threads())"
-    )
+@numba.njit(parallel=True)
+def add(x):
+    for i in numba.prange(len(x)):
+        x[i] += 1
+
+add(numpy.zeros(10))
+print(torch.get_num_threads())
+"""
+
+
+def test_numba_leaves_the_number_of_threads_that_was_asked_for():
+    """Scanpy's neighbours and UMAP run it.
+
+    It starts as many threads as there are cores, in the OpenMP that torch uses too; as many
+    threads, the same bits."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("NUMBA_NUM_THREADS", None)
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", PARALLEL]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     assert done.stdout.split()[-1] == "1"
 

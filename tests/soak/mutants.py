@@ -36,7 +36,7 @@ MUTANTS = [
     Mutant(
         "files written in place",
         "write(tmp)",
-        ("write(path)\n__import__('shutil').copy(path, tmp)"),
+        "write(path)\n__import__('shutil').copy(path, tmp)",
         PROMISES,
         "random_moments or full_disk",
     ),
@@ -112,7 +112,7 @@ MUTANTS = [
     ),
     Mutant(
         "weights may be NaN when read",
-        ('if bad := not_finite(state):\n    raise ValueError(f"{bad} is not finite")'),
+        'if bad := not_finite(state):\n    raise ValueError(f"{bad} is not finite")',
         "pass",
         PROMISES,
         "nothing_runs",
@@ -185,14 +185,14 @@ MUTANTS = [
     Mutant(
         "the cause not looked for",
         "for start, part in _parts(self.counts):  # all of them",
-        ("return ''\nfor start, part in _parts(self.counts):  # all of them"),
+        "return ''\nfor start, part in _parts(self.counts):  # all of them",
         PROMISES,
         "a_nan_stops or turned_bad",
     ),
     Mutant(
         "NaN written",
-        ("if bad := not_finite(state):\n    raise FloatingPointError("),
-        ("if False:\n    raise FloatingPointError("),
+        "if bad := not_finite(state):\n    raise FloatingPointError(",
+        "if False:\n    raise FloatingPointError(",
         PROMISES,
         "never_written",
     ),
@@ -324,15 +324,15 @@ MUTANTS = [
     ),
     Mutant(
         "finished runs trained again",
-        ("== max_epochs\nexcept"),
-        ("== -1\nexcept"),
+        '["epochs"] == max_epochs',
+        '["epochs"] == -1',
         PROMISES,
         "sweep_retries",
     ),
     Mutant(
         "a half-written result stops the sweep",
-        ("except (ValueError, KeyError):  # damaged: to be made again\n    return False"),
-        ("except ZeroDivisionError:\n    return False"),
+        "except (ValueError, KeyError):  # damaged: to be made again\n    return False",
+        "except ZeroDivisionError:\n    return False",
         PROMISES,
         "sweep_retries",
     ),
@@ -374,7 +374,7 @@ MUTANTS = [
     Mutant(
         "lost runs of a cluster begun again",
         "return attempt(given._replace(",
-        ("shutil.rmtree(run['out'], ignore_errors=True)\nreturn attempt(given._replace("),
+        "shutil.rmtree(run['out'], ignore_errors=True)\nreturn attempt(given._replace(",
         RAY,
         "worker_is_killed",
     ),
@@ -408,10 +408,115 @@ MUTANTS = [
     ),
     Mutant(
         "settings not looked at",
-        ('if not right:\n    raise ValueError(f"{name} is'),
-        ('if False:\n    raise ValueError(f"{name} is'),
+        'if not right:\n    raise ValueError(f"{name} is',
+        'if False:\n    raise ValueError(f"{name} is',
         BAD,
         "n_x or lr or merge",
+    ),
+    Mutant(
+        "alignment never applied",
+        "preset.align and len(self.batches) > 1",
+        "False and len(self.batches) > 1",
+        MUTATIONS,
+        "alignment_brings",
+    ),
+    Mutant(
+        "input dropout left out",
+        "F.dropout(seen.v.values(), p.input_dropout, self.training, inplace=True)",
+        "pass",
+        MUTATIONS,
+        "input_dropout",
+    ),
+    Mutant(
+        "input dropout in use too",
+        "p.input_dropout, self.training, inplace=True",
+        "p.input_dropout, True, inplace=True",
+        MUTATIONS,
+        "input_dropout",
+    ),
+    Mutant(
+        "learning rate by epoch",
+        "learning_rate(epoch + step / n_steps, preset, max_epochs)",
+        "learning_rate(epoch, preset, max_epochs)",
+        MUTATIONS,
+        "cosine_falls",
+    ),
+    Mutant(
+        "old moments for placed components",
+        "self.optimizer.state.pop(p, None)",
+        "pass",
+        MUTATIONS,
+        "starts_afresh",
+    ),
+    Mutant(
+        "history over mini-batches, not cells",
+        "@ sizes / sizes.sum()",
+        "@ torch.ones_like(sizes) / len(sizes)",
+        MUTATIONS,
+        "mean_over_cells",
+    ),
+    Mutant(
+        "cells not resampled",
+        "merge_components(gamma[rng.integers(0, len(gamma), n)])",
+        "merge_components(gamma)",
+        MUTATIONS,
+        "number_of_clusters",
+    ),
+    Mutant(
+        "all numbers of clusters in the range",
+        "np.quantile(numbers, [0.025, 0.975])",
+        "np.quantile(numbers, [0.0, 1.0])",
+        MUTATIONS,
+        "number_of_clusters",
+    ),
+    Mutant(
+        "simulated counts without the seed",
+        "np.random.default_rng([self.seed, row])",
+        "np.random.default_rng([0, row])",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "simulated counts without the cell",
+        "np.random.default_rng([self.seed, row])",
+        "np.random.default_rng(self.seed)",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "draws without the seed",
+        "torch.Generator().manual_seed(self.seed)",
+        "torch.Generator().manual_seed(0)",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "noise not in pairs",
+        "torch.stack([eps, -eps], 1)",
+        "torch.stack([eps, eps], 1)",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "a warm-up that is an epoch late",
+        "(epoch + 1) / rise",
+        "epoch / rise",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "weights do not decay",
+        "self.network.heads.decay(lr * preset.weight_decay / len(self.train_idx))",
+        "pass",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "r of the cell from the start",
+        'rest and self.preset.dispersion == "cell"',
+        'self.preset.dispersion == "cell"',
+        MUTATIONS,
+        "numbers_that_it_has",
     ),
 ]
 
@@ -439,24 +544,30 @@ def places(mutant: Mutant, package: Path) -> list[tuple[Path, re.Match]]:
     return found
 
 
-def misfits() -> list[str]:
-    "The mutants whose code does not stand exactly once in the package, a line for each."
-    found = []
-    for mutant in MUTANTS:
-        names = [path.name for path, _ in places(mutant, ROOT / "gmvae_nb")]
-        if len(names) != 1:
-            found.append(f"{mutant.what}: {len(names)} times {names}: {mutant.old!r}")
-    return found
-
-
-def apply(mutant: Mutant, package: Path) -> None:
-    "Put its new code, indented as the old was, in place of the old."
+def changed(mutant: Mutant, package: Path) -> tuple[Path, str]:
+    "The module with its new code, indented as the old was, in place of the old; as text."
     ((path, match),) = places(mutant, package)
     text = path.read_text(encoding="utf-8")
-    line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
-    indent = line if not line.strip() else ""
+    before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    indent = "" if before.strip() else before
     new = textwrap.indent(mutant.new, indent).strip()
-    path.write_text(text[: match.start()] + new + text[match.end() :], encoding="utf-8")
+    return path, text[: match.start()] + new + text[match.end() :]
+
+
+def misfits(package: Path = ROOT / "gmvae_nb") -> list[str]:
+    "The mutants whose code does not stand exactly once in the package, or that are no Python."
+    found = []
+    for mutant in MUTANTS:
+        names = [path.name for path, _ in places(mutant, package)]
+        if len(names) != 1:
+            found.append(f"{mutant.what}: {len(names)} times {names}: {mutant.old!r}")
+            continue
+        path, text = changed(mutant, package)
+        try:
+            compile(text, path.name, "exec")
+        except SyntaxError as error:
+            found.append(f"{mutant.what}: {error}")
+    return found
 
 
 def copied(to: Path) -> None:
@@ -478,7 +589,8 @@ def main(words: list[str]) -> int:
             if words and not any(word in mutant.what for word in words):
                 continue
             copied(copy)
-            apply(mutant, copy / "gmvae_nb")
+            path, text = changed(mutant, copy / "gmvae_nb")
+            path.write_text(text, encoding="utf-8")
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
             command += [mutant.test, "-k", mutant.chosen]
             env = {**os.environ, "PYTHONPATH": str(copy)}
