@@ -19,8 +19,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from gmvae_nb.data import get_counts, load_data, write_atomically
-from gmvae_nb.train import GMVAE, PRESETS, Preset
+from gmvae_nb.data import get_counts, load_data
+from gmvae_nb.files import write_atomically
+from gmvae_nb.network import PRESETS, Preset
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 try:

@@ -727,7 +727,7 @@ def test_names_that_moved_can_still_be_imported():
     from gmvae_nb import files
 
     with pytest.warns(DeprecationWarning, match="write_atomically is in gmvae_nb.files now"):
-        from gmvae_nb.data import write_atomically
+        from gmvae_nb.files import write_atomically
     assert write_atomically is files.write_atomically
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = data.nothing

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gmvae_nb.data import to_torch
-from gmvae_nb.train import GMVAE, merge_components
+from gmvae_nb.gmvae_loss import merge_components
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from hazards import SMALL, TINY, before_steps, cells

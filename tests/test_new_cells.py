@@ -12,8 +12,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb.runs import embed_file, open_h5ad, read_input
-from gmvae_nb.train import GMVAE, PRESETS, Cells, take_genes
+from gmvae_nb.counts_on_disk import take_genes
+from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.match import Cells
+from gmvae_nb.network import PRESETS
+from gmvae_nb.runs import embed_file, read_input
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from test_train import TINY, simulated

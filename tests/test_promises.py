@@ -27,11 +27,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import commands, data, h5check, train
-from gmvae_nb.data import load_data, write_atomically
-from gmvae_nb.runs import attempt, hold, read_input, train_run
-from gmvae_nb.train import FORMAT, GMVAE, read_model
-from gmvae_nb.verify import verify
+from gmvae_nb import commands, data, h5ad, train
+from gmvae_nb.data import load_data
+from gmvae_nb.files import locked_folder, write_atomically
+from gmvae_nb.model_folder import FORMAT, read_model, verify
+from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.sweep import train_or_reason
+from gmvae_nb.train import GMVAE
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import sparse
@@ -510,7 +512,7 @@ LOAD = """
 import sys, os, pickle
 from pathlib import Path
 from gmvae_nb.train import GMVAE
-from gmvae_nb.verify import verify
+from gmvae_nb.model_folder import verify
 folder = Path(sys.argv[1])
 GMVAE.load(folder / "good"), verify(folder / "good")  # what is imported late is imported now
 FORBIDDEN = (
@@ -712,7 +714,7 @@ def test_hostile_h5ad_is_refused_in_a_sentence_and_costs_little(tmp_path, build)
     path = hostile(build, tmp_path)
     code, seconds, megabytes = memory_of(lambda: read_all(path))
     assert code == 2 and megabytes < 300 and seconds < 2, (code, seconds, megabytes)
-    assert memory_of(lambda: h5check.main(str(path)))[2] < 300  # what the other process needs
+    assert memory_of(lambda: h5ad.main(str(path)))[2] < 300  # what the other process needs
     with pytest.raises(ValueError) as error:
         read_all(path)
     said = sentence(error)
@@ -914,7 +916,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
     read, write = os.pipe()
 
     def other():
-        with hold(run):
+        with locked_folder(run):
             os.write(write, b".")
             time.sleep(600)
 
@@ -926,7 +928,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
             train_run(read_in, run, **options)
         sentence(error)
         # as a sweep does: another has begun the run, and may end it
-        waiting = threading.Thread(target=attempt, args=(read_in, {"out": run, **options}))
+        waiting = threading.Thread(target=train_or_reason, args=(read_in, {"out": run, **options}))
         waiting.start()
         waiting.join(1)
         assert waiting.is_alive() and [p.name for p in run.iterdir()] == [".lock"]

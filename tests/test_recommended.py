@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gmvae_nb.data import to_torch
+from gmvae_nb.gmvae_loss import merge_components
 from gmvae_nb.metrics import ari
-from gmvae_nb.train import GMVAE, PRESETS, BatchAlignment, merge_components
+from gmvae_nb.network import PRESETS, BatchAlignment
+from gmvae_nb.train import GMVAE
 
 from hazards import before_steps, stop_at_step
 from test_train import simulated

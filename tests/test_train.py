@@ -13,9 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.data import CountsOnDisk, to_torch
+from gmvae_nb.counts_on_disk import CountsOnDisk
+from gmvae_nb.data import to_torch
+from gmvae_nb.gmvae_loss import cluster_usage
+from gmvae_nb.model_folder import read_model
 from gmvae_nb.nb_likelihood import log_nb
-from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model, training_loss
+from gmvae_nb.network import PRESETS, Preset, training_loss
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from hazards import stop_at_step

@@ -14,8 +14,9 @@ HEAVY = (
     "fastcore jinja2 safetensors tqdm pooch"
 ).split()
 WRONG = """
-from gmvae_nb.nb_likelihood import NBHeads
-from gmvae_nb.train import GMVAE, Preset
+from gmvae_nb.nb_heads import NBHeads
+from gmvae_nb.network import Preset
+from gmvae_nb.train import GMVAE
 
 
 def wrong(model: GMVAE) -> None:

@@ -8,22 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells, write_atomically
-from gmvae_nb.metrics import evaluate
-from gmvae_nb.nb_likelihood import NBHeads
+from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells
+from gmvae_nb.files import write_atomically
+from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.match import Cells, GeneMatch
+from gmvae_nb.metrics import Calibration, calibration, cluster_types, evaluate
+from gmvae_nb.nb_heads import NBHeads
+from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import (
-    Calibration,
-    Input,
-    annotate_run,
-    calibration,
-    cluster_types,
-    embed_file,
-    open_h5ad,
-    read_input,
-    train_run,
-)
-from gmvae_nb.train import GMVAE, PRESETS, Cells, GeneMatch, Preset, get_preset
+from gmvae_nb.runs import Input, annotate_run, embed_file, read_input, train_run
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
 

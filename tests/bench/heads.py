@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from gmvae_nb import nb_heads
-from gmvae_nb.data import write_atomically
+from gmvae_nb.files import write_atomically
 from gmvae_nb.nb_heads import NBHeads
 from tqdm import tqdm
 

@@ -27,10 +27,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from gmvae_nb.data import load_data, minibatches, to_torch, write_atomically
+from gmvae_nb.data import load_data, minibatches, to_torch
+from gmvae_nb.files import write_atomically
 from gmvae_nb.gmvae_loss import gmvae_terms
 from gmvae_nb.nb_heads import NBHeads
-from gmvae_nb.train import GMVAE, GMVAENetwork, fast_dtype, get_preset
+from gmvae_nb.network import GMVAENetwork, fast_dtype, get_preset
+from gmvae_nb.train import GMVAE
 from torch import Tensor
 from tqdm import tqdm
 

@@ -41,8 +41,10 @@ import torch
 import torch.nn.functional as F
 from cost import Cost
 from evaluation import current_gb
-from gmvae_nb.data import minibatches, write_atomically
-from gmvae_nb.train import GMVAE, PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from gmvae_nb.data import minibatches
+from gmvae_nb.files import write_atomically
+from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from gmvae_nb.train import GMVAE
 from scipy import sparse
 from tqdm import tqdm
 

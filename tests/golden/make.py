@@ -10,7 +10,9 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from gmvae_nb.train import FORMAT, GMVAE, PRESETS
+from gmvae_nb.model_folder import FORMAT
+from gmvae_nb.network import PRESETS
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 HERE = Path(__file__).parent

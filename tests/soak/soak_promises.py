@@ -16,9 +16,9 @@ import anndata as ad
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.data import write_atomically
-from gmvae_nb.train import GMVAE, read_model
-from gmvae_nb.verify import verify
+from gmvae_nb.files import write_atomically
+from gmvae_nb.model_folder import read_model, verify
+from gmvae_nb.train import GMVAE
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 # ruff: noqa: E402  what follows is found by the line above
