@@ -425,13 +425,13 @@ class BatchAlignment(nn.Module):
 # %% ../nbs/network.ipynb #2a7161e0
 def _rest_encoder(
     self: "GMVAENetwork",
-    rest: bool,
+    resting: bool,
 ) -> None:
     "Hold the encoder still, or let it learn; r of the cell learns meanwhile."
     modules = [self.encoder, self.q_x] + ([self.q_w] if self.n_w else [])
     for module in modules:
-        module.requires_grad_(not rest)
-    r_of_cell = rest and self.preset.dispersion == "cell"
+        module.requires_grad_(not resting)
+    r_of_cell = resting and self.preset.dispersion == "cell"
     self.heads.log_r.weight.requires_grad_(r_of_cell)
 
 # %% ../nbs/network.ipynb #c1fa59d6

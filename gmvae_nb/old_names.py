@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-# %% ../nbs/old_names.ipynb #cbc8b62d
+# %% ../nbs/old_names.ipynb #02039993
 MOVED: dict[
     str, dict[str, str]
 ] = {  # old module -> old name -> module or module.name
@@ -35,6 +35,7 @@ MOVED: dict[
         "by_draw_of_w": "gaussian_products",
         "square_norm": "gaussian_products",
         "ExpectedLogProbs": "gaussian_products",
+        "component_terms": "gaussian_products",
     },
     "train": {
         "match_genes": "match",
