@@ -701,6 +701,7 @@ def test_bmmc_refused(served, tmp_path, monkeypatch):
         bmmc_cite(tmp_path / "atac.h5ad")
 
 
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
 @pytest.mark.skipif(not STARTERS.is_dir(), reason="the competition's own cells are not here")
 @pytest.mark.parametrize("name, shape", [("multiome", (500, 600)), ("cite", (600, 1000))])
 def test_bmmc_of_the_competitions_own_cells(name, shape):
