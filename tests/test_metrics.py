@@ -374,8 +374,8 @@ def test_bootstrap_is_as_wide_as_theory_says(groups, level, z):
     # the mean of g means, each of n / g cells
     variance = np.mean([values[group == g].var() for g in range(groups)])
     half = z * np.sqrt(variance / 2000)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.06)  # half the cells: 1.41 times
-    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.06 * half)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)  # half the cells: 1.41 times
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
 
 
 def test_bootstrap_of_clusters_is_as_wide_as_theory_says():
