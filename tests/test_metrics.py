@@ -370,18 +370,18 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
 @pytest.mark.parametrize("level, z", [(0.95, 1.96), (0.5, 0.6745)])
 def test_bootstrap_is_as_wide_as_theory_says(groups, level, z):
     values, group = np.random.default_rng(0).normal(size=2000), np.arange(2000) % groups
-    low, high = m.bootstrap(values, group, n_boot=4000, level=level)
+    low, high = m.bootstrap(values, group, n_boot=2000, level=level)
     # the mean of g means, each of n / g cells
     variance = np.mean([values[group == g].var() for g in range(groups)])
     half = z * np.sqrt(variance / 2000)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.06)  # half the cells: 1.41 times
-    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.06 * half)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)  # half the cells: 1.41 times
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
 
 
 def test_bootstrap_of_clusters_is_as_wide_as_theory_says():
     n, q = 10_000, 0.1  # two groups, two clusters, a share q of errors
     truth, wrong = np.arange(n) % 2, np.arange(n) < q * n
-    low, high = m.bootstrap_clusters(truth, truth ^ wrong, n_boot=4000)["ari"]
+    low, high = m.bootstrap_clusters(truth, truth ^ wrong, n_boot=2000)["ari"]
     slope = 4 * (1 - 2 * q)  # ARI is about (1 - 2 q)^2
     half = 1.96 * slope * np.sqrt(q * (1 - q) / n)
     assert (high - low) / 2 == pytest.approx(half, rel=0.06)
