@@ -1,6 +1,8 @@
-"""Reads everything from settings.ini, the one place where the project is described."""
+"""Reads everything from settings.ini, where the project is described."""
+
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
@@ -29,7 +31,10 @@ setup(
     include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"ray": cfg["ray_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "ray": cfg["ray_requirements"].split(),
+        "dev": cfg["dev_requirements"].split(),
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

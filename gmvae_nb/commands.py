@@ -197,7 +197,7 @@ def train_and_annotate(
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
     from gmvae_nb.runs import annotate_run, train_run
-    from gmvae_nb.train import seal as record_checksums
+    from gmvae_nb.model_folder import record_checksums
 
     log("training")
     model = train_run(data, out, **options)
@@ -358,7 +358,8 @@ def gmvae_demo(
     Train, annotate, make the page."""
     log = speaker(quiet)
     log("importing")
-    from gmvae_nb.data import kang_pbmc, write_atomically
+    from gmvae_nb.data import kang_pbmc
+    from gmvae_nb.files import write_atomically
     from gmvae_nb.runs import claim_folder, read_input
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
@@ -438,19 +439,13 @@ def gmvae_sweep(
         raise ValueError(f"repeats is {repeats}; expected 1 or more")
     log = speaker(quiet)
     log("importing")
-    from gmvae_nb.runs import (
-        claim_folder,
-        epochs_in_all,
-        read_input,
-        run_settings,
-    )
-    from gmvae_nb.sweep import (
-        find_cluster,
-        train_grid,
-        train_on_ray,
-        train_serially,
-    )
-    from gmvae_nb.train import get_preset
+    # isort: off
+    from gmvae_nb.runs import claim_folder, epochs_in_all, read_input
+    from gmvae_nb.runs import run_settings
+    from gmvae_nb.sweep import find_cluster, train_grid, train_on_ray
+    from gmvae_nb.sweep import train_serially
+    # isort: on
+    from gmvae_nb.network import get_preset
 
     settings, out = get_preset(preset), Path(out)
     if ray_address is not None:
@@ -490,7 +485,7 @@ def print_table(
     json: bool,
 ) -> None:
     "The table of a sweep; results.csv has a row for each run."
-    from gmvae_nb.data import write_atomically
+    from gmvae_nb.files import write_atomically
     from gmvae_nb.results import collect_runs, results_table
 
     if not folders:
@@ -519,7 +514,7 @@ def gmvae_report(
 ):
     "Make the page of a run again, from what is in its folder."
     from gmvae_nb.report import write_report
-    from gmvae_nb.train import seal as record_checksums
+    from gmvae_nb.model_folder import record_checksums
 
     page = write_report(run)
     record_checksums(run, "markers.csv", "report.html")
@@ -642,7 +637,7 @@ def gmvae_table(
     """Print the table of finished runs.
 
     Mean and standard deviation over repeats, per K."""
-    from gmvae_nb.data import write_atomically
+    from gmvae_nb.files import write_atomically
     from gmvae_nb.results import collect_runs, results_table
 
     rows = collect_runs(runs)
@@ -668,7 +663,7 @@ def gmvae_verify(
     json: Param("print the result as JSON", store_true) = False,
 ):
     "Compare folders with the checksums that are kept in them."
-    from gmvae_nb.verify import verify
+    from gmvae_nb.model_folder import verify
 
     checked, wrong, lines = {}, [], []
     for run in runs:
@@ -717,7 +712,7 @@ def gmvae_metrics(
     """Score an embedding: do cells lie with their type, are the batches mixed?
 
     Higher is better."""
-    from gmvae_nb.data import read_h5ad
+    from gmvae_nb.h5ad import read_h5ad
     from gmvae_nb.metrics import evaluate
 
     scores = evaluate(

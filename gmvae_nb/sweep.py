@@ -21,14 +21,8 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from gmvae_nb.runs import (
-    LOCK_FILE,
-    Input,
-    finished_run,
-    locked_folder,
-    train_run,
-    versions,
-)
+from .files import LOCK_FILE, locked_folder
+from .runs import Input, finished_run, train_run, versions
 
 # %% ../nbs/many_runs.ipynb #6d0b2a09
 def train_grid(

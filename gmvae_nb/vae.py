@@ -19,19 +19,21 @@ def gaussian_log_prob(
     mean: Tensor,  # means, broadcast against `x`
     log_std: Tensor,  # log standard deviations, broadcast against `x`
 ) -> Tensor:  # log-density in nats, (...)
-    "Log-density of a diagonal Gaussian N(mean, diag exp(2 log_std)) at `x`, summed over the last dimension."
+    """Log-density of a diagonal Gaussian N(mean, diag exp(2 log_std)) at `x`.
+
+    Summed over the last dimension.
+    """
     standardised = (x - mean) * torch.exp(-log_std)
-    return (-0.5 * standardised**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(
-        -1
-    )
+    log_p = -0.5 * standardised**2 - log_std - 0.5 * math.log(2 * math.pi)
+    return log_p.sum(-1)
 
 # %% ../nbs/01_vae.ipynb #23eb3b8a
 def reparametrize(
     mean: Tensor,  # (N, D)
     log_std: Tensor,  # (N, D)
-    eps: Tensor,  # standard normal noise, (M, N, D), or (M, 1, D) to share it between cells
+    eps: Tensor,  # standard normal noise, (M, N, D), or (M, 1, D) for all cells
 ) -> Tensor:  # draws of N(mean, diag exp(2 log_std)), (M, N, D)
-    "Turn standard normal noise into Gaussian draws that are differentiable in `mean` and `log_std`."
+    "Turn standard normal noise into draws, differentiable in mean and log_std."
     return mean + torch.exp(log_std) * eps
 
 # %% ../nbs/01_vae.ipynb #6c66cb4f
@@ -41,10 +43,14 @@ def kl_gaussians(
     mean_p: Tensor,  # (..., D), broadcast against q
     log_std_p: Tensor,  # (..., D), broadcast against q
 ) -> Tensor:  # KL(q || p) in nats, (...)
-    "Closed-form Kullback-Leibler divergence of two diagonal Gaussians, summed over the last dimension."
+    """Closed-form Kullback-Leibler divergence of two diagonal Gaussians.
+
+    Summed over the last dimension.
+    """
     log_ratio = 2 * (log_std_q - log_std_p)  # t, the log of sigma_q^2 / sigma_p^2
     shift = (mean_q - mean_p) * torch.exp(-log_std_p)
-    # expm1(t) - t keeps its digits where q and p nearly agree; exp(t) - 1 - t loses them
+    # expm1(t) - t keeps its digits where q and p nearly agree; exp(t) - 1 - t
+    # loses them
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + shift**2).sum(-1)
 
 # %% ../nbs/01_vae.ipynb #0c5a05ce
@@ -52,12 +58,18 @@ def kl_standard_normal(
     mean: Tensor,  # (..., D)
     log_std: Tensor,  # (..., D)
 ) -> Tensor:  # KL(q || N(0, I)) in nats, (...)
-    "Closed-form KL(N(mean, diag exp(2 log_std)) || N(0, I)), summed over the last dimension."
+    """Closed-form KL(N(mean, diag exp(2 log_std)) || N(0, I)).
+
+    Summed over the last dimension.
+    """
     return 0.5 * (torch.expm1(2 * log_std) - 2 * log_std + mean**2).sum(-1)
 
 # %% ../nbs/01_vae.ipynb #398f9b56
 class MLP(nn.Sequential):
-    "Layers of widths `sizes[1:]`, each Linear, GELU, LayerNorm, Dropout: (..., n_in) to (..., sizes[-1])."
+    """Layers of widths `sizes[1:]`, each Linear, GELU, LayerNorm, Dropout.
+
+    From (..., n_in) to (..., sizes[-1]).
+    """
 
     def __init__(
         self,
@@ -68,21 +80,22 @@ class MLP(nn.Sequential):
         "Raise ValueError unless there are an input and a hidden width, all >= 1."
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(
-                f"sizes is {tuple(sizes)}: give the input width and a hidden width, all >= 1."
+                f"sizes is {tuple(sizes)}: give the input width and "
+                "a hidden width, all >= 1."
             )
-        layers = []
+        layers: list[nn.Module] = []
         for n_in, n_out in zip(sizes, sizes[1:]):
-            middle = (
-                [nn.LayerNorm(n_out), nn.GELU()]
-                if norm_first
-                else [nn.GELU(), nn.LayerNorm(n_out)]
-            )
-            layers += [nn.Linear(n_in, n_out), *middle, nn.Dropout(dropout)]
+            layers.append(nn.Linear(n_in, n_out))
+            if norm_first:
+                layers += [nn.LayerNorm(n_out), nn.GELU()]
+            else:
+                layers += [nn.GELU(), nn.LayerNorm(n_out)]
+            layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
 
 # %% ../nbs/01_vae.ipynb #2ef0900d
 class GaussianHead(nn.Module):
-    "One linear map from a hidden layer to the mean and the log standard deviation of a diagonal Gaussian."
+    "A linear map to the mean and log standard deviation of a diagonal Gaussian."
 
     def __init__(
         self,
@@ -95,24 +108,22 @@ class GaussianHead(nn.Module):
     def forward(
         self,
         h: Tensor,  # hidden layer, (..., n_in)
-    ) -> tuple[
-        Tensor, Tensor
-    ]:  # mean and log standard deviation, each (..., n_out)
+    ) -> tuple[Tensor, Tensor]:  # mean, log standard deviation, each (..., n_out)
         mean, log_std = self.linear(h).chunk(2, dim=-1)
         return mean, log_std
 
 # %% ../nbs/01_vae.ipynb #bded5545
 class VAE(nn.Module):
-    "The plain VAE: prior z ~ N(0, I), one Bernoulli per gene, posterior q(z|x) a diagonal Gaussian."
+    """The plain VAE: prior z ~ N(0, I), one Bernoulli per gene.
+
+    The posterior q(z|x) is a diagonal Gaussian.
+    """
 
     def __init__(
         self,
         n_genes: int,  # G
         n_latent: int,  # D
-        hidden: Sequence[int] = (
-            300,
-            250,
-        ),  # hidden widths of the encoder; the decoder has them in reverse
+        hidden: Sequence[int] = (300, 250),  # encoder's widths; decoder: reversed
         *,
         dropout: float = 0.05,  # see MLP
         norm_first: bool = False,  # see MLP
@@ -141,10 +152,8 @@ class VAE(nn.Module):
         self,
         x: Tensor,  # zeros and ones, (N, G)
         eps: Tensor,  # standard normal noise, (M, N, D)
-    ) -> tuple[
-        Tensor, Tensor
-    ]:  # reconstruction and KL in nats, each (N,); their sum is -ELBO
-        "The two terms of each cell's -ELBO, the reconstruction averaged over the M draws."
+    ) -> tuple[Tensor, Tensor]:  # reconstruction, KL: nats, (N,); sum is -ELBO
+        "The two terms of each cell's -ELBO, averaged over the M draws."
         mean, log_std = self.encode(x)
         logits = self.decode(reparametrize(mean, log_std, eps))  # (M, N, G)
         cross_entropy = F.binary_cross_entropy_with_logits(

@@ -1,12 +1,15 @@
-"""What test_promises.py and soak/soak_promises.py do to the package: kill it, fill its disk, damage its files."""
+"""What tests do to the package: kill it, fill its disk, damage its files.
+
+Used by test_promises.py, soak/soak_promises.py and others; cells and models here are tiny.
+"""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +19,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from gmvae_nb.data import get_counts, load_data, write_atomically
-from gmvae_nb.train import GMVAE, PRESETS, Preset
+from gmvae_nb.data import get_counts, load_data
+from gmvae_nb.files import write_atomically
+from gmvae_nb.network import PRESETS, Preset
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 try:
@@ -37,6 +42,7 @@ TINY = Preset(
     batch_size=16,
     dtype="float32",
 )
+# every part of it, in small
 SMALL = replace(
     PRESETS["recommended"],
     n_x=3,
@@ -44,7 +50,7 @@ SMALL = replace(
     decoder_hidden=(8,),
     batch_size=16,
     min_steps=0,
-)  # every part of it, in small
+)
 
 
 def cells(n=100, G=20, seed=0) -> ad.AnnData:
@@ -65,9 +71,8 @@ def cells(n=100, G=20, seed=0) -> ad.AnnData:
 
 
 def model(epochs=1, preset=TINY, seed=0, **kw) -> GMVAE:
-    return GMVAE(cells(**kw), K=3, batch_key="batch", preset=preset, seed=seed).train(
-        epochs, progress=False
-    )
+    m = GMVAE(cells(**kw), K=3, batch_key="batch", preset=preset, seed=seed)
+    return m.train(epochs, progress=False)
 
 
 def fork(work) -> int:
@@ -110,18 +115,36 @@ def write_for_ever(folder: Path, models: list[GMVAE], tables: list[ad.AnnData]) 
             write_atomically(folder / "cells.h5ad", a.write_h5ad)
 
 
-def die_at_step(folder: Path, step: int, epochs: int) -> None:
-    "Train with checkpoints; SIGKILL in the middle of this step, counted from 0 over all epochs."
-    m, seen = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL), []
-    original = m.optimizer.step
+def before_steps(m: GMVAE, do) -> None:
+    "Before each step of the model's optimizer call `do(step)`, counted from 0 over all epochs."
+    original, steps = m.optimizer.step, itertools.count()
 
-    def hit(*args, **kw):
-        seen.append(1)
-        if len(seen) > step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def step(*args, **kw):
+        do(next(steps))
         return original(*args, **kw)
 
-    m.optimizer.step = hit
+    m.optimizer.step = step
+
+
+def stop_at_step(m: GMVAE, step: int, error: type[BaseException]) -> None:
+    "Raise `error` once, before this step of the optimizer, counted from 0 over all epochs."
+
+    def stop(i):
+        if i == step:
+            raise error("stopped by a test")
+
+    before_steps(m, stop)
+
+
+def die_at_step(folder: Path, step: int, epochs: int) -> None:
+    "Train with checkpoints; SIGKILL in the middle of this step, counted from 0 over all epochs."
+    m = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
+
+    def die(i):
+        if i == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_steps(m, die)
     m.train(epochs, out=folder, progress=False)
 
 
@@ -129,13 +152,10 @@ def die_at_step(folder: Path, step: int, epochs: int) -> None:
 def small_disk(folder: Path, size: str = "5m"):
     "A file system of 5 MB at `folder`; None where mounting is not permitted."
     folder.mkdir(exist_ok=True)
-    mounted = (
-        shutil.which("mount")
-        and subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
-        ).returncode
-        == 0
-    )
+    mounted = False
+    if shutil.which("mount"):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
     try:
         yield folder if mounted else None
     finally:
@@ -148,11 +168,15 @@ def read_all(path) -> None:
 
 
 def cpu_seconds() -> float:
-    "Of this process and of those that it has started and seen end. On a busy machine they do not grow, as seconds on the clock do."
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    """Of this process and of those that it has started and seen end.
+
+    On a busy machine they do not grow, as seconds on the clock do.
+    """
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        used = resource.getrusage(who)
+        total += used.ru_utime + used.ru_stime
+    return total
 
 
 def memory_of(work) -> tuple[int, float, float]:
@@ -188,14 +212,13 @@ def damaged(raw: bytes, rng: random.Random, how: str) -> bytes:
 def try_damaged(folder: Path, n: int, how: str, seed: int) -> dict[int, int]:
     "How often which outcome: 0 read, 2 refused in a sentence; anything else breaks the promise."
     a = cells(40, 25)
-    a.layers["counts"], a.obsm["X_pca"], a.uns["x"] = (
-        a.X.copy(),
-        np.random.default_rng(0).normal(size=(40, 3)),
-        {"y": 1, "s": "t"},
-    )
+    a.layers["counts"] = a.X.copy()
+    a.obsm["X_pca"] = np.random.default_rng(0).normal(size=(40, 3))
+    a.uns["x"] = {"y": 1, "s": "t"}
     a.obs["batch"] = a.obs["batch"].astype("category")
     a.write_h5ad(folder / "whole.h5ad")
-    raw, rng, found = (folder / "whole.h5ad").read_bytes(), random.Random(seed), {}
+    raw, rng = (folder / "whole.h5ad").read_bytes(), random.Random(seed)
+    found: dict[int, int] = {}
     for i in range(n):
         (folder / "damaged.h5ad").write_bytes(damaged(raw, rng, how))
         code = outcome(fork(lambda: read_all(folder / "damaged.h5ad")))
@@ -205,7 +228,7 @@ def try_damaged(folder: Path, n: int, how: str, seed: int) -> dict[int, int]:
     return found
 
 
-# --- files that are made to do harm --------------------------------------------------------------------------------
+# --- files that are made to do harm ---------------------------------------------------------------
 
 
 def external_link(f, secret):
@@ -250,9 +273,9 @@ def shape_bomb(f, secret):
 
 
 def filled_bomb(f, secret):
-    f["obsm"].create_dataset(
-        "X_pca", (100, 2_500_000), "f8", chunks=(1, 1000), fillvalue=1.0
-    )  # 2 GB, which there are
+    "2 GB, which there are."
+    shape = (100, 2_500_000)
+    f["obsm"].create_dataset("X_pca", shape, "f8", chunks=(1, 1000), fillvalue=1.0)
 
 
 def wide_sparse(f, secret):
@@ -275,10 +298,8 @@ def codes_outside(f, secret):
     del f["obs/batch"]
     g = f["obs"].create_group("batch")
     g.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
-    g["categories"], g["codes"] = (
-        np.array(["a"], dtype=h5py.string_dtype()),
-        np.full(100, 77, dtype="i1"),
-    )
+    g["categories"] = np.array(["a"], dtype=h5py.string_dtype())
+    g["codes"] = np.full(100, 77, dtype="i1")
     for key, kind in (("categories", "string-array"), ("codes", "array")):
         g[key].attrs.update({"encoding-type": kind, "encoding-version": "0.2.0"})
 

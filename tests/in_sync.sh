@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fails when the committed files are not what nbdev makes of the notebooks: exported modules, clean notebooks.
-# It works on a copy of the files that git would commit, so the working tree stays as it is.
+# Fails when the committed files are not what nbdev makes of the notebooks: exported modules, clean
+# notebooks, README.md. It works on a copy of the files that git would commit, so the working tree
+# stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/.venv/bin
@@ -8,11 +9,20 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 export JUPYTER_DATA_DIR=$copy/jupyter  # nbdev_clean also signs notebooks; not in the user's own store
 
+# of the names that come in, those of files that are there
+existing() {
+    local name
+    while IFS= read -r -d '' name; do
+        [ ! -e "$name" ] || printf '%s\0' "$name"
+    done
+}
+
 # outside a git checkout, as in an unpacked archive, every file counts
 if [ "$(git rev-parse --show-toplevel 2>/dev/null)" = "$PWD" ]; then
-    git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ ! -e "$f" ] || printf '%s\0' "$f"; done
+    git ls-files -z --cached --others --exclude-standard | existing
 else
-    find settings.ini nbs gmvae_nb \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -o -type f -print0
+    skip=(-name __pycache__ -o -name .ipynb_checkpoints)
+    find settings.ini nbs gmvae_nb \( "${skip[@]}" \) -prune -o -type f -print0
 fi | tar --null -T - -cf "$copy/files.tar"
 mkdir "$copy/before" "$copy/after"
 tar -xf "$copy/files.tar" -C "$copy/before"
@@ -39,8 +49,7 @@ differences gmvae_nb nbdev_export "is not what the notebooks export"
 differences nbs nbdev_clean "is not clean"
 
 cd "$OLDPWD"
-"$bin/python" tools/readme.py "$copy/README.md"
-cmp -s README.md "$copy/README.md" || { status=1; echo "README.md is not what index.ipynb says: run make readme"; }
+"$bin/python" tools/readme.py --check || status=1
 
 # papermill finds the parameters of a run by this tag; without it -p K 30 changes nothing
 "$bin/python" - <<'P' || status=1

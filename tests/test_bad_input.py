@@ -1,4 +1,4 @@
-"""Bad input, hunted: everything that can be given wrongly, each with the sentence it is answered with."""
+"""Bad input, hunted: everything that can be given wrongly, with the sentence that answers it."""
 
 import gzip
 import warnings
@@ -9,17 +9,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb.data import (
-    CountsOnDisk,
-    get_counts,
-    load_data,
-    minibatches,
-    read_h5ad,
-    split_by,
-    split_cells,
-)
+from gmvae_nb.data import get_counts, load_data, minibatches, split_by, split_cells
 from gmvae_nb.runs import embed_file, read_input, train_run
-from gmvae_nb.train import GMVAE, Preset
+from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_matrix, csr_array, csr_matrix
@@ -55,12 +47,10 @@ def changed(**attributes):
 
 def fit(a, K=3, epochs=1, **kw):
     "Construct, train and embed."
-    m = GMVAE(a, K=K, **({"batch_key": "batch", "preset": SMALL} | kw)).train(
-        epochs, progress=False
-    )
-    assert (
-        np.isfinite(m.get_latent_representation()).all() and np.isfinite(m.history.to_numpy()).all()
-    )
+    m = GMVAE(a, K=K, **({"batch_key": "batch", "preset": SMALL} | kw))
+    m.train(epochs, progress=False)
+    assert np.isfinite(m.get_latent_representation()).all()
+    assert np.isfinite(m.history.to_numpy()).all()
     np.testing.assert_allclose(m.predict_proba(n_draws=2).sum(1), 1, atol=1e-5)
     return m
 
@@ -84,6 +74,27 @@ def no_X():
     return ad.AnnData(obs=cells().obs, var=cells().var)
 
 
+def only_parts_of_the_reads():
+    return ad.AnnData(cells().X * 0.5, layers={"spliced": cells().X})
+
+
+def gene_1_twice():
+    return changed(var_names=["gene1", *cells().var_names[1:]])
+
+
+def gene_5_twice_of_30_000():
+    names = [*map(str, range(29_999)), "5"]
+    ones = csr_matrix(np.ones((2, 30_000), dtype="f4"))
+    return ad.AnnData(ones, var=pd.DataFrame(index=names))
+
+
+def stored_twice():
+    "Each count in two parts, which are to be added."
+    genes = np.repeat(np.arange(20), 10)
+    y = csr_matrix((np.ones(200), genes, np.arange(0, 201, 2)), shape=(100, 20))
+    return ad.AnnData(y, obs=cells().obs)
+
+
 def with_sparse(**parts):
     "A CSR matrix whose parts no longer fit together."
     a = cells()
@@ -92,7 +103,7 @@ def with_sparse(**parts):
     return a
 
 
-# --- given from Python ---------------------------------------------------------------------------------------------
+# --- given from Python ----------------------------------------------------------------------------
 
 FORMS = {"dense": np.asarray, "csr": csr_matrix, "csc": csc_matrix, "csr_array": csr_array}
 BAD = {
@@ -154,19 +165,9 @@ BAD |= {
         lambda: fit(cells()[:9].copy()),
         "7 cells are left for training, fewer than one mini-batch of 16",
     ),
-    "gene names twice": (
-        lambda: fit(changed(var_names=["gene1", *cells().var_names[1:]])),
-        "gene 'gene1' occurs more than once",
-    ),
+    "gene names twice": (lambda: fit(gene_1_twice()), "gene 'gene1' occurs more than once"),
     "gene twice, of 30,000": (
-        lambda: GMVAE(
-            ad.AnnData(
-                csr_matrix(np.ones((2, 30_000), dtype="f4")),
-                var=pd.DataFrame(index=[*map(str, range(29_999)), "5"]),
-            ),
-            K=1,
-            preset=SMALL,
-        ),
+        lambda: GMVAE(gene_5_twice_of_30_000(), K=1, preset=SMALL),
         "gene '5' occurs more than once",
     ),
     "indices outside": (
@@ -253,9 +254,7 @@ BAD |= {
         "10 of the model's 20 genes are in the data, fewer than 90% .10 missing: gene10",
     ),
     "genes twice, later": (
-        lambda: model(1).get_latent_representation(
-            changed(var_names=["gene1", *cells().var_names[1:]])
-        ),
+        lambda: model(1).get_latent_representation(gene_1_twice()),
         "var_names has duplicates",
     ),
     "batch unknown": (
@@ -276,43 +275,32 @@ BAD |= {
         "must be CSR",
     ),
 }
-for number, (name, value) in enumerate(
-    [
-        ("n_x", 0),
-        ("n_x", "3"),
-        ("n_x", True),
-        ("n_w", 1.5),
-        ("lr", -1),
-        ("lr", 0),
-        ("lr", np.nan),
-        ("lr", np.inf),
-        ("dropout", 1.5),
-        ("dropout", -0.1),
-        ("input_dropout", 1),
-        ("encoder_hidden", ()),
-        ("encoder_hidden", 300),
-        ("encoder_hidden", (0,)),
-        ("decoder_hidden", ("a",)),
-        ("kl_warmup", -1),
-        ("batch_size", 1.5),
-        ("batch_size", "16"),
-        ("lam", -1),
-        ("min_steps", -1),
-        ("merge", "yes"),
-        ("library_size", 1),
-        ("align", -1),
-        ("lr_factor", 0),
-        ("M", 1.5),
-        ("M_w", 0),
-        ("dtype", "float16"),
-        ("bound", "tight"),
-        ("init", None),
-    ]
-):
-    BAD[f"{name}={value!r} ({number})"] = (
-        partial(replace, SMALL, **{name: value}),
-        f"^{name} is .*expected",
-    )
+BAD_SETTINGS = {
+    "n_x": [0, "3", True],
+    "n_w": [1.5],
+    "lr": [-1, 0, np.nan, np.inf],
+    "dropout": [1.5, -0.1],
+    "input_dropout": [1],
+    "encoder_hidden": [(), 300, (0,)],
+    "decoder_hidden": [("a",)],
+    "kl_warmup": [-1],
+    "batch_size": [1.5, "16"],
+    "lam": [-1],
+    "min_steps": [-1],
+    "merge": ["yes"],
+    "library_size": [1],
+    "align": [-1],
+    "lr_factor": [0],
+    "M": [1.5],
+    "M_w": [0],
+    "dtype": ["float16"],
+    "bound": ["tight"],
+    "init": [None],
+}
+for name, values in BAD_SETTINGS.items():
+    for value in values:
+        change = partial(replace, SMALL, **{name: value})
+        BAD[f"{name}={value!r}"] = (change, f"^{name} is .*expected")
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -350,14 +338,7 @@ GOOD = {
     "K above cells, by itself": lambda: fit(cells()[:20].copy(), K=None),
     "no one held out": lambda: hold_out([]),
     "lists in the preset": lambda: replace(SMALL, encoder_hidden=[8]).encoder_hidden,
-    "stored twice": lambda: fit(
-        ad.AnnData(
-            csr_matrix(
-                (np.ones(200), np.repeat(np.arange(20), 10), np.arange(0, 201, 2)), shape=(100, 20)
-            ),
-            obs=cells().obs,
-        )
-    ),
+    "stored twice": lambda: fit(stored_twice()),
 }
 
 
@@ -365,13 +346,12 @@ GOOD = {
 def test_unusual_but_sound(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings(
-            "ignore", message="Sparse CSR tensor support"
-        )  # pytest undoes our own filter
+        # pytest undoes our own filter
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         GOOD[case]()
 
 
-# --- given as files ------------------------------------------------------------------------------------------------
+# --- given as files -------------------------------------------------------------------------------
 
 
 def written(a, folder, name="a.h5ad"):
@@ -394,6 +374,15 @@ def embed(a, folder, **kw):
     return embed_file(GMVAE.load(folder / "model"), written(a, folder), folder / "out.h5ad", **kw)
 
 
+def embed_over_itself(folder):
+    return embed_file(model(1), written(cells(), folder), folder / "a.h5ad")
+
+
+def train_for_no_epochs(folder):
+    read = read_input(written(cells(), folder))
+    return train_run(read, folder / "run", K=3, preset=TINY, max_epochs=0, progress=False)
+
+
 FILES = {
     "not there": (lambda t: read_input(t / "gone.h5ad"), "there is no file"),
     "a folder": (lambda t: read_input(t), "there is no file"),
@@ -412,9 +401,7 @@ FILES = {
     "unknown name": (lambda t: load_data("kang"), "'kang' is neither one of kang_pbmc"),
     "fractions": (lambda t: read_input(written(counts(np.log1p), t)), "holds 1.09861"),
     "only parts of the reads": (
-        lambda t: read_input(
-            written(ad.AnnData(cells().X * 0.5, layers={"spliced": cells().X}), t)
-        ),
+        lambda t: read_input(written(only_parts_of_the_reads(), t)),
         "pass layer='spliced'",
     ),
     "no such batch_key": (
@@ -456,23 +443,12 @@ FILES = {
         lambda t: embed(counts(lambda y: y.__setitem__(3, 0)), t),
         "'cell3'",
     ),
-    "over itself": (
-        lambda t: (
-            model(1).save(t / "m"),
-            embed_file(GMVAE.load(t / "m"), written(cells(), t), t / "a.h5ad"),
-        ),
-        "is the input, which is never changed",
-    ),
+    "over itself": (embed_over_itself, "is the input, which is never changed"),
     "no model": (
         lambda t: GMVAE.load(t),
         "does not exist; expected a folder written by GMVAE.save",
     ),
-    "no epochs": (
-        lambda t: train_run(
-            read_input(written(cells(), t)), t / "r", K=3, preset=TINY, max_epochs=0, progress=False
-        ),
-        "max_epochs is 0",
-    ),
+    "no epochs": (train_for_no_epochs, "max_epochs is 0"),
     "negative on disk": (
         lambda t: fit(on_disk(counts(put(-1)), t)),
         "holds -1 for cell 'cell7' and gene 'gene3'",
@@ -495,74 +471,49 @@ def test_files_refused_in_a_sentence(case, tmp_path):
 
 def test_nobody_hears_of_what_she_cannot_change(tmp_path):
     "From a file to an embedding, every warning an error."
-    given = written(cells(), tmp_path)
+    path = written(cells(), tmp_path)
+    options = dict(K=3, batch_key="batch", preset=SMALL, max_epochs=2, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
         embed(cells(), tmp_path)
-        train_run(
-            read_input(given, batch_key="batch"),
-            tmp_path / "run",
-            K=3,
-            batch_key="batch",
-            preset=SMALL,
-            max_epochs=2,
-            progress=False,
-        )
+        train_run(read_input(path, batch_key="batch"), tmp_path / "run", **options)
 
 
-# --- shapes nobody thought of --------------------------------------------------------------------------------------
+# --- shapes nobody thought of ---------------------------------------------------------------------
+
+
+BATCHES = [["a", "b"], ["é", "😀", ""], [1, 2.5], [True, False], [None, "a"]]
 
 
 @st.composite
 def anndatas(draw):
     n, G = draw(st.integers(1, 40)), draw(st.integers(1, 9))
-    y = (
-        np.random.default_rng(draw(st.integers(0, 9)))
-        .poisson(draw(st.sampled_from([0.05, 1, 300])), (n, G))
-        .astype(draw(st.sampled_from(["f4", "f8", "i2", "u4", "i8"])))
-    )
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    rate = draw(st.sampled_from([0.05, 1, 300]))
+    kind = draw(st.sampled_from(["f4", "f8", "i2", "u4", "i8"]))
+    y = rng.poisson(rate, (n, G)).astype(kind)
     if draw(st.booleans()):
         y[:, 0] += 1
     if draw(st.booleans()):
         y[0] += 1
     if draw(st.integers(0, 4)) == 0 and y.dtype.kind == "f":
-        y[draw(st.integers(0, n - 1)), draw(st.integers(0, G - 1))] = draw(
-            st.sampled_from([-1, 0.25, np.nan, np.inf])
-        )
-    batch = draw(
-        st.lists(
-            st.sampled_from(
-                draw(
-                    st.sampled_from(
-                        [["a", "b"], ["é", "😀", ""], [1, 2.5], [True, False], [None, "a"]]
-                    )
-                )
-            ),
-            min_size=n,
-            max_size=n,
-        )
-    )
-    return ad.AnnData(
-        draw(st.sampled_from(list(FORMS.values())))(y),
-        obs=pd.DataFrame(
-            {"batch": pd.Series(batch, dtype=object).to_numpy()}, index=[f"c{i}" for i in range(n)]
-        ),
-    ), y
+        cell, gene = draw(st.integers(0, n - 1)), draw(st.integers(0, G - 1))
+        y[cell, gene] = draw(st.sampled_from([-1, 0.25, np.nan, np.inf]))
+    names = st.sampled_from(draw(st.sampled_from(BATCHES)))
+    batch = pd.Series(draw(st.lists(names, min_size=n, max_size=n)), dtype=object)
+    obs = pd.DataFrame({"batch": batch.to_numpy()}, index=[f"c{i}" for i in range(n)])
+    form = draw(st.sampled_from(list(FORMS.values())))
+    return ad.AnnData(form(y), obs=obs), y
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(anndatas(), st.sampled_from([1, 3, None]), st.sampled_from([1, 8]))
 def test_any_shape_trains_or_is_refused_in_a_sentence(made, K, batch_size):
     a, y = made
-    sound = (
-        np.isfinite(y).all()
-        and (y >= 0).all()
-        and (y == np.floor(y)).all()
-        and y.any(0).all()
-        and y.any(1).all()
-        and a.obs["batch"].notna().all()
-    )
+    whole = np.isfinite(y).all() and (y >= 0).all() and (y == np.floor(y)).all()
+    none_empty = y.any(0).all() and y.any(1).all()
+    sound = whole and none_empty and a.obs["batch"].notna().all()
     try:
         np.testing.assert_array_equal(get_counts(a).toarray(), y)
         fit(a, K=K, preset=replace(SMALL, batch_size=batch_size))

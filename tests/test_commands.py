@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from gmvae_nb import commands, runs, sweep
 from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
-from gmvae_nb.data import kang_pbmc
-from gmvae_nb.runs import claim_folder, find_counts, read_input, write_annotated
-from gmvae_nb.train import GMVAE, MIN_MATCHED, map_batches, match_genes
+from gmvae_nb.data import find_counts, kang_pbmc
+from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
+from gmvae_nb.runs import claim_folder, read_input, write_annotated
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""The data layer at its edges: bad input, storage formats, loaders served over HTTP, the shipped file."""
+"""The data layer at its edges: bad input, storage formats, loaders over HTTP, the shipped file."""
 
 import functools
 import gzip
@@ -13,31 +13,34 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import platformdirs
 import pytest
 import torch
 from anndata import AnnData
 from gmvae_nb import data
+from gmvae_nb.counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from gmvae_nb.data import (
-    CountsOnDisk,
+    batch_codes,
     bmmc_cite,
     bmmc_multiome,
     count_statistics,
+    find_counts,
     get_categories,
     get_counts,
+    is_count,
     kang_pbmc,
     load_data,
     mean_and_std,
     minibatches,
     plot_counts_heatmap,
-    shuffle_blocks,
     split_by,
     split_cells,
-    write_atomically,
 )
+from gmvae_nb.h5ad import open_h5ad
 from scipy import sparse
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTERS = ROOT.parent / "shared" / "data"
+STARTERS = ROOT.parent / "shared" / "data"  # cells of the competition, where they are at hand
 
 
 def small(n_cells=30, n_genes=20, seed=0) -> AnnData:
@@ -53,7 +56,7 @@ def small(n_cells=30, n_genes=20, seed=0) -> AnnData:
     return AnnData(y, obs=obs, var=pd.DataFrame(index=[f"gene{g}" for g in range(n_genes)]))
 
 
-# --- get_counts --------------------------------------------------------------------------------------------
+# --- get_counts ---------------------------------------------------------------------------------
 
 FORMATS = {
     "dense": np.asarray,
@@ -127,9 +130,8 @@ def test_the_first_bad_value_and_the_layer_to_use():
 
 
 def test_counts_leave_the_users_matrix_alone():
-    y = sparse.csr_matrix(
-        (np.ones(4), [0, 0, 1, 0], [0, 2, 4]), shape=(2, 2)
-    )  # a duplicate, unsorted
+    # a duplicate, unsorted
+    y = sparse.csr_matrix((np.ones(4), [0, 0, 1, 0], [0, 2, 4]), shape=(2, 2))
     a = AnnData(y.copy())
     np.testing.assert_array_equal(get_counts(a).toarray(), [[2, 0], [1, 1]])
     assert a.X.nnz == 4
@@ -181,7 +183,70 @@ def test_other_refusals():
         get_counts(a)
 
 
-# --- get_categories ----------------------------------------------------------------------------------------
+# --- where the counts are -----------------------------------------------------------------------
+
+
+def test_is_count():
+    values = np.array([0, 1, 2.0**23, 0.5, -1, np.nan, np.inf, -np.inf])
+    assert is_count(values).tolist() == [True] * 3 + [False] * 5
+
+
+def places() -> dict[str, AnnData]:
+    "Cells with counts in each of the four places, and halves of them elsewhere."
+    y, halves = small().X, small().X / 2
+    ones = (y > 0).astype(float)
+    made = {}
+    for name, layers in {
+        "layers['counts']": {"counts": y.copy(), "a": y},
+        "layers['umi']": {"spliced": y, "ones": ones, "umi": y},
+        "raw.X": {"spliced": y},
+        "X": {"lognorm": halves},
+    }.items():
+        made[name] = AnnData(y if name == "X" else halves, layers=layers)
+    wider = AnnData(np.hstack([y, y]))
+    wider.obs_names = made["raw.X"].obs_names
+    made["raw.X"].raw = wider
+    return made
+
+
+@pytest.mark.parametrize("where", places())
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_counts_are_found_in_four_places(where, on_disk, tmp_path):
+    adata = places()[where]
+    if on_disk:
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        with open_h5ad(tmp_path / "a.h5ad") as (_, opened):
+            check_found(opened, where)
+    else:
+        check_found(adata, where)
+
+
+def check_found(adata, where):
+    found, expected = find_counts(adata), small().X
+    if where == "raw.X":
+        expected = np.hstack([expected, expected])
+    assert found.where == where and found.why
+    y = get_counts(found.adata, found.layer)
+    y = y[np.arange(len(adata))] if isinstance(y, CountsOnDisk) else y
+    np.testing.assert_array_equal(y.toarray(), expected)
+
+
+def test_counts_that_are_not_found():
+    a = places()["layers['counts']"]
+    assert find_counts(a, "a").why == "this layer was asked for"
+    a.layers["counts"][3, 2] = -1  # an error, though layer a holds counts
+    with pytest.raises(ValueError, match=r"holds -1 for cell '3'.*pass layer='a'"):
+        find_counts(a)
+    a = places()["raw.X"]
+    del a.raw
+    with pytest.raises(ValueError, match=r"adata.X holds 0.5 .*pass layer='spliced'"):
+        find_counts(a)
+    a.layers["ones"] = a.layers.pop("spliced") > 0
+    with pytest.raises(ValueError, match=r"adata.X holds 0.5 "):
+        find_counts(a)
+
+
+# --- get_categories -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,15 +271,22 @@ def test_categories(values, expected):
 )
 def test_categories_with_gaps(values):
     a = AnnData(np.ones((4, 1)), obs=pd.DataFrame({"key": values}, index=list("wxyz")))
-    with pytest.raises(
-        ValueError, match=r"batch_key='key' has no value for 2 of 4 cells, the first is 'x'"
-    ):
+    says = r"batch_key='key' has no value for 2 of 4 cells, the first is 'x'"
+    with pytest.raises(ValueError, match=says):
         get_categories(a, "key", "batch_key")
     with pytest.raises(ValueError, match=r"labels_key='type' is not a column .*\['key'\]"):
         get_categories(a, "type", "labels_key")
 
 
-# --- splits and mini-batches -------------------------------------------------------------------------------
+def test_batch_codes():
+    codes, names = batch_codes(small(), "batch")
+    assert codes.dtype == np.int64 and names == ["a", "b"]
+    assert [names[c] for c in codes] == list(small().obs["batch"])
+    codes, names = batch_codes(small(), None)
+    assert names == ["all"] and codes.tolist() == [0] * 30
+
+
+# --- splits and mini-batches --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,18 +361,16 @@ def test_rows_on_disk_are_those_in_memory(tmp_path):
 
 
 def test_a_bad_count_on_disk_is_named_and_all_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("gmvae_nb.data._parts.__defaults__", (None, 7))  # several parts
+    monkeypatch.setattr(row_blocks, "__defaults__", (None, 7))  # several blocks
     a = small()
     a.X[11, 4], a.X[25, 1] = 2.5, -1
-    with pytest.raises(
-        ValueError, match=f"2.5 for cell '{a.obs_names[11]}' and gene '{a.var_names[4]}'.*not: 2"
-    ):
+    says = f"2.5 for cell '{a.obs_names[11]}' and gene '{a.var_names[4]}'.*not: 2"
+    with pytest.raises(ValueError, match=says):
         get_counts(on_disk_copy(a, tmp_path))
     a.X[11, 4], a.X[25, 1] = 1, 1
     a.X[26] = 0
-    with pytest.raises(
-        ValueError, match=f"1 cell without a single count, the first is '{a.obs_names[26]}'"
-    ):
+    says = f"1 cell without a single count, the first is '{a.obs_names[26]}'"
+    with pytest.raises(ValueError, match=says):
         get_counts(on_disk_copy(a, tmp_path))
     a.X[26] = 2**24
     with pytest.raises(ValueError, match=f"holds 1.67772e.07 for cell '{a.obs_names[26]}'"):
@@ -337,13 +407,12 @@ def test_minibatches_visit_every_cell_once(n, size, drop_last, on_disk, tmp_path
         for y_, b, r in seen:
             assert y_.shape == (len(r), 20) and b.shape == (len(r),)
         assert (y_.dtype, b.dtype) == (torch.float32, torch.int64)
-        np.testing.assert_array_equal(
-            torch.cat([y_.to_dense() for y_, _, _ in seen]).numpy(), a.X[rows]
-        )
-        np.testing.assert_array_equal(torch.cat([b for _, b, _ in seen]).numpy(), batch[rows])
-        assert len(rows) == (n - n % size if drop_last else n) == len(set(rows)) and set(
-            rows
-        ) <= set(idx)
+        dense = torch.cat([y_.to_dense() for y_, _, _ in seen])
+        codes = torch.cat([b for _, b, _ in seen])
+        np.testing.assert_array_equal(dense.numpy(), a.X[rows])
+        np.testing.assert_array_equal(codes.numpy(), batch[rows])
+        assert len(rows) == (n - n % size if drop_last else n) == len(set(rows))
+        assert set(rows) <= set(idx)
         if rng is None:
             np.testing.assert_array_equal(rows, idx[: len(rows)])
         elif n > 1:
@@ -357,14 +426,18 @@ def test_minibatches_never_make_the_matrix_dense(monkeypatch):
     a = kang_pbmc()
     y = get_counts(a)
     made = []
-    for name in ["toarray", "todense"]:
 
-        def spy(self, *args, _original=getattr(sparse.csr_matrix, name), **kwargs):
+    def spy_on(original):
+        def spy(self, *args, **kwargs):
             made.append(self.shape[0])
-            return _original(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
-        monkeypatch.setattr(sparse.csr_matrix, name, spy)
-    for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=np.random.default_rng(0)):
+        return spy
+
+    for name in ["toarray", "todense"]:
+        monkeypatch.setattr(sparse.csr_matrix, name, spy_on(getattr(sparse.csr_matrix, name)))
+    rng = np.random.default_rng(0)
+    for _ in minibatches(y, np.zeros(len(a)), np.arange(len(a)), 128, rng=rng):
         pass
     count_statistics(a)
     split_cells(len(a))
@@ -378,16 +451,15 @@ def test_minibatches_refused_before_the_first_one():
         minibatches(y, b, np.arange(30), 0)
     with pytest.raises(ValueError, match="0 cells do not fill"):
         minibatches(y, b, [], 8)
-    with pytest.raises(
-        ValueError, match="7 cells do not fill one mini-batch of 8.*drop_last=False"
-    ):
+    says = "7 cells do not fill one mini-batch of 8.*drop_last=False"
+    with pytest.raises(ValueError, match=says):
         minibatches(y, b, np.arange(7), 8, drop_last=True)
     for wrong in [y.tocsc(), y.toarray()]:
         with pytest.raises(ValueError, match=f"must be CSR.*{type(wrong).__name__}"):
             minibatches(wrong, b, [1, 2])
 
 
-# --- statistics, heatmap -----------------------------------------------------------------------------------
+# --- statistics, heatmap ------------------------------------------------------------------------
 
 
 def test_statistics_against_numpy():
@@ -415,24 +487,7 @@ def test_heatmap_colours_every_count_and_nothing_else():
     np.testing.assert_array_equal(shown.filled(0), a.X)
 
 
-# --- files -------------------------------------------------------------------------------------------------
-
-
-def test_write_atomically(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-    write_atomically(path, lambda p: p.write_text("old"))
-
-    def fails(p):
-        assert p.parent == path.parent and p.suffix == ".txt"
-        p.write_text("ne")
-        assert path.read_text() == "old"
-        raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError):
-        write_atomically(path, fails)
-    assert path.read_text() == "old" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
-    write_atomically(str(path), lambda p: p.write_text("new"))
-    assert path.read_text() == "new" and [f.name for f in path.parent.iterdir()] == ["a.txt"]
+# --- files --------------------------------------------------------------------------------------
 
 
 def test_load_data(tmp_path):
@@ -493,21 +548,49 @@ def test_shipped_data_set():
         assert means.loc["ctrl", gene].idxmax() == means.loc["stim", gene].idxmax() == owner, gene
 
 
-# --- the competition's files, in small, over HTTP ----------------------------------------------------------
+# --- the competition's files, in small, over HTTP -----------------------------------------------
+
+BMMC = {"multiome": ("ATAC", bmmc_multiome), "cite": ("ADT", bmmc_cite)}
+FORMS = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": lambda m: m.toarray()}
 
 
-def competition_file(starter: str, path: Path, other: str, form: str) -> AnnData:
-    "Writes the starter's genes, then columns of the other modality, as the competition's files; returns it."
-    a = ad.read_h5ad(STARTERS / starter)
-    rng = np.random.default_rng(0)
-    n_other = 150
-    more = sparse.csr_matrix(rng.poisson(0.3, (a.n_obs, n_other)).astype(np.float64))
-    names = [f"{other}{i}" for i in range(n_other)]
-    var = pd.concat([a.var, pd.DataFrame({"feature_types": other}, index=names)])
-    counts = sparse.hstack([a.layers["counts"], more]).asformat(form)
-    x = sparse.hstack([a.X, more * 0.5]).tocsr()
-    AnnData(x, obs=a.obs, var=var, layers={"counts": counts}, uns=a.uns).write_h5ad(path)
-    return a
+def competition_cells(name: str, form: str = "csc") -> AnnData:
+    "Made-up cells in the layout of the competition's files: genes and columns of another modality."
+    rng, n_cells, n_genes, n_others = np.random.default_rng(0), 90, 130, 150
+    kinds = np.array(["GEX"] * n_genes + [BMMC[name][0]] * n_others)
+    if name == "multiome":
+        kinds = rng.permutation(kinds)  # in whatever order
+    counts = sparse.csr_matrix(rng.poisson(0.4, (n_cells, len(kinds))).astype(np.float64))
+    barcodes = [f"{i:016x}-1-s1d{1 + i % 2}" for i in range(n_cells)]
+    names = [f"{kind}{i}" for i, kind in enumerate(kinds)]
+    first, second = np.flatnonzero(kinds == "GEX")[:2]
+    names[second] = names[first]  # two genes of one name
+    obs = pd.DataFrame(
+        {
+            "pct_counts_mt": rng.random(n_cells),
+            "size_factors": rng.random(n_cells) + 0.5,
+            "cell_type": pd.Categorical(np.resize(["CD14+ Mono", "NK", "B1 B"], n_cells)),
+            "batch": pd.Categorical(np.resize(["s1d1", "s1d2"], n_cells)),
+            "is_train": True,
+        },
+        index=barcodes,
+    )
+    var = pd.DataFrame(
+        {
+            "gene_ids": pd.Categorical([f"ENSG{i:011d}" for i in range(len(kinds))]),
+            "feature_types": pd.Categorical(kinds),
+            "genome": pd.Categorical(["GRCh38"] * len(kinds)),
+        },
+        index=names,
+    )
+    normalised = sparse.diags(1 / obs["size_factors"].to_numpy()) @ counts
+    return AnnData(
+        FORMS[form](normalised),
+        obs=obs,
+        var=var,
+        layers={"counts": FORMS[form](counts)},
+        uns={"dataset_id": f"openproblems_bmmc_{name}_made_up", "organism": "human"},
+    )
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -517,73 +600,82 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    "A folder served on 127.0.0.1, and a cache of its own."
-    folder = tmp_path / "served"
+    "A folder served on 127.0.0.1, its address, and a cache of its own."
+    folder, cache = tmp_path / "served", tmp_path / "cache"
     folder.mkdir()
-    monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(cache / name))
     handler = functools.partial(Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    yield folder, f"http://127.0.0.1:{server.server_port}/", cache / "gmvae_nb"
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.skipif(not STARTERS.is_dir(), reason="the starter files are not here")
-@pytest.mark.parametrize("form", ["csr", "csc"])
-@pytest.mark.parametrize("name, other", [("multiome", "ATAC"), ("cite", "ADT")])
-def test_bmmc(served, tmp_path, monkeypatch, capsys, name, other, form):
-    folder, url = served
-    load = {"multiome": bmmc_multiome, "cite": bmmc_cite}[name]
-    starter = competition_file(f"bmmc_{name}_starter.h5ad", folder / f"{name}.h5ad", other, form)
-    (folder / f"{name}.h5ad.gz").write_bytes(
-        gzip.compress((folder / f"{name}.h5ad").read_bytes(), 1)
-    )
-    sha256 = hashlib.sha256((folder / f"{name}.h5ad.gz").read_bytes()).hexdigest()
-    expected = starter.layers["counts"].toarray()
-    read_gex = data._read_gex
-    monkeypatch.setattr(data, "_read_gex", functools.partial(read_gex, block=64))  # several blocks
+def compressed(path: Path, target: Path) -> str:
+    "Compresses a file; its sha256."
+    target.write_bytes(gzip.compress(path.read_bytes(), 1))
+    return hashlib.sha256(target.read_bytes()).hexdigest()
 
-    # no checksum known: it is downloaded, the sum is printed, and nobody claims to have checked it
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", BMMC)
+def test_bmmc_keeps_the_genes(tmp_path, monkeypatch, name, form):
+    monkeypatch.setattr(data._read_gex, "__defaults__", (64,))  # several blocks
+    made = competition_cells(name, form)
+    made.write_h5ad(tmp_path / "made.h5ad")
+    genes = (made.var["feature_types"] == "GEX").to_numpy()
+    expected = competition_cells(name, "dense").layers["counts"][:, genes]
+
+    a = BMMC[name][1](tmp_path / "made.h5ad")
+    assert a.X.format == "csr" and a.X.dtype == np.float32 and a.X is not a.layers["counts"]
+    y = get_counts(a, allow_empty_genes=True)
+    np.testing.assert_array_equal(y.toarray(), expected)
+    np.testing.assert_array_equal(a.layers["counts"].toarray(), expected)
+    assert a.var_names.is_unique and list(a.var["gene_ids"]) == list(made.var["gene_ids"][genes])
+    assert set(a.var["feature_types"]) == {"GEX"} and list(a.obs_names) == list(made.obs_names)
+    for key in ["batch", "cell_type"]:
+        assert list(a.obs[key]) == list(made.obs[key])
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+@pytest.mark.parametrize("name", BMMC)
+def test_bmmc_is_downloaded_once_and_checked(served, tmp_path, monkeypatch, capsys, name):
+    folder, url, cache = served
+    load, file = BMMC[name][1], tmp_path / f"{name}.h5ad"
+    competition_cells(name).write_h5ad(file)
+    sha256 = compressed(file, folder / f"{name}.h5ad.gz")
+
+    # no checksum known: the sum is printed, and nobody claims to have checked it
     monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", None))
     a = load()
     said = capsys.readouterr().out
-    assert sha256 in said and "NOT checked" in said
-    assert list(a.var_names) == list(starter.var_names) and (a.var["feature_types"] == "GEX").all()
-    assert a.X.format == "csr" and a.X.dtype == np.float32
-    np.testing.assert_array_equal(get_counts(a, allow_empty_genes=True).toarray(), expected)
-    np.testing.assert_array_equal(a.layers["counts"].toarray(), expected)
-    for key in ["batch", "cell_type"]:
-        assert list(a.obs[key]) == list(starter.obs[key])
-    assert set(a.obs["batch"]) == {"s1d1", "s1d2"}
+    assert sha256 in said and "NOT checked" in said and "as expected" not in said
+    assert [p.name for p in cache.iterdir()] == [f"{name}.h5ad"]
 
-    # the second call reads the cache; load_data knows the name; a local path needs no network at all
+    # the second call reads the cache; load_data knows the name; a local path needs no network
     (folder / f"{name}.h5ad.gz").rename(tmp_path / "kept.h5ad.gz")
     assert (load().X != a.X).nnz == 0 and capsys.readouterr().out == ""
     assert (load_data(f"bmmc_{name}").X != a.X).nnz == 0
-    assert (load(folder / f"{name}.h5ad").X != a.X).nnz == 0
     assert (load(tmp_path / "kept.h5ad.gz").X != a.X).nnz == 0
 
     # a known checksum is checked
-    cache = tmp_path / "cache" / "gmvae_nb"
-    shutil.rmtree(cache)
     (tmp_path / "kept.h5ad.gz").rename(folder / f"{name}.h5ad.gz")
-    monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", sha256))
-    load()
-    assert "as expected" in capsys.readouterr().out
-    shutil.rmtree(cache)
-    monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", "0" * 64))
-    with pytest.raises(ValueError, match="does not match the known hash"):
-        load()
-    assert not list(cache.glob("*.h5ad"))
+    for known in [sha256, "0" * 64]:
+        shutil.rmtree(cache)
+        monkeypatch.setitem(data.BMMC_FILES, name, (f"{url}{name}.h5ad.gz", known))
+        if known == sha256:
+            load()
+            assert "as expected" in capsys.readouterr().out
+            continue
+        with pytest.raises(ValueError, match=f"does not match the known hash: sha256 {sha256}"):
+            load()
+        assert not list(cache.iterdir())
 
 
-@pytest.mark.skipif(not STARTERS.is_dir(), reason="the starter files are not here")
 def test_bmmc_refused(served, tmp_path, monkeypatch):
-    folder, url = served
-    # both starters as they are
-    assert bmmc_multiome(STARTERS / "bmmc_multiome_starter.h5ad").shape == (500, 600)
-    assert bmmc_cite(STARTERS / "bmmc_cite_starter.h5ad").shape == (600, 1000)
+    folder, url, cache = served
     # the file is not there, or the server is not
     monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}none.h5ad.gz", None))
     with pytest.raises(OSError, match="could not download .*none.h5ad.gz.*pass its path"):
@@ -591,22 +683,56 @@ def test_bmmc_refused(served, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="there is no file 'gone.h5ad'"):
         bmmc_cite("gone.h5ad")
     # half a gzip file leaves nothing behind that a second call would take for the whole
-    whole = gzip.compress((STARTERS / "bmmc_cite_starter.h5ad").read_bytes(), 1)
+    small().write_h5ad(tmp_path / "mine.h5ad")
+    whole = gzip.compress((tmp_path / "mine.h5ad").read_bytes(), 1)
     (folder / "half.h5ad.gz").write_bytes(whole[: len(whole) // 2])
     monkeypatch.setitem(data.BMMC_FILES, "cite", (f"{url}half.h5ad.gz", None))
     for _ in range(2):
         with pytest.raises(ValueError, match="not a whole gzip file"):
             bmmc_cite()
-    assert not list((tmp_path / "cache" / "gmvae_nb").glob("*.h5ad"))
+        assert not list(cache.iterdir())
     # a file that is not the competition's
-    a = small()
-    a.write_h5ad(tmp_path / "mine.h5ad")
     with pytest.raises(ValueError, match="not a file of the competition"):
         bmmc_cite(tmp_path / "mine.h5ad")
+    a = small()
     a.layers["counts"], a.var["feature_types"] = a.X, "ATAC"
     a.write_h5ad(tmp_path / "atac.h5ad")
     with pytest.raises(ValueError, match="no gene with"):
         bmmc_cite(tmp_path / "atac.h5ad")
+
+
+@pytest.mark.skipif(not STARTERS.is_dir(), reason="the competition's own cells are not here")
+@pytest.mark.parametrize("name, shape", [("multiome", (500, 600)), ("cite", (600, 1000))])
+def test_bmmc_of_the_competitions_own_cells(name, shape):
+    file = STARTERS / f"bmmc_{name}_starter.h5ad"
+    a = BMMC[name][1](file)
+    expected = ad.read_h5ad(file).layers["counts"].toarray()
+    assert a.shape == shape and set(a.obs["batch"]) == {"s1d1", "s1d2"}
+    np.testing.assert_array_equal(a.X.toarray(), expected)
+
+
+def test_the_cache_is_where_it_has_always_been(tmp_path, monkeypatch):
+    "A file that an earlier version has downloaded is found."
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = Path(platformdirs.user_cache_dir("gmvae_nb"))
+    if tmp_path not in folder.parents:
+        pytest.skip("another system, another variable")
+    assert folder == tmp_path / "gmvae_nb"
+    folder.mkdir()
+    (folder / "a.h5ad").touch()
+    assert data.download_h5ad("http://127.0.0.1:9/a.h5ad.gz") == folder / "a.h5ad"
+
+
+def test_names_that_moved_can_still_be_imported():
+    from gmvae_nb import files
+
+    with pytest.warns(DeprecationWarning, match="write_atomically is in gmvae_nb.files now"):
+        from gmvae_nb.files import write_atomically
+    assert write_atomically is files.write_atomically
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = data.nothing
+    for name in ["CountsOnDisk", "read_h5ad", "shuffle_blocks"]:
+        assert name in data.__all__
 
 
 def test_addresses_and_checksum_of_the_competition():

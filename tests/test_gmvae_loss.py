@@ -1,16 +1,18 @@
-"""Adversarial and property-based checks of the mixture prior and its loss; the ideas themselves are checked in nbs/02."""
+"""Adversarial and property-based checks of the mixture prior, its loss and its clusters."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from gmvae_nb.gmvae_loss import (
     MixturePrior,
     ParameterMixture,
+    cluster_usage,
     component_log_probs,
-    component_terms,
     free_nats,
     gmvae_terms,
+    merge_components,
     responsibilities,
 )
 from gmvae_nb.vae import kl_gaussians
@@ -71,31 +73,27 @@ def brute_terms(c, log_weights=None, bound="paper"):
     )
 
 
+def gradients(value, inputs):
+    return torch.autograd.grad(
+        value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(sizes, scales, st.sampled_from(["paper", "exact"]), st.booleans())
 def test_terms_and_their_gradients_are_those_of_the_definition(shape, scale, bound, weighted):
     c = {k: v.requires_grad_() for k, v in random_case(shape, scale).items()}
-    log_weights = (
-        torch.linspace(-1, 1, shape[2], dtype=torch.float64).requires_grad_() if weighted else None
-    )
-    inputs = [*c.values(), *([log_weights] if weighted else [])]
+    inputs, log_weights = [*c.values()], None
+    if weighted:
+        log_weights = torch.linspace(-1, 1, shape[2], dtype=torch.float64).requires_grad_()
+        inputs.append(log_weights)
     mix = torch.arange(1.0, shape[1] + 1, dtype=torch.float64)  # each cell weighs differently
-    ours, theirs = (
-        gmvae_terms(**c, log_weights=log_weights, bound=bound),
-        brute_terms(c, log_weights, bound),
-    )
+    ours = gmvae_terms(**c, log_weights=log_weights, bound=bound)
+    theirs = brute_terms(c, log_weights, bound)
+    assert ours.keys() == theirs.keys()
     for name in ours:
-        assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-8, msg=lambda m: f"{name}: {m}")
-        got, want = (
-            torch.autograd.grad(
-                (t[name] * mix).sum(),
-                inputs,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            for t in (ours, theirs)
-        )
+        assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-8)
+        got, want = (gradients((t[name] * mix).sum(), inputs) for t in (ours, theirs))
         for a, b in zip(got, want):
             assert_close(a, b, rtol=1e-6, atol=1e-6 * (1 + b.abs().max().item()))
 
@@ -110,7 +108,10 @@ def test_kl_z_lies_between_zero_and_log_K_and_terms_stay_positive(shape, scale, 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    sizes, st.integers(0, 9), st.sampled_from(["paper", "exact"]), st.randoms(use_true_random=False)
+    sizes,
+    st.integers(0, 9),
+    st.sampled_from(["paper", "exact"]),
+    st.randoms(use_true_random=False),
 )
 def test_permutations(shape, seed, bound, random):
     c = random_case(shape, 1.0, seed)
@@ -138,9 +139,8 @@ def test_the_gap_between_the_bounds_is_the_mean_divergence_of_responsibilities()
         )
         paper = (log_gamma.exp() * (log_gamma + math.log(5) + kl_k)).sum(-1)
         difference = paper - (q.log_prob(c["x"]) - log_mix) - gap  # (M, N), mean 0
-        standard_error = difference.std(0) / math.sqrt(
-            len(difference) / 2
-        )  # neighbours share a draw
+        n_pairs = len(difference) / 2  # neighbours share a draw
+        standard_error = difference.std(0) / math.sqrt(n_pairs)
         assert (difference.mean(0).abs() < 4 * standard_error).all()
         assert (gap.mean(0) > 0).all()
         terms = {b: gmvae_terms(**c, bound=b)["kl_xz"] for b in ("paper", "exact")}
@@ -179,37 +179,6 @@ def test_components_shared_by_all_cells_equal_expanded_ones():
         assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("M_w", [10, 2, 1, None])
-@pytest.mark.parametrize("shift", [0.0, 8.0])
-def test_components_in_single_precision_against_double(M_w, shift):
-    "Values and gradients to 1e-5 of their norm, also for cells far from the origin, at the seed's sizes."
-    c = random_case((10, 16, 20, 80, 2))
-    if M_w is None:
-        c["means"], c["log_stds"] = (c[k][:1, :1] for k in ("means", "log_stds"))
-    else:
-        c["means"], c["log_stds"] = (c[k][:M_w] for k in ("means", "log_stds"))
-    for k in ("x", "x_mean", "means"):
-        c[k] = c[k] + shift
-    found = []
-    for dtype in (torch.float64, torch.float32):
-        inputs = [
-            c[k].to(dtype).requires_grad_()
-            for k in ("x", "x_mean", "x_log_std", "means", "log_stds")
-        ]
-        log_p, kl_k = component_terms(*inputs)
-        found.append(
-            [
-                log_p,
-                kl_k,
-                *torch.autograd.grad(
-                    log_p.log_softmax(-1)[..., 0].sum() + kl_k.log().sum(), inputs
-                ),
-            ]
-        )
-    for exact, single in zip(*found):
-        assert (single - exact).norm() < 1e-5 * exact.norm()
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([(6, 1), (6, 2), (6, 3), (6, 6), (4, 2), (1, 1)]),
@@ -224,28 +193,15 @@ def test_fewer_draws_of_w_equal_components_repeated_for_the_draws_that_share_the
     M, M_w = draws
     c = {k: v.requires_grad_() for k, v in random_case((M, *shape[1:]), scale).items()}
     few = [c[k][:M_w].detach().requires_grad_() for k in ("means", "log_stds")]
+    inputs = [c["x"], c["x_mean"], c["x_log_std"], *few]
     mix = torch.arange(1.0, shape[1] + 1, dtype=torch.float64)
-    found = []
+    results = []
     for means, log_stds in (few, [t.repeat_interleave(M // M_w, 0) for t in few]):
-        case = {**c, "means": means, "log_stds": log_stds}
-        terms, inputs = (
-            gmvae_terms(**case, bound=bound),
-            [c["x"], c["x_mean"], c["x_log_std"], *few],
-        )
-        grads = [
-            torch.autograd.grad(
-                (terms[k] * mix).sum(),
-                inputs,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            for k in ("kl_z", "cond")
-        ]
-        found.append(
-            [*terms.values(), responsibilities(c["x"], means, log_stds), *grads[0], *grads[1]]
-        )
-    for a, b in zip(*found):
+        terms = gmvae_terms(**{**c, "means": means, "log_stds": log_stds}, bound=bound)
+        results.append([*terms.values(), responsibilities(c["x"], means, log_stds)])
+        for name in ("kl_z", "cond"):
+            results[-1] += gradients((terms[name] * mix).sum(), inputs)
+    for a, b in zip(*results):
         assert_close(a, b, rtol=1e-8, atol=1e-8 * (1 + b.abs().max().item()))
 
 
@@ -292,3 +248,101 @@ def test_free_nats_never_lower_the_term_and_cells_never_cost_less_than_the_batch
     assert batch >= kl_z.mean() - 1e-12 and batch >= lam - 1e-12
     assert cell >= batch - 1e-12  # Jensen: the maximum is convex
     assert_close(cell, torch.tensor([max(v, lam) for v in kl], dtype=torch.float64).mean())
+
+
+# --- the clusters ---------------------------------------------------------------------------------
+
+
+def random_gamma(n_cells, K, sharpness, seed):
+    g = torch.Generator().manual_seed(seed)
+    logits = sharpness * torch.randn(n_cells, K, generator=g, dtype=torch.float64)
+    return logits.softmax(-1)
+
+
+def test_usage_counts_components_and_what_they_tell():
+    gamma = random_gamma(40, 5, 2.0, seed=0)
+    gamma[:, 3] = 0
+    gamma /= gamma.sum(1, keepdim=True)
+    usage = cluster_usage(gamma)
+    joint = gamma / len(gamma)  # p(n, k)
+    information = torch.special.xlogy(joint, joint / (joint.sum(0) / len(gamma)).clamp_min(1e-30))
+    mean_entropy = Categorical(probs=gamma.mean(0)).entropy().exp().item()
+    assert usage["dead_components"] == 1
+    assert usage["effective_K"] == pytest.approx(mean_entropy)
+    assert usage["gamma_entropy"] == pytest.approx(Categorical(probs=gamma).entropy().mean().item())
+    assert usage["mutual_information"] == pytest.approx(information.sum().item())
+
+
+def test_a_component_is_dead_below_one_per_cent_of_an_equal_share():
+    for share, dead in ((0.0049, 1), (0.0051, 0)):  # two components: an equal share is a half
+        assert cluster_usage(torch.tensor([[share, 1 - share]]))["dead_components"] == dead
+
+
+def merged_by_definition(gamma):
+    "The greedy search in loops: covariances of summed responsibilities, and who wins which cell."
+    gamma = gamma.double().numpy()
+    clusters = [[k] for k in range(gamma.shape[1])]
+    while len(clusters) > 1:
+        columns = np.stack([gamma[:, members].sum(1) for members in clusters], 1)
+        together, mean = columns.T @ columns / len(gamma), columns.mean(0)
+        excess = together - np.outer(mean, mean)
+        pairs = [(i, j) for i in range(len(clusters)) for j in range(len(clusters)) if i != j]
+        i, j = max(pairs, key=lambda pair: excess[pair])
+        if excess[i, j] <= 1e-12:
+            winners = columns.argmax(1)
+            empty = [c for c in range(len(clusters)) if c not in winners]
+            if not empty:
+                break
+            i, others = empty[0], [c for c in range(len(clusters)) if c != empty[0]]
+            j = max(others, key=lambda c: together[i, c] / max(mean[c], 1e-300))
+        clusters[i] = clusters[i] + clusters[j]
+        del clusters[j]
+    columns = np.stack([gamma[:, members].sum(1) for members in clusters], 1)
+    size = np.bincount(columns.argmax(1), minlength=len(clusters))
+    sets = sorted(zip(-size, [sorted(members) for members in clusters]))
+    return [members for _, members in sets], sorted(size, reverse=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(2, 9),
+    st.sampled_from([0.3, 1.0, 3.0, 8.0]),
+    st.integers(0, 10_000),
+    st.integers(0, 2),
+)
+def test_merging_is_the_greedy_search_of_its_definition(K, sharpness, seed, n_faint):
+    "`n_faint` components win no cell; they join another cluster only when no pair gains."
+    gamma = random_gamma(60, K, sharpness, seed)
+    faint = torch.rand(60, n_faint, generator=torch.Generator().manual_seed(seed)).double()
+    gamma = torch.cat([gamma, 1e-3 * faint], 1)
+    gamma /= gamma.sum(1, keepdim=True)
+    cluster = merge_components(gamma)
+    found = [(cluster == c).nonzero().flatten().tolist() for c in range(cluster.max() + 1)]
+    expected, size = merged_by_definition(gamma)
+    if len(set(size)) == len(size):  # else equal sizes may stand in any order
+        assert found == expected
+    assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("own, common, merged", [(1e-10, 0, True), (0, 0, False), (0, 1e-5, False)])
+def test_merging_stops_where_two_components_share_no_more_than_by_chance(own, common, merged):
+    "100 cells of each alone and 400 shared: chance beside 300 others. A trace more, or less."
+    rows = [(1 - own, own, 0)] * 100 + [(own, 1 - own, 0)] * 100  # share a trace
+    rows += [(0.5 + common, 0.5 - common, 0)] * 200 + [(0.5 - common, 0.5 + common, 0)] * 200
+    rows += [(0, 0, 1)] * 300
+    cluster = merge_components(torch.tensor(rows, dtype=torch.float64))
+    assert len(set(cluster.tolist())) == (2 if merged else 3)
+    assert (cluster[0] == cluster[1]) == merged
+
+
+def test_merging_goes_on_to_the_last_pair():
+    "Components that are all alike are one cluster, and so are two when one wins every cell."
+    assert merge_components(torch.full((9, 4), 0.25)).tolist() == [0] * 4
+    assert merge_components(torch.tensor([[0.9, 0.1]] * 5)).tolist() == [0, 0]
+    assert merge_components(torch.ones(3, 1)).tolist() == [0]
+
+
+def test_merging_leaves_apart_what_shares_nothing_and_numbers_by_size():
+    gamma = torch.eye(4)[[2] * 5 + [0] * 3 + [3] * 2 + [1]]
+    assert merge_components(gamma).tolist() == [1, 3, 0, 2]
+    assert merge_components(gamma[:, [1, 0, 3, 2]]).tolist() == [3, 1, 2, 0]

@@ -1,4 +1,4 @@
-"""The negative binomial against 60-digit arithmetic and scipy, its gradients, and the sparse sum over genes."""
+"""The negative binomial against 60-digit arithmetic and scipy, its gradients, the two heads."""
 
 import copy
 import math
@@ -13,8 +13,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from gmvae_nb import nb_likelihood
-from gmvae_nb.nb_likelihood import NBHeads, log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
+from gmvae_nb import nb_heads, nb_likelihood
+from gmvae_nb.nb_heads import NBHeads
+from gmvae_nb.nb_likelihood import log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -37,18 +38,15 @@ def f64(value) -> torch.Tensor:
 
 
 def exact(y: float, r: float, l: float) -> mpmath.mpf:
-    "log P(y) with 60 digits, straight from the definition C(y+r-1, y) (1-p)^y p^r with p = 1/(1+e^l)."
+    "log P(y) with 60 digits, by definition: C(y+r-1, y) (1-p)^y p^r with p = 1/(1+e^l)."
     with mpmath.workdps(60):
-        y, r, p = (
-            mpmath.mpf(float(y)),
-            mpmath.mpf(float(r)),
-            1 / (1 + mpmath.exp(mpmath.mpf(float(l)))),
-        )
+        y, r, l = (mpmath.mpf(float(v)) for v in (y, r, l))
+        p = 1 / (1 + mpmath.exp(l))
         log_coef = mpmath.loggamma(y + r) - mpmath.loggamma(r) - mpmath.loggamma(y + 1)
         return log_coef + y * mpmath.log(1 - p) + r * mpmath.log(p)
 
 
-# --- the value ---------------------------------------------------------------------------------------------
+# --- the value -----------------------------------------------------------------------------------
 
 
 @quick
@@ -61,9 +59,8 @@ def exact(y: float, r: float, l: float) -> mpmath.mpf:
 def test_float64_within_1e9(y, r, mean):
     l = math.log(mean / r)
     truth = exact(y, r, l)
-    assert abs(float(log_nb(f64(float(y)), f64(r), f64(l)).item() - truth)) <= 1e-9 * (
-        1 + abs(float(truth))
-    )
+    error = abs(float(log_nb(f64(float(y)), f64(r), f64(l)).item() - truth))
+    assert error <= 1e-9 * (1 + abs(float(truth)))
 
 
 @quick
@@ -72,11 +69,7 @@ def test_float64_within_1e9(y, r, mean):
 @example(2, 1e4, 2.0)
 @example(10**6, 1e-3, 1e6)
 def test_float32_within_2e6_of_the_value_at_the_rounded_inputs(y, r, mean):
-    y, r, l = (
-        torch.tensor(float(y)),
-        torch.tensor(r).float(),
-        torch.tensor(math.log(mean / r)).float(),
-    )
+    y, r, l = (torch.tensor(float(v)) for v in (y, r, math.log(mean / r)))
     value = log_nb(y, r, l)
     assert value.dtype == torch.float32
     truth = exact(y, r, l)
@@ -87,12 +80,9 @@ def test_float32_within_2e6_of_the_value_at_the_rounded_inputs(y, r, mean):
 
 def test_scipy_on_a_grid():
     "scipy loses 1-p where p is close to 1, so it judges where p < 0.9."
-    y, r, mean = torch.meshgrid(
-        f64([0, 1, 2, 9, 250, 1e4, 1e6]),
-        torch.logspace(-3, 4, 22).double(),
-        torch.logspace(-4, 6, 31).double(),
-        indexing="ij",
-    )
+    counts = f64([0, 1, 2, 9, 250, 1e4, 1e6])
+    sizes, means = torch.logspace(-3, 4, 22).double(), torch.logspace(-4, 6, 31).double()
+    y, r, mean = torch.meshgrid(counts, sizes, means, indexing="ij")
     l = (mean / r).log()
     p = torch.sigmoid(-l)
     reference = torch.as_tensor(stats.nbinom.logpmf(y, r, p))
@@ -113,9 +103,8 @@ def test_counts_between_whole_numbers_follow_the_gamma_function(y, r, mean):
 def test_log_rising_at_any_size(a, n):
     with mpmath.workdps(400):
         truth = float(mpmath.loggamma(mpmath.mpf(a) + n) - mpmath.loggamma(mpmath.mpf(a)))
-    assert math.isclose(
-        log_rising(f64(a), f64(float(n))).item(), truth, rel_tol=1e-13, abs_tol=1e-13
-    )
+    value = log_rising(f64(a), f64(float(n))).item()
+    assert math.isclose(value, truth, rel_tol=1e-13, abs_tol=1e-13)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -130,9 +119,8 @@ def test_log_rising_where_stirling_begins(a, n):
 @given(st.floats(0.05, 50), st.floats(-4, 2.5))
 def test_a_distribution_with_the_stated_moments(r, l):
     mean, variance = (f(f64(r), f64(l)).item() for f in (nb_mean, nb_variance))
-    y = torch.arange(
-        math.ceil(mean + 40 * math.sqrt(variance) + 40 * math.exp(l) + 60), dtype=torch.float64
-    )
+    top = math.ceil(mean + 40 * math.sqrt(variance) + 40 * math.exp(l) + 60)
+    y = torch.arange(top, dtype=torch.float64)
     pmf = log_nb(y, f64(r), f64(l)).exp()
     assert math.isclose(pmf.sum().item(), 1, rel_tol=1e-9)
     assert math.isclose((pmf * y).sum().item(), mean, rel_tol=1e-7)
@@ -142,7 +130,7 @@ def test_a_distribution_with_the_stated_moments(r, l):
 @few
 @given(st.integers(0, 200), st.floats(1e-3, 1e3), st.floats(7, 300).map(lambda e: 10**e))
 def test_poisson_limit(y, mean, r):
-    "The distance is ((y-m)² - y) / 2r to first order, at every r: no digits are lost on the way to infinity."
+    "The distance is ((y-m)² - y) / 2r to first order, at every r: no digits are lost."
     value = log_nb(f64(float(y)), f64(r), f64(math.log(mean) - math.log(r))).item()
     gap = value - stats.poisson.logpmf(y, mean)
     second_order = ((1 + y + mean) ** 1.5 / r) ** 2
@@ -167,12 +155,11 @@ def test_broadcasting_and_types(shapes, seed):
     assert value.shape == shapes.result_shape and value.dtype == torch.float32
     assert log_nb(y, r.double(), l).dtype == torch.float64
     full = [t.expand(shapes.result_shape).reshape(-1).tolist() for t in (y, r, l)]
-    assert_close(
-        value.reshape(-1), torch.tensor([float(exact(*v)) for v in zip(*full)], dtype=torch.float32)
-    )
+    truth = torch.tensor([float(exact(*v)) for v in zip(*full)], dtype=torch.float32)
+    assert_close(value.reshape(-1), truth)
 
 
-# --- the gradients -----------------------------------------------------------------------------------------
+# --- the gradients -------------------------------------------------------------------------------
 
 
 @quick
@@ -194,35 +181,34 @@ def test_gradients_against_50_digit_derivatives(y, r, mean):
 @few
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3), st.floats(-8, 8))
 def test_gradients_against_finite_differences(y, r, l):
-    log_r, l, y, step = (
-        f64(math.log(r)).requires_grad_(),
-        f64(l).requires_grad_(),
-        f64(float(y)),
-        1e-5,
-    )
+    log_r, l = f64(math.log(r)).requires_grad_(), f64(l).requires_grad_()
+    y, step = f64(float(y)), 1e-5
     found = torch.autograd.grad(log_nb(y, log_r.exp(), l), (log_r, l))
-    with torch.no_grad():
-        f = lambda i, j: log_nb(y, (log_r + i * step).exp(), l + j * step)
-        quotients = [(f(i, j) - f(-i, -j)) / (2 * step) for i, j in ((1, 0), (0, 1))]
+
+    @torch.no_grad()
+    def quotient_along(i, j):
+        above = log_nb(y, (log_r + i * step).exp(), l + j * step)
+        below = log_nb(y, (log_r - i * step).exp(), l - j * step)
+        return (above - below) / (2 * step)
+
+    quotients = quotient_along(1, 0), quotient_along(0, 1)
     for value, quotient in zip(found, quotients):
         assert abs(value - quotient) <= 1e-6 * (1 + y + r * (1 + l.abs()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_at_the_extremes(dtype):
-    y, r, l = torch.meshgrid(
-        torch.tensor([0, 1, 2, 1e6]),
-        torch.tensor([1e-37, 1e-10, 1, 1e4, 3.3e6, 1e12]),
-        torch.tensor([-40.0, -1, 0, 1, 40]),
-        indexing="ij",
-    )
+    y = torch.tensor([0, 1, 2, 1e6])
+    r = torch.tensor([1e-37, 1e-10, 1, 1e4, 3.3e6, 1e12])
+    l = torch.tensor([-40.0, -1, 0, 1, 40])
+    y, r, l = torch.meshgrid(y, r, l, indexing="ij")
     r, l = r.to(dtype).requires_grad_(), l.to(dtype).requires_grad_()
     value = log_nb(y.to(dtype), r, l)
     for t in (value, *torch.autograd.grad(value.sum(), (r, l))):
         assert t.isfinite().all()
 
 
-# --- the sum over genes ------------------------------------------------------------------------------------
+# --- the sum over genes --------------------------------------------------------------------------
 
 
 def sums(f, log_r, logits, y, upstream):
@@ -239,7 +225,8 @@ def random_case(seed, M, N, G, share, largest=50, leading=True):
     g = torch.Generator().manual_seed(seed)
     shape = (M, N, G) if leading else (N, G)
     log_r, logits = (3 * torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
-    y = torch.randint(1, largest + 1, (N, G), generator=g) * (torch.rand(N, G, generator=g) < share)
+    y = torch.randint(1, largest + 1, (N, G), generator=g)
+    y = y * (torch.rand(N, G, generator=g) < share)
     return log_r, logits, y.double(), torch.randn(shape[:-1], generator=g, dtype=torch.float64)
 
 
@@ -254,7 +241,7 @@ def random_case(seed, M, N, G, share, largest=50, leading=True):
     st.booleans(),
 )
 def test_sparse_equals_dense(seed, M, N, G, share, largest, leading):
-    "Values and gradients; all-zero and all-positive counts, all ones, a single gene, no axis of draws."
+    "Value and gradients; counts all zero, all positive, all ones; one gene; no axis of draws."
     case = random_case(seed, M, N, G, share, largest, leading)
     for found, expected in zip(sums(nb_log_lik, *case), sums(dense, *case)):
         assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -273,9 +260,10 @@ def test_sparse_with_one_r_per_gene_and_with_strided_inputs():
     per_gene = (log_r[0, 0], logits, y, upstream)
     for a, b in zip(sums(nb_log_lik, *per_gene), sums(dense, *per_gene)):
         assert_close(a, b, rtol=1e-10, atol=1e-10)
-    strided = lambda a, l, y: nb_log_lik(
-        a.mT.contiguous().mT, l.mT.contiguous().mT, y.T.contiguous().T
-    )
+
+    def strided(*tensors):
+        return nb_log_lik(*(t.mT.contiguous().mT for t in tensors))
+
     case = (log_r, logits, y, upstream)
     for a, b in zip(sums(strided, *case), sums(dense, *case)):
         assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -294,14 +282,13 @@ def test_sparse_gradient_survives_single_precision_at_large_r():
 def test_sparse_refuses_a_second_derivative():
     log_r, logits, y, _ = random_case(0, 1, 2, 3, 0.5)
     logits.requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        nb_log_lik(log_r, logits, y).square().sum(), logits, create_graph=True
-    )
+    value = nb_log_lik(log_r, logits, y).square().sum()
+    (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
-# --- the heads ---------------------------------------------------------------------------------------------
+# --- the heads -----------------------------------------------------------------------------------
 
 
 def heads_and_batch(M=3, N=4, H=6, G=5, of_mean=False):
@@ -315,34 +302,28 @@ def heads_and_batch(M=3, N=4, H=6, G=5, of_mean=False):
 def test_heads_agree_with_log_nb_and_with_its_gradients(of_mean):
     heads, h, y = heads_and_batch(of_mean=of_mean)
     s = f64([[0.2], [1.0], [3.0], [10.0]])
-    h.requires_grad_()
-    gradients = []
-    for value in (
-        heads.log_prob(h, y, s),
-        heads.log_prob(h, y, s, impl="fused"),
-        log_nb(y, *heads(h, s)).sum(-1),
-    ):
+    inputs = [h.requires_grad_(), *heads.parameters()]
+    sparse, fused = heads.log_prob(h, y, s), heads.log_prob(h, y, s, impl="fused")
+    dense = log_nb(y, *heads(h, s)).sum(-1)
+    results = []
+    for value in (sparse, fused, dense):
         assert value.shape == (3, 4)
-        gradients.append(
-            [value.detach(), *torch.autograd.grad(value.mean(), [h, *heads.parameters()])]
-        )
-    for a, *others in zip(*gradients):
+        results.append([value.detach(), *torch.autograd.grad(value.mean(), inputs)])
+    for a, *others in zip(*results):
         for b in others:
             assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_a_head_of_the_mean_gives_the_mean_whatever_r_is():
     heads, h, y = heads_and_batch(of_mean=True)
-    s, mean = (
-        f64([[0.2], [1.0], [3.0], [10.0]]),
-        (h @ heads.log_mean.weight.T + heads.log_mean.bias).exp(),
-    )
+    s = f64([[0.2], [1.0], [3.0], [10.0]])
+    mean = (h @ heads.log_mean.weight.T + heads.log_mean.bias).exp()
     assert_close(nb_mean(*heads(h)), mean)
     assert_close(nb_mean(*heads(h, s)), s * mean)
     with torch.no_grad():
         heads.log_r.bias += 1
     assert_close(nb_mean(*heads(h)), mean)
-    assert not hasattr(heads, "logits") and heads.second is heads.log_mean
+    assert not hasattr(heads, "logits") and heads.mean_or_logits is heads.log_mean
 
 
 @pytest.mark.parametrize("of_mean", [False, True])
@@ -395,13 +376,11 @@ def test_global_random_state_is_left_alone():
     heads, h, y = heads_and_batch()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     heads.log_prob(h, y), heads(h)
-    assert (
-        torch.equal(before[0], torch.get_rng_state())
-        and (before[1] == np.random.get_state()[1]).all()
-    )
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
 
 
-# --- the fused form ----------------------------------------------------------------------------------------
+# --- the fused form ------------------------------------------------------------------------------
 
 
 def gradients(heads, h, y, weight=None, **options):
@@ -419,10 +398,11 @@ def fused_case(seed, M, N, H, G, share=0.5, spread=3.0, largest=40):
     with torch.no_grad():
         for p in heads.parameters():
             p.copy_(spread * torch.randn(p.shape, generator=g))
-        # softplus of torch is x above 20, its derivative 1: the reference itself is then wrong by 2e-9
+        # softplus of torch is x above 20, its derivative 1: the dense form then errs by 2e-9
         for p in heads.logits.parameters():
             p.mul_(0.2)
-    y = torch.randint(1, largest + 1, (N, G), generator=g) * (torch.rand(N, G, generator=g) < share)
+    y = torch.randint(1, largest + 1, (N, G), generator=g)
+    y = y * (torch.rand(N, G, generator=g) < share)
     h, s = torch.randn(M, N, H, generator=g).double(), 0.2 + torch.rand(N, 1, generator=g).double()
     return heads, h, y.double(), s, torch.randn(M, N, generator=g).double()
 
@@ -447,12 +427,11 @@ def test_fused_equals_dense(seed, M, N, H, G, share, largest, tile, sized, spars
     options = dict(size_factor=s if sized else None, reduction=reduction)
     weight = weight if reduction == "none" else f64(-1.7)
     expected = gradients(heads, h, y, weight, impl="dense", **options)
-    with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M * N, TILE_GENES=1):
-        found = gradients(
-            heads, h, y.to_sparse_csr() if sparse else y, weight, impl="fused", **options
-        )
+    with mock.patch.multiple(nb_heads, TILE_ENTRIES=tile * M * N, TILE_GENES=1):
+        counts = y.to_sparse_csr() if sparse else y
+        found = gradients(heads, h, counts, weight, impl="fused", **options)
     for a, b in zip(found, expected):
-        # small gradients are differences of large terms: the tolerance is relative to what is summed
+        # small gradients are differences of large terms: relative to what is summed
         assert_close(a, b, rtol=1e-10, atol=1e-10 * (1 + b.abs().max().item() + largest * N * M))
 
 
@@ -460,50 +439,43 @@ def test_fused_equals_dense_to_1e10_of_each_norm_on_a_plain_case():
     heads, h, y, s, weight = fused_case(3, 3, 7, 12, 50, share=0.2, spread=0.4)
     for reduction, w in (("none", weight), ("mean", f64(2.0))):
         options = dict(size_factor=s, reduction=reduction)
-        for a, b in zip(
-            *(gradients(heads, h, y, w, impl=i, **options) for i in ("fused", "dense"))
-        ):
+        fused = gradients(heads, h, y, w, impl="fused", **options)
+        for a, b in zip(fused, gradients(heads, h, y, w, impl="dense", **options)):
             assert (a - b).norm() <= 1e-10 * b.norm()
 
 
-def test_held_log_r_has_no_gradient():
+def test_clamped_log_r_has_no_gradient():
     heads, h, y, _, _ = fused_case(0, 2, 3, 4, 6, spread=0.1)
     with torch.no_grad():
         heads.log_r.bias.copy_(f64([20.0, -20, 0, 0, 16, 0]))
     _, _, w_r, b_r, w_l, _ = gradients(heads, h, y, impl="fused", reduction="mean")
-    held = torch.tensor([True, True, False, False, True, False])
-    assert (w_r[held] == 0).all() and (b_r[held] == 0).all()
-    assert (w_r[~held] != 0).all() and (w_l[0] != 0).any()
+    clamped = torch.tensor([True, True, False, False, True, False])
+    assert (w_r[clamped] == 0).all() and (b_r[clamped] == 0).all()
+    assert (w_r[~clamped] != 0).all() and (w_l[0] != 0).any()
 
 
 def test_counts_that_are_not_whole_and_stored_zeros():
     heads, h, y, _, weight = fused_case(1, 2, 3, 4, 6, share=1.0)
     y = y + f64([0.5, -0.25, 0, 0, 1e5, 0])
     y[1] = 0
-    stored = torch.sparse_csr_tensor(
-        torch.tensor([0, 6, 12, 18]),
-        torch.arange(6).repeat(3),
-        y.flatten(),
-        y.shape,
-        check_invariants=True,
-    )
+    starts, columns = torch.tensor([0, 6, 12, 18]), torch.arange(6).repeat(3)
+    stored = torch.sparse_csr_tensor(starts, columns, y.flatten(), y.shape, check_invariants=True)
     expected = gradients(heads, h, y, weight, impl="dense")
     for counts in (y, stored):
         for a, b in zip(gradients(heads, h, counts, weight, impl="fused"), expected):
             assert_close(a, b, rtol=1e-10, atol=1e-6)
-    tiled = nb_likelihood.tile_counts(stored, 4)
+    tiled = nb_heads.tile_counts(stored, 4)
     assert len(tiled.value) == 12 and (tiled.value != 0).all()  # stored zeros cost nothing
 
 
 def seed_like(N=32, M=4, H=100, G=900):
-    "Float32 heads as initialised and one batch, 9 % of the counts not zero, with the float64 gradient of the mean."
+    "Float32 heads as initialised, a batch with 9 % non-zeros, the mean's float64 gradient."
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads, h = NBHeads(H, G), torch.randn(M, N, H)
         y = (1 + torch.poisson(torch.full((N, G), 1.5))) * (torch.rand(N, G) < 0.09)
-    _, *exact = gradients(
-        copy.deepcopy(heads).double(), h.double(), y, impl="dense", reduction="mean"
-    )
+    double = copy.deepcopy(heads).double()
+    _, *exact = gradients(double, h.double(), y, impl="dense", reduction="mean")
     return heads, h, y, exact
 
 
@@ -519,9 +491,9 @@ def seed_like(N=32, M=4, H=100, G=900):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_distance_to_the_float64_gradient(impl, dtype, bound, reduction):
     heads, h, y, exact = seed_like()
-    weight = (
-        torch.tensor(1.0) if reduction == "mean" else torch.full(h.shape[:2], 1 / (len(h) * len(y)))
-    )
+    weight = torch.tensor(1.0)
+    if reduction == "none":
+        weight = torch.full(h.shape[:2], 1 / (len(h) * len(y)))
     value, *found = gradients(heads, h, y, weight, impl=impl, dtype=dtype, reduction=reduction)
     assert all(g.dtype == torch.float32 for g in found)
     for a, b in zip(found, exact):
@@ -535,52 +507,46 @@ def test_distance_to_the_float64_gradient(impl, dtype, bound, reduction):
 def test_bfloat16_rounds_the_products_only():
     "With h = 0 all that is left are the biases, which keep single precision."
     heads, h, y, _ = seed_like()
-    a, b = (
-        heads.log_prob(0 * h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16)
-    )
-    assert torch.equal(a, b)
-    a, b = (heads.log_prob(h, y, impl="fused", dtype=d) for d in (torch.float32, torch.bfloat16))
-    assert not torch.equal(a, b)
+    for hidden, same in ((0 * h, True), (h, False)):
+        exact = heads.log_prob(hidden, y, impl="fused", dtype=torch.float32)
+        rounded = heads.log_prob(hidden, y, impl="fused", dtype=torch.bfloat16)
+        assert torch.equal(exact, rounded) == same
 
 
 def test_the_default_is_the_sparse_form_to_the_last_bit():
     heads, h, y, _ = seed_like()
     s = torch.linspace(0.5, 2, len(y))[:, None]
     assert torch.equal(heads.log_prob(h, y, s), nb_log_lik(*heads.log_params(h, s), y))
-    for a, b in zip(
-        gradients(heads, h, y), gradients(heads, h, y, impl="sparse", reduction="none")
-    ):
+    sparse = gradients(heads, h, y, impl="sparse", reduction="none")
+    for a, b in zip(gradients(heads, h, y), sparse):
         assert torch.equal(a, b)
 
 
 def test_mean_is_the_mean_and_other_leading_axes_are_kept():
     heads, h, y, s, _ = fused_case(2, 6, 3, 4, 5)
+    exactly = dict(rtol=1e-12, atol=0)
     for impl in ("dense", "sparse", "fused"):
         value = heads.log_prob(h, y, s, impl=impl)
-        assert_close(
-            heads.log_prob(h, y, s, impl=impl, reduction="mean"), value.mean(), rtol=1e-12, atol=0
-        )
-        assert_close(
-            heads.log_prob(h.view(2, 3, 3, 4), y, s, impl=impl),
-            value.view(2, 3, 3),
-            rtol=1e-12,
-            atol=0,
-        )
-        assert_close(heads.log_prob(h[0], y, s, impl=impl), value[0], rtol=1e-12, atol=0)
+        mean = heads.log_prob(h, y, s, impl=impl, reduction="mean")
+        assert_close(mean, value.mean(), **exactly)
+        four_axes = heads.log_prob(h.view(2, 3, 3, 4), y, s, impl=impl)
+        assert_close(four_axes, value.view(2, 3, 3), **exactly)
+        assert_close(heads.log_prob(h[0], y, s, impl=impl), value[0], **exactly)
 
 
 def test_fused_twice_backward_second_order_and_without_gradients():
     heads, h, y, _, _ = fused_case(4, 2, 3, 4, 5)
     h.requires_grad_()
     for reduction in ("none", "mean"):
-        value = heads.log_prob(h, y, impl="fused", reduction=reduction).sum()
+        options = dict(impl="fused", reduction=reduction)
+        value = heads.log_prob(h, y, **options).sum()
         once = torch.autograd.grad(value, h, retain_graph=True)[0]
         assert torch.equal(once, torch.autograd.grad(value, h, retain_graph=True)[0])
         (first,) = torch.autograd.grad(value.square(), h, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()
         with torch.no_grad():
-            assert torch.equal(value, heads.log_prob(h, y, impl="fused", reduction=reduction).sum())
+            assert torch.equal(value, heads.log_prob(h, y, **options).sum())
 
 
 @pytest.mark.parametrize(
@@ -606,20 +572,19 @@ def test_autocast_does_not_choose_the_precision_of_the_fused_form(options):
 @pytest.mark.parametrize("tile", [2, 5])
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-10), (torch.bfloat16, 1e-2)])
 def test_partitioned_draws_are_unbiased(M_heads, tile, dtype, bound):
-    "The average over the 4 places where the draws can begin is the mean over all draws: value and every gradient."
+    "Averaged over the 4 places where the draws can begin, value and gradients are the mean's."
     heads, h, y, s, _ = fused_case(5, 4, 4, 6, 11, spread=0.4)
     options = dict(size_factor=s, reduction="mean")
     expected, found = gradients(heads, h, y, impl="dense", **options), []
+    options |= dict(impl="fused", M_heads=M_heads, dtype=dtype)
     for i in range(4):
-        with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M_heads * 4, TILE_GENES=1):
-            value, d_h, *rest = gradients(
-                heads, h.roll(i, 0), y, impl="fused", M_heads=M_heads, dtype=dtype, **options
-            )
-        found.append([value, d_h.roll(-i, 0), *rest])
-    for each, b in zip(zip(*found), expected):
-        assert (sum(each) / 4 - b).norm() <= bound * b.norm()
+        with mock.patch.multiple(nb_heads, TILE_ENTRIES=tile * M_heads * 4, TILE_GENES=1):
+            value, d_h, *d_weights = gradients(heads, h.roll(i, 0), y, **options)
+        found.append([value, d_h.roll(-i, 0), *d_weights])
+    for estimates, b in zip(zip(*found), expected):
+        assert (sum(estimates) / 4 - b).norm() <= bound * b.norm()
         if M_heads < 4:
-            assert (each[0] - b).norm() > 1e-3 * b.norm()  # one step alone is an estimate
+            assert (estimates[0] - b).norm() > 1e-3 * b.norm()  # one alone is an estimate
 
 
 @quick
@@ -628,15 +593,15 @@ def test_partitioned_heads_are_those_of_each_tile_with_its_own_draws(seed, M, da
     "Value and gradients of tile after tile, each by the dense form from the draws it sees."
     M_heads = data.draw(st.integers(1, M))
     heads, h, y, s, _ = fused_case(seed, M, 3, 4, G, spread=0.4)
-    with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * M_heads * 3, TILE_GENES=1):
-        found = gradients(
-            heads, h, y, impl="fused", reduction="mean", size_factor=s, M_heads=M_heads
-        )
+    options = dict(impl="fused", reduction="mean", size_factor=s, M_heads=M_heads)
+    with mock.patch.multiple(nb_heads, TILE_ENTRIES=tile * M_heads * 3, TILE_GENES=1):
+        found = gradients(heads, h, y, **options)
     tile = min(tile, G, math.ceil(G / M))
     h = h.requires_grad_()
     total = 0
     for k, start in enumerate(range(0, G, tile)):
-        genes, draws = slice(start, start + tile), [(k * M_heads + j) % M for j in range(M_heads)]
+        genes = slice(start, start + tile)
+        draws = [(k * M_heads + j) % M for j in range(M_heads)]
         log_r, logits = (t[..., genes] for t in heads.log_params(h[draws], s))
         total = total + log_nb(y[:, genes], log_r.exp(), logits).sum(-1).mean()
     for a, b in zip(found, [total, *torch.autograd.grad(total, [h, *heads.parameters()])]):
@@ -645,7 +610,7 @@ def test_partitioned_heads_are_those_of_each_tile_with_its_own_draws(seed, M, da
 
 def test_partition_is_balanced_and_takes_no_random_numbers():
     for M, M_heads, n_tiles in ((10, 1, 30), (10, 3, 10), (4, 4, 5)):
-        seen = nb_likelihood.partition(M, M_heads, n_tiles)
+        seen = nb_heads.partition(M, M_heads, n_tiles)
         assert (seen.flatten().bincount(minlength=M) == n_tiles * M_heads // M).all()
         assert all(len(set(row)) == M_heads for row in seen.tolist())
     heads, h, y, _, _ = fused_case(5, 3, 4, 6, 11)
@@ -673,36 +638,34 @@ def test_fused_makes_no_tensor_of_draws_cells_and_genes(reduction, dtype):
     heads, _, y, _ = seed_like()
     h = torch.randn(8, len(y), 100, generator=torch.Generator().manual_seed(0))
     entries = h.shape[0] * y.numel()
-    largest = {}
-    with mock.patch.multiple(nb_likelihood, TILE_ENTRIES=2**13, TILE_GENES=16):
-        for impl in ("dense", "fused"):
-            with Sizes() as sizes:
-                gradients(
-                    heads,
-                    h,
-                    y,
-                    impl=impl,
-                    dtype=dtype if impl == "fused" else torch.float32,
-                    reduction=reduction,
-                )
-            largest[impl] = sizes.largest
-    assert (
-        largest["dense"] >= entries and largest["fused"] <= max(2 * 900 * 100, 2 * 2**13) < entries
-    )
+    weights, tile = 2 * 900 * 100, 2 * 2**13
+    with mock.patch.multiple(nb_heads, TILE_ENTRIES=2**13, TILE_GENES=16):
+        with Sizes() as dense:
+            gradients(heads, h, y, impl="dense", reduction=reduction)
+        with Sizes() as fused:
+            gradients(heads, h, y, impl="fused", dtype=dtype, reduction=reduction)
+    assert dense.largest >= entries
+    assert fused.largest <= max(weights, tile) < entries
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kilobytes is Linux")
 def test_fused_memory_is_flat_in_the_number_of_draws():
-    "Peak resident memory of a fresh process. One (M, N, G) tensor at M = 32 takes 33 MB, h and its gradient 0.5 MB."
+    """Peak resident memory of a fresh process.
+
+    One (M, N, G) tensor at M = 32 takes 33 MB, h and its gradient 0.5 MB.
+    """
     script = textwrap.dedent("""
         import resource, torch
-        from gmvae_nb.nb_likelihood import NBHeads
+        from gmvae_nb.nb_heads import NBHeads
         def peak(impl, M, G=4000, N=64, H=64):
             heads, y = NBHeads(H, G), (torch.rand(N, G) < 0.09).float()
-            heads.log_prob(torch.randn(M, N, H, requires_grad=True), y, impl=impl, reduction="mean").backward()
+            h = torch.randn(M, N, H, requires_grad=True)
+            heads.log_prob(h, y, impl=impl, reduction="mean").backward()
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        for impl in ("dense", "fused"): peak(impl, 1, 50)                    # libraries are loaded
-        print(*(peak(*case) for case in (("fused", 4), ("fused", 4), ("fused", 32), ("dense", 32))))
+        for impl in ("dense", "fused"):
+            peak(impl, 1, 50)  # libraries are loaded
+        cases = ("fused", 4), ("fused", 4), ("fused", 32), ("dense", 32)
+        print(*(peak(*case) for case in cases))
     """)
     run = subprocess.run(
         [sys.executable, "-c", script],
@@ -715,79 +678,90 @@ def test_fused_memory_is_flat_in_the_number_of_draws():
     assert many - few < 10e6 and dense - many > 150e6, run.stdout
 
 
+NOT_POSITIVE = f64([[1.0], [0.0], [1.0], [1.0]])
+NOT_FINITE = f64([[1.0], [math.nan], [1.0], [1.0]]), f64([[1.0], [math.inf], [1.0], [1.0]])
+COUNTS_OF_ANOTHER_SHAPE = r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)"
+
+
 @pytest.mark.parametrize(
-    "call, says",
+    "options, message",
     [
+        (dict(y=lambda y: y[:-1]), COUNTS_OF_ANOTHER_SHAPE),
+        (dict(y=lambda y: y[:-1], impl="fused"), COUNTS_OF_ANOTHER_SHAPE),
+        (dict(y=lambda y: y[:, :-1]), r"found counts of shape \(4, 4\)"),
+        (dict(y=lambda y: y[None]), r"found counts of shape \(1, 4, 5\)"),
+        (dict(y=torch.Tensor.to_sparse_coo, impl="fused"), "layout torch.sparse_coo, expected a"),
         (
-            lambda m, h, y: m.log_prob(h, y[:-1]),
-            r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)",
-        ),
-        (lambda m, h, y: m.log_prob(h, y[:, :-1]), r"found counts of shape \(4, 4\)"),
-        (lambda m, h, y: m.log_prob(h, y[None]), r"found counts of shape \(1, 4, 5\)"),
-        (
-            lambda m, h, y: m(h, torch.ones(4)),
-            r"found shape \(4,\), expected one per cell, \(4, 1\)",
-        ),
-        (lambda m, h, y: m(h, torch.ones(1, 5)), "size_factor: found shape"),
-        (
-            lambda m, h, y: m(h, f64([[1.0], [0.0], [1.0], [1.0]])),
-            "size_factor: found a value that is zero",
-        ),
-        (
-            lambda m, h, y: m(h, f64([[1.0], [math.nan], [1.0], [1.0]])),
-            "size_factor: found a value",
-        ),
-        (
-            lambda m, h, y: m(h, f64([[1.0], [math.inf], [1.0], [1.0]])),
-            "size_factor: found a value",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, impl="quick"),
+            dict(impl="quick"),
             r"impl: found 'quick', expected one of \('dense', 'sparse', 'fused'\)",
         ),
-        (
-            lambda m, h, y: m.log_prob(h, y, reduction="sum"),
-            "reduction: found 'sum', expected one of",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, impl="fused", dtype=torch.float16),
-            "dtype: found torch.float16, expected one of",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, dtype=torch.bfloat16),
-            "torch.bfloat16 needs impl=\"fused\", found 'sparse'",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y.to_sparse_coo(), impl="fused"),
-            "layout torch.sparse_coo, expected a dense tensor",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, torch.ones(3, 1), impl="fused"),
-            r"size_factor: found shape \(3, 1\)",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, f64([[1.0], [0.0], [1.0], [1.0]]), impl="fused"),
-            "zero, negative or not finite",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, torch.ones(4, 1).requires_grad_(), impl="fused"),
-            "requires a gradient",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y[:-1], impl="fused"),
-            r"shape \(3, 5\), expected \(cells, genes\) = \(4, 5\)",
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, impl="fused", M_heads=1),
-            'needs impl="fused" and reduction="mean", found',
-        ),
-        (
-            lambda m, h, y: m.log_prob(h, y, impl="fused", reduction="mean", M_heads=4),
-            "M_heads: found 4, expected 1 to M = 3",
-        ),
-        (lambda m, h, y: NBHeads(0, 5), "n_hidden and n_genes must be at least 1, found 0 and 5"),
+        (dict(reduction="sum"), "reduction: found 'sum', expected one of"),
+        (dict(dtype=torch.float16, impl="fused"), "dtype: found torch.float16, expected one of"),
+        (dict(dtype=torch.bfloat16), "torch.bfloat16 needs impl=\"fused\", found 'sparse'"),
+        (dict(size_factor=torch.ones(3, 1), impl="fused"), r"size_factor: found shape \(3, 1\)"),
+        (dict(size_factor=NOT_POSITIVE, impl="fused"), "zero, negative or not finite"),
+        (dict(size_factor=torch.ones(4, 1).requires_grad_(), impl="fused"), "requires a gradient"),
+        (dict(M_heads=1, impl="fused"), 'needs impl="fused" and reduction="mean", found'),
+        (dict(M_heads=4, impl="fused", reduction="mean"), "M_heads: found 4, expected 1 to M = 3"),
     ],
 )
-def test_bad_input_is_named(call, says):
-    with pytest.raises(ValueError, match=says):
-        call(*heads_and_batch())
+def test_bad_arguments_of_log_prob_are_named(options, message):
+    heads, h, y = heads_and_batch()
+    options = dict(options)
+    y = options.pop("y", lambda y: y)(y)
+    with pytest.raises(ValueError, match=message):
+        heads.log_prob(h, y, **options)
+
+
+@pytest.mark.parametrize(
+    "size_factor, message",
+    [
+        (torch.ones(4), r"found shape \(4,\), expected one per cell, \(4, 1\)"),
+        (torch.ones(1, 5), "size_factor: found shape"),
+        (NOT_POSITIVE, "size_factor: found a value that is zero"),
+        *((s, "size_factor: found a value") for s in NOT_FINITE),
+    ],
+)
+def test_bad_size_factors_are_named(size_factor, message):
+    heads, h, _ = heads_and_batch()
+    with pytest.raises(ValueError, match=message):
+        heads(h, size_factor)
+
+
+def test_bad_widths_are_named():
+    message = "n_hidden and n_genes must be at least 1, found 0 and 5"
+    with pytest.raises(ValueError, match=message):
+        NBHeads(0, 5)
+
+
+# --- the old address ------------------------------------------------------------------------------
+
+MOVED = """SMALL_COUNT TILE_ENTRIES TILE_GENES TiledCounts tile_counts nonzero_terms fused_pass
+    FusedNB NBHeads partition""".split()
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moved_answers_at_its_old_address_and_names_the_new_one(name):
+    message = f"from gmvae_nb.nb_heads import {name}"
+    with pytest.warns(DeprecationWarning, match=message) as warned:
+        found = getattr(nb_likelihood, name)
+    assert found is getattr(nb_heads, name)
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
+def test_the_old_name_of_the_head_beside_log_r():
+    heads, _, _ = heads_and_batch(of_mean=True)
+    with pytest.warns(DeprecationWarning, match="mean_or_logits") as warned:
+        assert heads.second is heads.log_mean
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
+def test_what_never_was_there_is_an_attribute_error():
+    assert not hasattr(nb_likelihood, "tiles") and not hasattr(nb_likelihood, "LOG_R_MAX")
+
+
+def test_the_likelihood_loads_without_the_heads():
+    script = "import sys, gmvae_nb.nb_likelihood; print('gmvae_nb.nb_heads' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -1,5 +1,9 @@
-"""Cells that a model was not made for, in memory and on disk; what a fitted model expects and simulates."""
+"""Cells that a model was not made for, in memory and on disk.
 
+Also what a fitted model expects and simulates.
+"""
+
+import copy
 import warnings
 from dataclasses import replace
 
@@ -8,8 +12,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb.runs import embed_file, open_h5ad, read_input
-from gmvae_nb.train import GMVAE, PRESETS, Cells, take_genes
+from gmvae_nb.counts_on_disk import take_genes
+from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.match import Cells
+from gmvae_nb.network import PRESETS
+from gmvae_nb.runs import embed_file, read_input
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from test_train import TINY, simulated
@@ -29,44 +37,41 @@ LIKE = {  # small, with what the shipped presets have
 
 @pytest.fixture(scope="module", params=LIKE)
 def model(request):
-    return GMVAE(simulated(), K=3, batch_key="batch", preset=LIKE[request.param]).train(
-        3, progress=False
-    )
+    model = GMVAE(simulated(), K=3, batch_key="batch", preset=LIKE[request.param])
+    return model.train(3, progress=False)
+
+
+def assert_close(one, other, **tolerance):
+    np.testing.assert_allclose(np.asarray(one), np.asarray(other), **tolerance)
 
 
 def with_genes(adata, keep, extra=0):
     "Some of the genes, in another order, and others that nobody knows."
-    other = adata[:, keep][:, ::-1].copy()
-    noise = ad.AnnData(
-        csr_matrix(np.ones((adata.n_obs, extra), dtype=np.float32)),
-        obs=adata.obs,
-        var=pd.DataFrame(index=[f"other{i}" for i in range(extra)]),
-    )
-    return ad.concat([other, noise], axis=1, merge="same") if extra else other
+    known = adata[:, keep][:, ::-1].copy()
+    if not extra:
+        return known
+    ones = csr_matrix(np.ones((adata.n_obs, extra), dtype=np.float32))
+    var = pd.DataFrame(index=[f"other{i}" for i in range(extra)])
+    unknown = ad.AnnData(ones, obs=adata.obs, var=var)
+    return ad.concat([known, unknown], axis=1, merge="same")
 
 
 def test_missing_genes_are_zeros_and_said_and_extra_ones_are_ignored(model):
     adata = simulated(60, seed=3)
     zeros = adata.copy()
     zeros.X = csr_matrix(zeros.X.multiply(np.arange(adata.n_vars) >= 2))
-    fewer = with_genes(adata, np.arange(2, adata.n_vars), extra=7)
-    with pytest.warns(
-        UserWarning,
-        match=f"2 of the model's {adata.n_vars} genes are missing and count as zero: gene0, gene1$",
-    ):
+    n = adata.n_vars
+    fewer = with_genes(adata, np.arange(2, n), extra=7)
+    says = f"2 of the model's {n} genes are missing and count as zero: gene0, gene1$"
+    with pytest.warns(UserWarning, match=says):
         matched = model.match_cells(fewer)
-    assert (matched.genes.matched, matched.genes.missing, matched.genes.extra) == (
-        adata.n_vars - 2,
-        ["gene0", "gene1"],
-        7,
-    )
+    assert matched.genes.matched == n - 2
+    assert matched.genes.missing == ["gene0", "gene1"] and matched.genes.extra == 7
     for method in ("get_latent_representation", "predict_proba", "get_elbo", "get_iwae"):
-        np.testing.assert_allclose(
-            getattr(model, method)(matched), getattr(model, method)(zeros), rtol=1e-5, atol=1e-5
-        )
-    np.testing.assert_allclose(
-        model.get_normalized_expression(matched), model.get_normalized_expression(zeros), rtol=1e-5
-    )
+        call = getattr(model, method)
+        assert_close(call(matched), call(zeros), rtol=1e-5, atol=1e-5)
+    call = model.get_normalized_expression
+    assert_close(call(matched), call(zeros), rtol=1e-5)
 
 
 def test_too_few_genes_are_refused_at_the_stated_share(model):
@@ -76,10 +81,8 @@ def test_too_few_genes_are_refused_at_the_stated_share(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.predict(adata[:, :least])
-        with pytest.raises(
-            ValueError,
-            match=f"{least - 1} of the model's {n} genes are in the data, fewer than 90%",
-        ):
+        says = f"{least - 1} of the model's {n} genes are in the data, fewer than 90%"
+        with pytest.raises(ValueError, match=says):
             model.predict(adata[:, : least - 1])
         assert model.match_cells(adata[:, : n // 2], min_matched=0.5).genes.matched == n // 2
         with pytest.raises(ValueError, match="0 of the model's"):
@@ -93,9 +96,10 @@ def test_cells_to_train_on_need_all_genes(model, tmp_path):
 
 
 def test_a_folder_that_has_gone_further_is_not_begun_again(model, tmp_path):
-    train = lambda epochs: GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset).train(
-        epochs, out=tmp_path, progress=False
-    )
+    def train(epochs):
+        begun = GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset)
+        return begun.train(epochs, out=tmp_path, progress=False)
+
     train(2)
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="after 2 epochs, more than the 1 asked for"):
@@ -157,87 +161,59 @@ def test_on_disk_in_memory_any_order_any_chunk_all_the_same(model, layer, tmp_pa
     if layer:
         other.layers[layer], other.X = other.X, csr_matrix(other.X * 0.5)
     other.write_h5ad(tmp_path / "a.h5ad")
-    model_layer = GMVAE.__new__(GMVAE)
-    model_layer.__dict__ = {
-        **model.__dict__,
-        "layer": layer,
-        "preset": replace(model.preset, batch_size=7),
-    }
+    model_layer = copy.copy(model)
+    model_layer.layer, model_layer.preset = layer, replace(model.preset, batch_size=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cells = model.match_cells(fewer)
         with open_h5ad(tmp_path / "a.h5ad") as (_, on_disk):
             there = model_layer.match_cells(on_disk)
-            assert isinstance(there, Cells) and not hasattr(
-                there.counts, "data"
-            )  # not a matrix in memory
+            assert isinstance(there, Cells)
+            assert not hasattr(there.counts, "data")  # not a matrix in memory
             for method in (
                 "get_latent_representation",
                 "predict_proba",
                 "get_elbo",
                 "get_normalized_expression",
             ):
-                np.testing.assert_allclose(
-                    np.asarray(getattr(model_layer, method)(there))[::-1],
-                    getattr(model, method)(cells),
-                    rtol=2e-4,
-                    atol=2e-5,
-                )
+                from_disk = np.asarray(getattr(model_layer, method)(there))[::-1]
+                in_memory = getattr(model, method)(cells)
+                assert_close(from_disk, in_memory, rtol=2e-4, atol=2e-5)
 
 
 def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_draws(model):
     adata = simulated(60, seed=3)
-    other = GMVAE.__new__(GMVAE)
-    other.__dict__ = {**model.__dict__, "preset": replace(model.preset, batch_size=7)}
+    other = copy.copy(model)
+    other.preset = replace(model.preset, batch_size=7)
     one, two = model.posterior_predictive(adata, 2)
-    assert (
-        (one != two).nnz > 0
-        and one.shape == adata.shape
-        and one.dtype == np.float32
-        and (one.data == np.floor(one.data)).all()
-    )
+    assert (one != two).nnz > 0
+    assert one.shape == adata.shape and one.dtype == np.float32
+    assert (one.data == np.floor(one.data)).all()
     again = other.posterior_predictive(adata, 2)
-    assert (
-        one != again[0]
-    ).nnz < 0.01 * one.nnz  # products of other sizes may round otherwise, and a draw may tip over
+    # products of other sizes may round otherwise, and a draw may tip over
+    assert (one != again[0]).nnz < 0.01 * one.nnz
     with pytest.raises(ValueError, match="n_draws is 0"):
         model.posterior_predictive(adata, 0)
 
 
 def test_expected_expression_has_shares_depths_and_batches(model):
-    adata = simulated(60, seed=3)
-    shares = model.get_normalized_expression(adata)
-    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(
-        model.get_normalized_expression(adata, library_size=500), 500 * shares, rtol=1e-5
-    )
-    latent = model.get_normalized_expression(adata, library_size="latent", n_draws=1)
-    np.testing.assert_allclose(
-        latent.div(latent.sum(1), axis=0),
-        model.get_normalized_expression(adata, n_draws=1),
-        rtol=1e-4,
-        atol=1e-7,
-    )
+    adata, expression = simulated(60, seed=3), model.get_normalized_expression
+    shares = expression(adata)
+    assert_close(shares.sum(1), 1, rtol=1e-5)
+    assert_close(expression(adata, library_size=500), 500 * shares, rtol=1e-5)
+    latent = expression(adata, library_size="latent", n_draws=1)
+    latent_shares = latent.div(latent.sum(1), axis=0)
+    assert_close(latent_shares, expression(adata, n_draws=1), rtol=1e-4, atol=1e-7)
     twice = adata.copy()
     twice.X = twice.X * 2
     if model.preset.library_size:  # and the encoder sees shares
-        np.testing.assert_allclose(
-            model.get_normalized_expression(twice, library_size="latent", n_draws=1),
-            2 * latent,
-            rtol=1e-3,
-        )
+        at_twice = expression(twice, library_size="latent", n_draws=1)
+        assert_close(at_twice, 2 * latent, rtol=1e-3)
     for name in model.batches:
         here = (adata.obs["batch"] == name).to_numpy()
-        np.testing.assert_allclose(
-            model.get_normalized_expression(adata, transform_batch=name)[here],
-            shares[here],
-            rtol=1e-5,
-        )
-    assert not np.allclose(
-        model.get_normalized_expression(adata, transform_batch="0"),
-        model.get_normalized_expression(adata, transform_batch="1"),
-        rtol=1e-4,
-    )
+        assert_close(expression(adata, transform_batch=name)[here], shares[here], rtol=1e-5)
+    one, other = (expression(adata, transform_batch=name) for name in ("0", "1"))
+    assert not np.allclose(one, other, rtol=1e-4)
     for wrong, words in (
         ({"transform_batch": []}, "one or more"),
         ({"library_size": 0}, "positive"),
@@ -245,7 +221,7 @@ def test_expected_expression_has_shares_depths_and_batches(model):
         ({"gene_list": ["x"]}, "'x'"),
     ):
         with pytest.raises(ValueError, match=words):
-            model.get_normalized_expression(adata, **wrong)
+            expression(adata, **wrong)
 
 
 def test_the_mean_of_many_simulated_counts_is_what_is_expected(model):
@@ -258,20 +234,14 @@ def test_the_mean_of_many_simulated_counts_is_what_is_expected(model):
 
 def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
     "20,000 cells in the file; no read takes more than the 8,192 cells of one block."
-    model = GMVAE(
-        simulated(200), K=3, batch_key="batch", preset=replace(TINY, batch_size=128)
-    ).train(0, progress=False)
+    preset, n = replace(TINY, batch_size=128), 20_000
+    model = GMVAE(simulated(200), K=3, batch_key="batch", preset=preset).train(0, progress=False)
     small = simulated(200, seed=3)
-    y = csr_matrix(small.X)[np.arange(20_000) % 200]
-    obs = pd.DataFrame(
-        {"batch": np.resize(["0", "1"], 20_000)}, index=[f"c{i}" for i in range(20_000)]
-    )
-    ad.AnnData(
-        csr_matrix(y * 0.5),
-        obs=obs,
-        var=small.var,
-        layers={"counts": y, "other": csr_matrix(y * 0.1)},
-    ).write_h5ad(tmp_path / "a.h5ad")
+    y = csr_matrix(small.X)[np.arange(n) % 200]
+    obs = pd.DataFrame({"batch": np.resize(["0", "1"], n)}, index=[f"c{i}" for i in range(n)])
+    layers = {"counts": y, "other": csr_matrix(y * 0.1)}
+    whole = ad.AnnData(csr_matrix(y * 0.5), obs=obs, var=small.var, layers=layers)
+    whole.write_h5ad(tmp_path / "a.h5ad")
     read = []
     plain = h5py.Dataset.__getitem__
 
@@ -281,35 +251,34 @@ def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
             read.append(np.size(out))
         return out
 
+    def refused(*args, **kw):
+        pytest.fail("a whole matrix is read")
+
     monkeypatch.setattr(h5py.Dataset, "__getitem__", watched)
-    monkeypatch.setattr(
-        h5py.Dataset, "read_direct", lambda *a, **k: pytest.fail("a whole matrix is read")
-    )
-    monkeypatch.setattr(
-        h5py.Dataset, "__array__", lambda *a, **k: pytest.fail("a whole matrix is read")
-    )
+    monkeypatch.setattr(h5py.Dataset, "read_direct", refused)
+    monkeypatch.setattr(h5py.Dataset, "__array__", refused)
     report = embed_file(model, tmp_path / "a.h5ad", tmp_path / "b.h5ad")
-    assert (
-        report["counts"] == "layers['counts']" and max(read) < 0.6 * y.nnz and sum(read) >= y.nnz
-    ), (max(read), y.nnz)
+    assert report["counts"] == "layers['counts']"
+    assert max(read) < 0.6 * y.nnz and sum(read) >= y.nnz, (max(read), y.nnz)
     monkeypatch.undo()
     kept = ad.read_h5ad(tmp_path / "b.h5ad")
-    np.testing.assert_allclose(kept.obsm["X_gmvae"][:100], kept.obsm["X_gmvae"][200:300], atol=1e-5)
-    assert set(kept.layers) == {"counts", "other"} and kept.n_obs == 20_000
+    x = kept.obsm["X_gmvae"]
+    assert_close(x[:100], x[200:300], atol=1e-5)
+    assert set(kept.layers) == {"counts", "other"} and kept.n_obs == n
 
 
 def test_an_opened_file_gives_the_counts_that_reading_it_gives(tmp_path):
     "Also counts in raw, by column, and dense."
     adata = simulated(50)
-    for i, form in enumerate(
-        (csr_matrix, lambda y: csr_matrix(y).tocsc(), lambda y: csr_matrix(y).toarray())
-    ):
-        a = ad.AnnData(form(adata.X) * 0.5, obs=adata.obs, var=adata.var)
-        a.raw = ad.AnnData(form(adata.X), obs=adata.obs, var=adata.var)
-        a.write_h5ad(tmp_path / f"{i}.h5ad")
-        given = read_input(tmp_path / f"{i}.h5ad", batch_key="batch")
-        assert given.where == "raw.X" and (given.cells.X != csr_matrix(adata.X)).nnz == 0
-        a.write_h5ad(tmp_path / f"{i}.h5ad")  # the file is closed again
+    counts = csr_matrix(adata.X)
+    for name, y in (("csr", counts), ("csc", counts.tocsc()), ("dense", counts.toarray())):
+        path = tmp_path / f"{name}.h5ad"
+        a = ad.AnnData(y * 0.5, obs=adata.obs, var=adata.var)
+        a.raw = ad.AnnData(y, obs=adata.obs, var=adata.var)
+        a.write_h5ad(path)
+        read = read_input(path, batch_key="batch")
+        assert read.where == "raw.X" and (read.cells.X != counts).nnz == 0
+        a.write_h5ad(path)  # the file is closed again
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):

@@ -1,9 +1,16 @@
-"""What holds when things go wrong: each promise of nbs/promises.ipynb, in small. In large: make soak."""
+"""What holds when things go wrong: each promise of nbs/promises.ipynb, in small.
+
+In large: make soak.
+"""
 
 import ast
+import gzip
+import hashlib
+import http.server
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -16,21 +23,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import data, h5check, train
-from gmvae_nb.data import load_data, write_atomically
-from gmvae_nb.train import FORMAT, GMVAE, read_model
-from gmvae_nb.verify import verify
+from gmvae_nb import commands, data, h5ad, train
+from gmvae_nb.data import load_data
+from gmvae_nb.files import locked_folder, write_atomically
+from gmvae_nb.model_folder import FORMAT, read_model, verify
+from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.sweep import train_or_reason
+from gmvae_nb.train import GMVAE
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import sparse
 
 from hazards import (
     HOSTILE,
     ROOT,
     SMALL,
     TINY,
+    before_steps,
     cells,
     die_at_step,
     fork,
@@ -42,6 +55,7 @@ from hazards import (
     read_all,
     resource,
     small_disk,
+    stop_at_step,
     try_damaged,
     write_for_ever,
 )
@@ -57,7 +71,15 @@ def sentence(error) -> str:
     return said
 
 
-# --- one way to write a file ---------------------------------------------------------------------------------------
+def untrained(preset=SMALL, K=3) -> GMVAE:
+    return GMVAE(cells(), K=K, batch_key="batch", preset=preset)
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    return all(one[name].equal(t) for name, t in other.items())
+
+
+# --- one way to write a file ----------------------------------------------------------------------
 
 
 @needs_fork
@@ -67,34 +89,37 @@ def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
     models[0].save(tmp_path)
     write_atomically(tmp_path / "cells.h5ad", tables[0].write_h5ad)
     for _ in range(10):
-        assert (
-            kill_after(lambda: write_for_ever(tmp_path, models, tables), rng.uniform(0, 0.08))
-            == -signal.SIGKILL
-        )
+        seconds = rng.uniform(0, 0.08)
+        code = kill_after(lambda: write_for_ever(tmp_path, models, tables), seconds)
+        assert code == -signal.SIGKILL
         found = GMVAE.load(tmp_path).network.state_dict()
-        assert any(all(found[n].equal(t) for n, t in state.items()) for state in good)
-        assert any((ad.read_h5ad(tmp_path / "cells.h5ad").X != a.X).nnz == 0 for a in tables)
+        assert any(same_weights(found, state) for state in good)
+        y = ad.read_h5ad(tmp_path / "cells.h5ad").X
+        assert any((y != a.X).nnz == 0 for a in tables)
         assert "model.safetensors" in verify(tmp_path)["files"]
-        models[0].save(
-            tmp_path
-        )  # of two models in one folder, each stopped between two files, verify could not say which wrote history.csv
+        # of two models in one folder, each stopped between two files, verify could not say
+        # which wrote history.csv
+        models[0].save(tmp_path)
         assert not list(tmp_path.glob(".*"))  # what the kill has left is gone
 
 
 def left_by(work) -> int:
     "A writer that is killed with its file half written, and is no zombie any more; its number."
 
-    def write():
-        work(lambda path: (path.write_bytes(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+    def half(path):
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    pid = fork(write)
+    pid = fork(lambda: work(half))
     assert outcome(pid) == -signal.SIGKILL
     return pid
 
 
 @needs_linux
 def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
-    "Not those of a writer that is alive, of another machine, of an older version, or whose number somebody else has now."
+    """The others: of a writer that is alive, of another machine, of an older version.
+
+    Or of a writer whose number somebody else has now."""
     left_by(lambda write: write_atomically(tmp_path / "cells.h5ad", write))
     (dead,) = tmp_path.iterdir()
     space, pid, chance = dead.name[1:17], int(dead.name[17:25], 16), dead.name[25:]
@@ -112,27 +137,32 @@ def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
 
 @needs_linux
 def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
-    "Another process writes, and so does another thread of it, while this one writes a hundred times."
+    "Another process writes from two threads, while this one writes a hundred times."
     read, write = os.pipe()
 
     def slow(path):
         with open(path, "wb") as f:
-            f.write(b"first half, "), f.flush(), os.write(write, b".")
+            f.write(b"first half, ")
+            f.flush()
+            os.write(write, b".")
             while not (tmp_path / "stop").exists():
                 time.sleep(0.01)
             f.write(b"second half")
 
     def both():
         thread = threading.Thread(target=write_atomically, args=(tmp_path / "1.bin", slow))
-        thread.start(), write_atomically(tmp_path / "2.bin", slow), thread.join()
+        thread.start()
+        write_atomically(tmp_path / "2.bin", slow)
+        thread.join()
 
     pid = fork(both)
     assert os.read(read, 1) + os.read(read, 1) == b".."
     for i in range(100):
-        write_atomically(tmp_path / "a.txt", lambda path: path.write_text(str(i)))
+        write_atomically(tmp_path / "a.txt", lambda path, i=i: path.write_text(str(i)))
     (tmp_path / "stop").touch()
     assert outcome(pid) == 0
-    os.close(read), os.close(write)
+    os.close(read)
+    os.close(write)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         "1.bin": b"first half, second half",
         "2.bin": b"first half, second half",
@@ -168,7 +198,8 @@ def test_a_full_disk_is_a_sentence_and_the_old_model_loads(tmp_path):
             pytest.skip("mounting is not permitted here")
         old = model(1)
         old.save(disk)
-        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+        left = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(left.f_bavail * left.f_frsize))
         for write in (
             lambda: model(2).save(disk),
             lambda: write_atomically(disk / "cells.h5ad", cells(3000).write_h5ad),
@@ -177,14 +208,9 @@ def test_a_full_disk_is_a_sentence_and_the_old_model_loads(tmp_path):
             with pytest.raises(OSError) as error:
                 write()
             assert "could not be written (No space left on device)" in sentence(error)
-        assert {p.name for p in disk.iterdir()} == {
-            "model.safetensors",
-            "config.json",
-            "history.csv",
-            "filler",
-        }
-        found = GMVAE.load(disk).network.state_dict()
-        assert all(found[n].equal(t) for n, t in old.network.state_dict().items())
+        there = {p.name for p in disk.iterdir()}
+        assert there == {"model.safetensors", "config.json", "history.csv", "filler"}
+        assert same_weights(GMVAE.load(disk).network.state_dict(), old.network.state_dict())
         verify(disk)
 
 
@@ -199,14 +225,14 @@ def test_a_file_that_may_not_grow_is_a_sentence(tmp_path):
         try:
             model(2).save(tmp_path)
         except OSError as error:
-            assert "could not be written (File too large)" in str(error) and "\n" not in str(error)
+            said = str(error)
+            assert "could not be written (File too large)" in said and "\n" not in said
         else:
             raise AssertionError("written")
 
     assert outcome(fork(work)) == 0
-    assert (tmp_path / "model.safetensors").read_bytes() == before and len(
-        list(tmp_path.iterdir())
-    ) == 3
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @needs_linux
@@ -228,68 +254,60 @@ def test_a_read_only_folder_is_a_sentence(tmp_path):
             folder.chmod(0o700)
 
 
-WRITERS = {
-    "write_text",
-    "write_bytes",
-    "to_csv",
-    "to_parquet",
-    "to_pickle",
-    "write_h5ad",
-    "savefig",
-    "save_file",
-    "savez",
-    "savetxt",
-    "dump",
-}
-
-
-@pytest.mark.parametrize(
-    "source",
-    sorted((ROOT / "gmvae_nb").glob("*.py")) + [ROOT / "nbs/06_results.ipynb"],
-    ids=lambda p: p.name,
+WRITERS = set(
+    "write_text write_bytes to_csv to_parquet to_pickle write_h5ad "
+    "savefig save_file savez savetxt dump".split()
 )
-def test_everything_is_written_in_one_way(source):
-    "Each call that writes stands inside an argument of write_atomically, or in a function named write that is given to it."
+MODES = ("w", "wb", "a", "x", "r+", "rb+")  # of open, for writing
+SOURCES = [*sorted((ROOT / "gmvae_nb").glob("*.py")), ROOT / "nbs/06_results.ipynb"]
+
+
+def code_of(source: Path) -> str:
+    "A module's text; of a notebook the cells that are neither tests nor commands."
     text = source.read_text()
-    if source.suffix == ".ipynb":
-        cells = [
-            c
-            for c in json.loads(text)["cells"]
-            if c["cell_type"] == "code" and "test" not in "".join(c["source"])
-        ]
-        text = "\n".join(
-            "".join(c["source"])
-            for c in cells
-            if not "".join(c["source"]).lstrip().startswith(("%", "!"))
-        )
-        text = text.replace("with tempfile", "if True: #")  # examples in a temporary folder
-    tree = ast.parse(text)
-    allowed = set()
+    if source.suffix == ".py":
+        return text
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    codes = ["".join(c["source"]) for c in cells]
+    codes = [c for c in codes if "test" not in c and not c.lstrip().startswith(("%", "!"))]
+    return "\n".join(codes).replace("with tempfile", "if True: #")  # examples in a temporary folder
+
+
+def name_of(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def writes(call: ast.Call) -> bool:
+    "Whether a call writes a file."
+    if name_of(call) != "open":
+        return name_of(call) in WRITERS
+    arguments = [*call.args[1:], *(k.value for k in call.keywords)]
+    return any(isinstance(a, ast.Constant) and a.value in MODES for a in arguments)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.name)
+def test_everything_is_written_in_one_way(source):
+    """Each call that writes stands inside an argument of write_atomically.
+
+    Or in a function named write that is an argument of it."""
+    tree, allowed = ast.parse(code_of(source)), set()
     for node in ast.walk(tree):
-        called = (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "id", getattr(node.func, "attr", None)) == "write_atomically"
-        )
-        if called or isinstance(node, ast.FunctionDef) and node.name == "write":
+        is_atomic = isinstance(node, ast.Call) and name_of(node) == "write_atomically"
+        is_write = isinstance(node, ast.FunctionDef) and node.name == "write"
+        if is_atomic or is_write:
             allowed |= set(map(id, ast.walk(node)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and id(node) not in allowed:
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            opens = name == "open" and any(
-                isinstance(a, ast.Constant) and a.value in ("w", "wb", "a", "x", "r+", "rb+")
-                for a in [*node.args[1:], *(k.value for k in node.keywords)]
-            )
-            in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
-            to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
-            own = (
-                name == "open" and source.name == "data.py"
-            )  # write_atomically itself, and the .part of a download
-            assert not (name in WRITERS or opens) or in_memory or to_temporary or own, (
-                f"{source.name}: {ast.unparse(node)}"
-            )
+        if not isinstance(node, ast.Call) or id(node) in allowed or not writes(node):
+            continue
+        name = name_of(node)
+        in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
+        to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
+        # write_atomically itself, and the .part of a download
+        own = name == "open" and source.name in ("files.py", "data.py")
+        assert in_memory or to_temporary or own, f"{source.name}: {ast.unparse(node)}"
 
 
-# --- gmvae_verify --------------------------------------------------------------------------------------------------
+# --- gmvae_verify ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "config.json"])
@@ -312,24 +330,27 @@ def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
     model(2).save(tmp_path)
     (tmp_path / "config.json").write_bytes(old["config.json"])
     (tmp_path / f".{'0' * 32}.safetensors").write_bytes(b"half")
-    notes = verify(tmp_path)["notes"]
-    assert "after 2 epochs, is newer than config.json" in notes[0] and "killed has left" in notes[1]
+    newer, left = verify(tmp_path)["notes"]
+    assert "after 2 epochs, is newer than config.json" in newer and "killed has left" in left
     (tmp_path / "history.csv").unlink()
     (tmp_path / "config.json").unlink()
     assert verify(tmp_path)["files"] == ["model.safetensors"]
 
 
 def test_a_write_that_was_stopped_after_the_last_epoch_is_ended_by_the_next_call(tmp_path):
-    "The weights are those of the last epoch, so that there is nothing left to train; the files beside them are one epoch behind."
-    GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(1, out=tmp_path, progress=False)
+    """The weights are those of the last epoch: there is nothing left to train.
+
+    The files beside them are one epoch behind."""
+    untrained(TINY).train(1, out=tmp_path, progress=False)
     old = {name: (tmp_path / name).read_bytes() for name in ("history.csv", "config.json")}
-    GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
+    untrained(TINY).train(2, out=tmp_path, progress=False)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for left in (old, {"config.json": old["config.json"]}, {"config.json": b"{"}):
         for name, content in left.items():
             (tmp_path / name).write_bytes(content)
-        GMVAE(cells(), K=3, batch_key="batch", preset=TINY).train(2, out=tmp_path, progress=False)
-        assert verify(tmp_path)["notes"] == [] and len(pd.read_csv(tmp_path / "history.csv")) == 2
+        untrained(TINY).train(2, out=tmp_path, progress=False)
+        assert verify(tmp_path)["notes"] == []
+        assert len(pd.read_csv(tmp_path / "history.csv")) == 2
         assert (tmp_path / "model.safetensors").read_bytes() == whole
 
 
@@ -342,28 +363,21 @@ def test_verify_looks_at_no_file_outside(tmp_path):
         verify(tmp_path / "run")
 
 
-# --- resume, and the same bytes ------------------------------------------------------------------------------------
+# --- resume, and the same bytes -------------------------------------------------------------------
 
 
 @needs_fork
 @pytest.mark.parametrize("step", random.Random(5).sample(range(36), 3))
 def test_killed_at_any_step_and_resumed_equals_undisturbed_byte_for_byte(tmp_path, step):
     torch.set_num_threads(1)
-    GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(
-        6, out=tmp_path / "whole", progress=False
-    )
-    assert outcome(fork(lambda: die_at_step(tmp_path / "killed", step, 6))) == -signal.SIGKILL
-    again = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(
-        6, out=tmp_path / "killed", progress=False
-    )
-    assert (tmp_path / "whole/model.safetensors").read_bytes() == (
-        tmp_path / "killed/model.safetensors"
-    ).read_bytes()
-    history = [
-        pd.read_csv(tmp_path / name / "history.csv", dtype=str).drop(columns="seconds")
-        for name in ("whole", "killed")
-    ]
-    pd.testing.assert_frame_equal(*history)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    untrained().train(6, out=whole, progress=False)
+    assert outcome(fork(lambda: die_at_step(killed, step, 6))) == -signal.SIGKILL
+    again = untrained().train(6, out=killed, progress=False)
+    models = [(folder / "model.safetensors").read_bytes() for folder in (whole, killed)]
+    assert models[0] == models[1]
+    tables = [pd.read_csv(folder / "history.csv", dtype=str) for folder in (whole, killed)]
+    pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
     assert (again.history["seconds"] > 0).all()  # those of the killed process too
 
 
@@ -378,8 +392,11 @@ out = Path(sys.argv[1]); out.mkdir()
 a = cells()
 a.obs["batch"] = [f"batch{i % 6}" for i in range(100)]
 a.write_h5ad(out / "cells.h5ad")
-m = train_run(read_input(out / "cells.h5ad", batch_key="batch"), out / "run", K=4, batch_key="batch", preset=SMALL, max_epochs=3, progress=False)
-(out / "embedding").write_bytes(m.get_latent_representation().tobytes() + m.predict_proba().tobytes())
+data = read_input(out / "cells.h5ad", batch_key="batch")
+options = dict(K=4, batch_key="batch", preset=SMALL, max_epochs=3, progress=False)
+m = train_run(data, out / "run", **options)
+x, p = m.get_latent_representation(), m.predict_proba()
+(out / "embedding").write_bytes(x.tobytes() + p.tobytes())
 collect_runs([out / "run"]).drop(columns="train_seconds").to_csv(out / "table.csv")
 """
 
@@ -387,104 +404,73 @@ collect_runs([out / "run"]).drop(columns="train_seconds").to_csv(out / "table.cs
 def test_the_same_seed_gives_the_same_bytes_in_two_processes_and_no_network_is_used(
     tmp_path, monkeypatch
 ):
-    "The other process has other hashes of texts, a hook that hears of every connection, and, where this is permitted, no network."
-    words = ["-c", str(tmp_path / "1"), str(ROOT / "tests")]
-    alone = (
-        ["unshare", "-n"]
-        if shutil.which("unshare")
-        and subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
-        else []
-    )
-    subprocess.run(
-        [*alone, sys.executable, "-c", QUIET + SAME + ASK, *words[1:]],
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)},
-        check=True,
-        timeout=120,
-    )
+    """The other process has other hashes of texts, and a hook that hears of every connection.
+
+    And, where this is permitted, no network."""
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
+    code = QUIET + SAME + ASK + "(out / 'hash').write_text(str(hash('gene')))"
+    command = [sys.executable, "-c", code, str(tmp_path / "1"), str(ROOT / "tests")]
+    if shutil.which("unshare"):
+        alone = ["unshare", "-n"]
+        if subprocess.run([*alone, "true"], capture_output=True).returncode == 0:
+            command = alone + command
+    subprocess.run(command, env=env, check=True, timeout=120)
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "2"), str(ROOT / "tests")])
-    exec(SAME, {})  # here the hashes of texts are others
-    assert hash("gene") != int(
-        subprocess.run(
-            [sys.executable, "-c", "print(hash('gene'))"],
-            env={**os.environ, "PYTHONHASHSEED": "1"},
-            capture_output=True,
-        ).stdout
-    )
+    exec(SAME, {})
+    assert hash("gene") != int((tmp_path / "1/hash").read_text())  # here the hashes are others
     for name in ("run/model.safetensors", "embedding", "table.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
-# --- numbers that are not finite -----------------------------------------------------------------------------------
+# --- numbers that are not finite ------------------------------------------------------------------
 
 
-def poison(m, step, after):
-    "Put a NaN into a weight before or after this step of the optimizer, counted from 0."
-    seen, original = [], m.optimizer.step
+def poison(m, step):
+    "Let this step of the optimizer, counted from 0, make the weight of a gene a NaN."
 
-    def hit(*args, **kw):
-        weight = m.network.heads.second.weight
-        if len(seen) == step and not after:
-            weight.grad[7, 0] = float("nan")
-        seen.append(1)
-        result = original(*args, **kw)
-        return result
+    def hit(i):
+        if i == step:
+            m.network.heads.second.weight.grad[7, 0] = float("nan")
 
-    m.optimizer.step = hit
+    before_steps(m, hit)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
 @pytest.mark.parametrize("step", [0, 1, 37, 47])  # 8 epochs of 6 steps
 def test_a_nan_stops_training_and_the_last_good_model_stays(tmp_path, step, on_disk):
-    m = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
-    poison(m, step, after=False)
+    m = untrained()
+    poison(m, step)
     with pytest.raises(FloatingPointError) as error:
         m.train(8, out=tmp_path if on_disk else None, progress=False)
     said, epoch = sentence(error), step // 6
-    last = step % 6 == 5  # of its epoch: found at once; else by the loss of the next step
-    assert (
-        f"at epoch {epoch + 1}, step {step % 6 + 2}: the weight" in said
-        if not last
-        else f"after epoch {epoch + 1}, step 6: the weight" in said
-    ), said
+    # in the last step of an epoch it is found at once; else by the loss of the next step
+    where = f"at epoch {epoch + 1}, step {step % 6 + 2}: the weight"
+    if step % 6 == 5:
+        where = f"after epoch {epoch + 1}, step 6: the weight"
+    assert where in said, said
     assert "of gene 'gene7' is not finite" in said and f"as it was after {epoch} epochs" in said
-    good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL)
-    if epoch:
-        good.optimizer.step  # the same run, stopped after its last good epoch
-
-        def stop(e, *args, original=good._train_epoch):
-            if e == epoch:
-                raise KeyboardInterrupt
-            return original(e, *args)
-
-        good._train_epoch = stop
-        with pytest.raises(KeyboardInterrupt):
-            good.train(8, progress=False)
-    assert len(m.history) == epoch and all(
-        m.network.state_dict()[n].equal(t)
-        for n, t in good.network.state_dict().items()
-        if "y_" not in n and epoch
-    )
+    good = untrained()  # the same run, stopped after its last good epoch
+    stop_at_step(good, 6 * epoch, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        good.train(8, progress=False)
+    assert len(m.history) == epoch
+    assert same_weights(m.network.state_dict(), good.network.state_dict())
     if on_disk and epoch:
         loaded = GMVAE.load(tmp_path)
-        assert len(loaded.history) == epoch and all(
-            p.isfinite().all() for p in loaded.network.parameters()
-        )
-    elif on_disk:
-        assert not (
-            tmp_path / "model.safetensors"
-        ).exists()  # before the first checkpoint: nothing that could pass for a model
+        assert len(loaded.history) == epoch
+        assert all(p.isfinite().all() for p in loaded.network.parameters())
+    elif on_disk:  # before the first checkpoint: nothing that could pass for a model
+        assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_count_that_turned_bad_is_named_with_its_cell_and_gene():
-    m = GMVAE(cells(), K=3, batch_key="batch", preset=TINY)
-    m._hold_out(np.arange(3))
-    m.counts.data[m.counts.indptr[12]] = np.nan
-    gene = m.genes[m.counts.indices[m.counts.indptr[12]]]
-    with pytest.raises(
-        FloatingPointError,
-        match=f"epoch 1, step .: the count of cell number 12, gene '{gene}', is nan",
-    ):
-        m.train(2, progress=False)
+    m = untrained(TINY)
+    first = m.counts.indptr[12]
+    m.counts.data[first] = np.nan
+    gene = m.genes[m.counts.indices[first]]
+    says = f"epoch 1, step .: the count of cell number 12, gene '{gene}', is nan"
+    with pytest.raises(FloatingPointError, match=says):
+        m.train(2, test_idx=np.arange(3), progress=False)
 
 
 def test_a_model_that_is_not_finite_is_never_written(tmp_path):
@@ -498,73 +484,67 @@ def test_a_model_that_is_not_finite_is_never_written(tmp_path):
 
 
 def test_the_command_exits_with_code_3(tmp_path, monkeypatch, capsys):
-    from gmvae_nb import commands
-
     cells().write_h5ad(tmp_path / "cells.h5ad")
-    calls = []
 
-    def step(self, *args, original=torch.optim.Adam.step, **kw):
-        calls.append(1)
-        if len(calls) == 38:
-            self.param_groups[0]["params"][0].grad[0] = math.nan
-        return original(self, *args, **kw)
+    def spoil(optimizer):
+        optimizer.param_groups[0]["params"][0].grad[0] = math.nan
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    count_steps(monkeypatch, 37, spoil)
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "gmvae_train",
-            str(tmp_path / "cells.h5ad"),
-            "--out",
-            str(tmp_path / "run"),
-            "--max_epochs",
-            "9",
-            "--quiet",
-        ],
-    )
+    source, run = tmp_path / "cells.h5ad", tmp_path / "run"
+    command = f"gmvae_train {source} --out {run} --max_epochs 9 --quiet"
+    monkeypatch.setattr(sys, "argv", command.split())
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         commands.gmvae_train()
     signal.signal(signal.SIGTERM, handler)
     said = capsys.readouterr().err.strip().split("\n")[-1]
-    assert stopped.value.code == 3 and said.startswith(
-        "gmvae_train: the loss is nan at epoch 7, step 3: the weight encoder.0.weight of gene 'gene0'"
-    ), said
-    assert (
-        len(GMVAE.load(tmp_path / "run").history) == 6
-        and not (tmp_path / "run/metrics.json").exists()
-    )
-    verify(tmp_path / "run")
+    assert stopped.value.code == 3
+    assert said.startswith("gmvae_train: the loss is nan at epoch 7, step 3: the weight"), said
+    assert "encoder.0.weight of gene 'gene0'" in said
+    assert len(GMVAE.load(run).history) == 6 and not (run / "metrics.json").exists()
+    verify(run)
 
 
-# --- models from somebody else -------------------------------------------------------------------------------------
+# --- models from somebody else --------------------------------------------------------------------
 
 LOAD = """
 import sys, os, pickle
 from pathlib import Path
 from gmvae_nb.train import GMVAE
-from gmvae_nb.verify import verify
+from gmvae_nb.model_folder import verify
 folder = Path(sys.argv[1])
 GMVAE.load(folder / "good"), verify(folder / "good")  # what is imported late is imported now
-FORBIDDEN = ("pickle.", "exec", "compile", "subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "socket.", "marshal.loads", "ctypes.dlopen", "import")
+FORBIDDEN = (
+    "pickle.", "exec", "compile", "subprocess.", "os.system", "os.exec", "os.spawn",
+    "os.posix_spawn", "os.fork", "socket.", "marshal.loads", "ctypes.dlopen", "import",
+)
 events = []
 armed = False
+
 def hook(event, args):
-    if armed and event.startswith(FORBIDDEN): events.append((event, str(args)[:200]))
-    if armed and event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"): events.append((event, str(args)[:200]))
+    if not armed:
+        return
+    writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+    if writes or event.startswith(FORBIDDEN):
+        events.append((event, str(args)[:200]))
+
 sys.addaudithook(hook)
 for case in sorted(folder.iterdir()):
-    if not case.is_dir(): continue
+    if not case.is_dir():
+        continue
     armed, said = True, None
-    try: GMVAE.load(case), verify(case)
-    except ValueError as error: said = str(error)
+    try:
+        GMVAE.load(case)
+        verify(case)
+    except ValueError as error:
+        said = str(error)
     armed = False
     print(case.name, "|", repr(said))
 assert not events, events
 armed = True
-pickle.loads(pickle.dumps(Path("x"))), exec("1")
+pickle.loads(pickle.dumps(Path("x")))
+exec("1")
 assert {"pickle.find_class", "exec"} <= {name for name, _ in events}  # the trap is set
 """
 
@@ -581,18 +561,17 @@ class Canary:
 
 def rewritten(folder: Path, change) -> None:
     "The model file with its content changed, and a checksum that fits."
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = folder / "model.safetensors"
     with safe_open(path, framework="pt") as f:
-        header, state = json.loads(f.metadata()["gmvae_nb"]), {n: f.get_tensor(n) for n in f.keys()}
+        header = json.loads(f.metadata()["gmvae_nb"])
+        state = {n: f.get_tensor(n) for n in f.keys()}
     header, state = change(header, state) or (header, state)
     try:
         header["sha256"] = train.model_digest(header["config"], header["history"], state)
     except Exception:
         pass
-    save_file(state, path, {"gmvae_nb": header if isinstance(header, str) else json.dumps(header)})
+    text = header if isinstance(header, str) else json.dumps(header)
+    save_file(state, path, {"gmvae_nb": text})
 
 
 def setting(key, value, preset=False):
@@ -648,10 +627,7 @@ CHANGED = {
     "tensor_kind": tensor("network.heads.log_r.bias", lambda t: t.double()),
     "tensor_path": tensor("../../canary", lambda t: torch.ones(1)),
     "tensor_more": tensor("network.evil.weight", lambda t: torch.ones(1)),
-    "tensor_gone": lambda h, s: (
-        h,
-        {n: t for n, t in s.items() if n != "network.heads.log_r.bias"},
-    ),
+    "tensor_gone": lambda h, s: s.pop("network.heads.log_r.bias") is None or None,
     "moments_more": tensor("optimizer.999.exp_avg", lambda t: torch.ones(1)),
     "moments_odd": tensor("optimizer.x.y.z", lambda t: torch.ones(1)),
     "moments_shape": tensor("optimizer.0.exp_avg", lambda t: torch.ones(1)),
@@ -662,10 +638,7 @@ CHANGED = {
 
 def hostile_models(folder: Path) -> int:
     "One folder for each; the number of them."
-    import pickle
-
-    good = GMVAE(cells(), K=3, batch_key="batch", preset=SMALL).train(1, progress=False)
-    good.save(folder / "good")
+    model(1, SMALL).save(folder / "good")
     bomb = pickle.dumps(Canary(folder / "canary"))
     raw = (folder / "good/model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
@@ -696,34 +669,28 @@ def hostile_models(folder: Path) -> int:
     }
     for name, content in whole.items():
         (copy(name) / "model.safetensors").write_bytes(content)
-    (copy("folder") / "model.safetensors").unlink(), (folder / "folder/model.safetensors").mkdir()
+    path = copy("folder") / "model.safetensors"
+    path.unlink()
+    path.mkdir()
     return len(list(folder.iterdir())) - 1
 
 
 def test_nothing_runs_when_a_model_is_loaded(tmp_path):
     n = hostile_models(tmp_path)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", LOAD, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     said = dict(line.split(" | ") for line in done.stdout.strip().split("\n"))
     assert said.pop("good") == "None" and len(said) == n
-    not_refused = [
-        name for name, text in said.items() if text == "None" or "\\n" in text or len(text) > 900
-    ]
-    assert not not_refused, not_refused
+    for name, text in said.items():
+        refused = text != "None"
+        assert refused and "\\n" not in text and len(text) <= 900, (name, text)
     assert not list(tmp_path.glob("*canary*"))
     print(f"{n} hostile models refused")
 
 
 def test_the_canary_sings(tmp_path):
-    import pickle
-
     pickle.loads(pickle.dumps(Canary(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
@@ -731,14 +698,14 @@ def test_the_canary_sings(tmp_path):
 def test_a_newer_format_names_the_fix(tmp_path):
     model(1).save(tmp_path)
     rewritten(tmp_path, setting("format", FORMAT + 1))
-    with pytest.raises(
-        ValueError,
-        match=f"format {FORMAT + 1}, .* reads formats 1 to {FORMAT}: install a newer gmvae_nb, with pip",
-    ):
+    says = (
+        f"format {FORMAT + 1}, .* reads formats 1 to {FORMAT}: install a newer gmvae_nb, with pip"
+    )
+    with pytest.raises(ValueError, match=says):
         GMVAE.load(tmp_path)
 
 
-# --- files of cells from somebody else -----------------------------------------------------------------------------
+# --- files of cells from somebody else ------------------------------------------------------------
 
 
 @needs_fork
@@ -747,7 +714,7 @@ def test_hostile_h5ad_is_refused_in_a_sentence_and_costs_little(tmp_path, build)
     path = hostile(build, tmp_path)
     code, seconds, megabytes = memory_of(lambda: read_all(path))
     assert code == 2 and megabytes < 300 and seconds < 2, (code, seconds, megabytes)
-    assert memory_of(lambda: h5check.main(str(path)))[2] < 300  # what the other process needs
+    assert memory_of(lambda: h5ad.main(str(path)))[2] < 300  # what the other process needs
     with pytest.raises(ValueError) as error:
         read_all(path)
     said = sentence(error)
@@ -760,7 +727,7 @@ def test_damaged_h5ad_never_brings_the_process_down(tmp_path, how, n):
     assert set(try_damaged(tmp_path, n, how, seed=0)) <= {0, 2}
 
 
-# --- models load for good ------------------------------------------------------------------------------------------
+# --- models load for good -------------------------------------------------------------------------
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -788,36 +755,32 @@ def test_a_model_file_knows_no_device(tmp_path):
     assert "device" not in read_model(tmp_path)[0]
 
 
-# --- memory --------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
-    from scipy import sparse
-
     made = []
+
+    def watch(kind, name):
+        original = getattr(kind, name)
+
+        def spy(self, *args, **kw):
+            made.append(self.shape[0])
+            return original(self, *args, **kw)
+
+        monkeypatch.setattr(kind, name, spy)
+
     for kind in (sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix):
-        for name in ("toarray", "todense"):
-
-            def spy(self, *args, original=getattr(kind, name), **kw):
-                made.append(self.shape[0])
-                return original(self, *args, **kw)
-
-            monkeypatch.setattr(kind, name, spy)
-
-    def to_dense(self, *args, original=torch.Tensor.to_dense, **kw):
-        made.append(self.shape[0])
-        return original(self, *args, **kw)
-
-    monkeypatch.setattr(torch.Tensor, "to_dense", to_dense)
+        watch(kind, "toarray")
+        watch(kind, "todense")
+    watch(torch.Tensor, "to_dense")
     for preset in (TINY, SMALL):
         m = model(3, preset, n=400)
-        (
-            m.predict_proba(),
-            m.get_elbo(),
-            m.get_iwae(n_draws=2),
-            m.cluster_report(),
-            m.get_latent_representation(cells(50, seed=1)),
-        )
+        m.predict_proba()
+        m.get_elbo()
+        m.get_iwae(n_draws=2)
+        m.cluster_report()
+        m.get_latent_representation(cells(50, seed=1))
     assert max(made, default=0) <= 16, made
     made.clear()
     cells().X.toarray()
@@ -826,40 +789,26 @@ def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
 
 def wide_file(path, n, G=1000, per_cell=200) -> None:
     "n cells with 200 counts each, written without compression."
-    y = np.sort(
-        (np.arange(per_cell) * (G // per_cell))[None] + np.arange(n)[:, None] % (G // per_cell),
-        axis=1,
-    )
-    y = ad.AnnData(sparse_rows(y, n, G), obs=pd.DataFrame(index=[f"c{i}" for i in range(n)]))
-    y.write_h5ad(path)
-
-
-def sparse_rows(columns, n, G):
-    from scipy.sparse import csr_matrix
-
+    step = G // per_cell
+    columns = np.arange(per_cell) * step + np.arange(n)[:, None] % step  # (n, per_cell)
     values = (columns % 3 + 1).astype(np.float32)
-    return csr_matrix(
-        (
-            values.ravel(),
-            columns.ravel().astype(np.int32),
-            np.arange(0, columns.size + 1, columns.shape[1]),
-        ),
-        shape=(n, G),
-    )
+    starts = np.arange(0, columns.size + 1, per_cell)
+    parts = values.ravel(), columns.ravel().astype(np.int32), starts
+    y = sparse.csr_matrix(parts, shape=(n, G))
+    ad.AnnData(y, obs=pd.DataFrame(index=[f"c{i}" for i in range(n)])).write_h5ad(path)
 
 
 def megabytes_for(path: Path, n: int, backed: bool) -> float:
     "What reading, one epoch and the embedding of n cells need."
 
     def work():
-        m = GMVAE(
-            data.read_h5ad(path, backed=backed), K=2, preset=replace(TINY, batch_size=64)
-        ).train(1, progress=False)
+        adata = data.read_h5ad(path, backed=backed)
+        m = GMVAE(adata, K=2, preset=replace(TINY, batch_size=64))
+        m.train(1, progress=False)
         m.get_latent_representation()
 
-    assert (
-        outcome(fork(lambda: wide_file(path, n))) == 0
-    )  # elsewhere: what this process has freed, its copy would use without being seen
+    # elsewhere: what this process has freed, its copy would use without being seen
+    assert outcome(fork(lambda: wide_file(path, n))) == 0
     code, _, megabytes = memory_of(work)
     assert code == 0
     return megabytes
@@ -869,21 +818,29 @@ def megabytes_for(path: Path, n: int, backed: bool) -> float:
 def test_memory_does_not_grow_with_the_counts_on_disk(tmp_path):
     """18,000 cells more take 29 MB as a CSR matrix; their names and results are a tenth of it.
 
-    `many - few`, measured by `megabytes_for` five times each: from disk 4.3 to 4.5 MB in a process that has just begun, 10.8 to 10.9 MB in one
-    that has trained before (what it freed, the fewer cells use first); in memory, twice each, 49 and 36 MB."""
-    few, many = (
-        megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in (10_000, 28_000)
-    )  # more than are read at a time
+    `many - few`, measured by `megabytes_for` five times each: from disk 4.3 to 4.5 MB in a process
+    that has just begun, 10.8 to 10.9 MB in one that has trained before (what it freed, the fewer
+    cells use first); in memory, twice each, 49 and 36 MB."""
+    sizes = 10_000, 28_000  # more than are read at a time
+    few, many = (megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in sizes)
     assert many - few < 20, (few, many)  # less than the counts take once
 
 
-# --- no network, and downloads -------------------------------------------------------------------------------------
+# --- no network, and downloads --------------------------------------------------------------------
 
 QUIET = """
 import sys
 used = []
-NETWORK = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind", "socket.getaddrinfo", "socket.gethostby", "urllib.", "http.client", "ftplib.", "smtplib.")
-sys.addaudithook(lambda event, args: used.append((event, str(args)[:99])) if event.startswith(NETWORK) else None)
+NETWORK = (
+    "socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind", "socket.getaddrinfo",
+    "socket.gethostby", "urllib.", "http.client", "ftplib.", "smtplib.",
+)
+
+def hook(event, args):
+    if event.startswith(NETWORK):
+        used.append((event, str(args)[:99]))
+
+sys.addaudithook(hook)
 """
 ASK = """
 assert not used, used
@@ -898,15 +855,12 @@ class Cut:
     "A server that knows ranges, and breaks off the first answer."
 
     def __init__(self, content: bytes, stop_at: int):
-        import http.server
-        import threading
-
         self.asked = asked = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                asked.append(self.headers.get("Range"))
-                start = int(asked[-1].removeprefix("bytes=").removesuffix("-")) if asked[-1] else 0
+                asked.append(self.headers.get("Range") or "bytes=0-")
+                start = int(asked[-1].removeprefix("bytes=").removesuffix("-"))
                 self.send_response(206 if start < len(content) else 416)
                 self.send_header("Content-Length", str(max(0, len(content) - start)))
                 self.end_headers()
@@ -925,9 +879,6 @@ class Cut:
 def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(
     tmp_path, monkeypatch, capsys, right
 ):
-    import gzip
-    import hashlib
-
     cells(3000, 100).write_h5ad(tmp_path / "a.h5ad")
     whole = gzip.compress((tmp_path / "a.h5ad").read_bytes(), 1)
     monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache")
@@ -939,11 +890,10 @@ def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(
         sentence(error)
         assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad.gz.part"]
         if right:
-            assert (load_data(data._download(server.url, sha256)).X != cells(3000, 100).X).nnz == 0
-            assert (
-                int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16
-                and "as expected" in capsys.readouterr().out
-            )
+            y = load_data(data._download(server.url, sha256)).X
+            assert (y != cells(3000, 100).X).nnz == 0
+            assert int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16
+            assert "as expected" in capsys.readouterr().out
             assert data._download(server.url, sha256) and len(server.asked) == 2  # once
         else:
             with pytest.raises(ValueError, match="does not match the known hash") as error:
@@ -955,67 +905,53 @@ def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(
         server.server.server_close()
 
 
-# --- one process in a folder ---------------------------------------------------------------------------------------
+# --- one process in a folder ----------------------------------------------------------------------
 
 
 @needs_linux
 def test_two_processes_never_train_in_one_folder(tmp_path):
-    from gmvae_nb.runs import attempt, hold, read_input, train_run
-
     cells().write_h5ad(tmp_path / "cells.h5ad")
-    given, run = read_input(tmp_path / "cells.h5ad", batch_key="batch"), tmp_path / "run"
+    read_in, run = read_input(tmp_path / "cells.h5ad", batch_key="batch"), tmp_path / "run"
     options = dict(K=2, batch_key="batch", preset=TINY, max_epochs=2, progress=False)
     read, write = os.pipe()
 
     def other():
-        with hold(run):
-            os.write(write, b"."), time.sleep(600)
+        with locked_folder(run):
+            os.write(write, b".")
+            time.sleep(600)
 
     pid = fork(other)
     try:
         assert os.read(read, 1) == b"."
-        with pytest.raises(
-            BlockingIOError,
-            match=f"process {pid} on .* trains in .*: wait until it is done, or stop it",
-        ) as error:
-            train_run(given, run, **options)
+        says = f"process {pid} on .* trains in .*: wait until it is done, or stop it"
+        with pytest.raises(BlockingIOError, match=says) as error:
+            train_run(read_in, run, **options)
         sentence(error)
-        waiting = threading.Thread(
-            target=attempt, args=(given, {"out": run, **options})
-        )  # as a sweep does: another has begun the run, and may end it
-        waiting.start(), waiting.join(1)
+        # as a sweep does: another has begun the run, and may end it
+        waiting = threading.Thread(target=train_or_reason, args=(read_in, {"out": run, **options}))
+        waiting.start()
+        waiting.join(1)
         assert waiting.is_alive() and [p.name for p in run.iterdir()] == [".lock"]
     finally:
-        os.kill(pid, signal.SIGKILL), outcome(pid), os.close(read), os.close(write)
+        os.kill(pid, signal.SIGKILL)
+        outcome(pid)
+        os.close(read)
+        os.close(write)
     waiting.join(60)
-    assert (
-        not waiting.is_alive() and "run.json" in verify(run)["files"] and verify(run)["notes"] == []
-    )
+    assert not waiting.is_alive()
+    assert "run.json" in verify(run)["files"] and verify(run)["notes"] == []
 
 
-# --- the sweep -----------------------------------------------------------------------------------------------------
+# --- the sweep ------------------------------------------------------------------------------------
 
 
 def sweep(folder: Path, **kw) -> pd.DataFrame:
-    from gmvae_nb.commands import gmvae_sweep
-
     if not (folder / "cells.h5ad").exists():
         folder.mkdir(exist_ok=True)
         cells().write_h5ad(folder / "cells.h5ad")
-    gmvae_sweep(
-        str(folder / "cells.h5ad"),
-        **(
-            {
-                "out": str(folder / "sweep"),
-                "K": [2, 3],
-                "repeats": 2,
-                "batch_key": "batch",
-                "max_epochs": 2,
-                "quiet": True,
-            }
-            | kw
-        ),
-    )
+    options = dict(K=[2, 3], repeats=2, batch_key="batch", max_epochs=2, quiet=True)
+    out = str(folder / "sweep")
+    commands.gmvae_sweep(str(folder / "cells.h5ad"), out=out, **(options | kw))
     return pd.read_csv(folder / "sweep/results.csv").drop(columns="train_seconds")
 
 
@@ -1034,9 +970,8 @@ def count_steps(monkeypatch, at=None, do=None) -> list:
 
 
 @needs_fork
-@pytest.mark.parametrize(
-    "at", [15, 33]
-)  # of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
+# of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
+@pytest.mark.parametrize("at", [15, 33])
 def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch, at):
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
     torch.set_num_threads(1)
@@ -1048,38 +983,35 @@ def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch,
     assert done == at // 12
     steps = count_steps(monkeypatch)
     pd.testing.assert_frame_equal(sweep(tmp_path / "killed"), whole)
-    assert (
-        len(steps) == 12 * (4 - done) - at % 12 // 6 * 6
-    )  # finished runs and finished epochs were not trained again
+    # finished runs and finished epochs were not trained again
+    assert len(steps) == 12 * (4 - done) - at % 12 // 6 * 6
     for run in (tmp_path / "killed/sweep").glob("K*"):
-        assert (run / "model.safetensors").read_bytes() == (
-            tmp_path / "whole/sweep" / run.name / "model.safetensors"
-        ).read_bytes()
+        undisturbed = tmp_path / "whole/sweep" / run.name
+        models = [(folder / "model.safetensors").read_bytes() for folder in (run, undisturbed)]
+        assert models[0] == models[1]
         verify(run)
 
 
 def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+
+    def spoil(optimizer):
+        optimizer.param_groups[0]["params"][0].grad.fill_(math.nan)
+
+    says = r"1 of 4 runs failed: K2-seed1 \(the loss is nan at epoch 1, step 4"
     with monkeypatch.context() as patch:
-        count_steps(patch, 14, lambda self: self.param_groups[0]["params"][0].grad.fill_(math.nan))
-        with pytest.raises(
-            FloatingPointError,
-            match=r"1 of 4 runs failed: K2-seed1 \(the loss is nan at epoch 1, step 4",
-        ):
+        count_steps(patch, 14, spoil)
+        with pytest.raises(FloatingPointError, match=says):
             sweep(tmp_path)
-    assert (
-        len(pd.read_csv(tmp_path / "sweep/results.csv")) == 3
-        and not (tmp_path / "sweep/K2-seed1/metrics.json").exists()
-    )
+    assert len(pd.read_csv(tmp_path / "sweep/results.csv")) == 3
+    assert not (tmp_path / "sweep/K2-seed1/metrics.json").exists()
     half = tmp_path / "sweep/K3-seed0/metrics.json"
     half.write_bytes(half.read_bytes()[:200])
-    steps, whole = (
-        count_steps(monkeypatch),
-        {p: p.stat().st_mtime_ns for p in half.parents[1].glob("*/metrics.json") if p != half},
-    )
+    others = [p for p in half.parents[1].glob("*/metrics.json") if p != half]
+    written = {p: p.stat().st_mtime_ns for p in others}
+    steps = count_steps(monkeypatch)
     table = sweep(tmp_path)
-    assert len(whole) == 2 and all(p.stat().st_mtime_ns == t for p, t in whole.items())
-    assert (
-        len(table) == 4 and len(steps) == 12
-    )  # the failed one; the half-written one was trained, and is scored again
+    assert len(written) == 2 and all(p.stat().st_mtime_ns == t for p, t in written.items())
+    # the failed one; the half-written one was trained, and is scored again
+    assert len(table) == 4 and len(steps) == 12
     json.loads(half.read_text())

@@ -40,8 +40,10 @@ for name, value in dict(
 ).items():
     os.environ.setdefault(name, value)
 
+from gmvae_nb.files import LOCK_FILE, locked_folder, read_json  # noqa: E402
+from gmvae_nb.model_folder import verify  # noqa: E402
 from gmvae_nb.results import collect_runs  # noqa: E402
-from gmvae_nb.runs import LOCK_FILE, locked_folder, read_input, read_json  # noqa: E402
+from gmvae_nb.runs import read_input  # noqa: E402
 from gmvae_nb.sweep import (  # noqa: E402
     find_cluster,
     sees_lock,
@@ -49,7 +51,6 @@ from gmvae_nb.sweep import (  # noqa: E402
     train_on_ray,
     train_serially,
 )
-from gmvae_nb.verify import verify  # noqa: E402
 
 EPOCHS = 24
 SOON = {

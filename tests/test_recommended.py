@@ -1,4 +1,6 @@
-"""The preset `recommended` from outside: components from the data, batches aligned, clusters merged; files and resumption with them."""
+"""The preset `recommended`: components from the data, batches aligned, clusters merged.
+
+Files and resumption with them too."""
 
 from dataclasses import replace
 
@@ -6,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gmvae_nb.data import to_torch
+from gmvae_nb.gmvae_loss import merge_components
 from gmvae_nb.metrics import ari
-from gmvae_nb.train import GMVAE, PRESETS, BatchAlignment, merge_components
+from gmvae_nb.network import PRESETS, BatchAlignment
+from gmvae_nb.train import GMVAE
 
+from hazards import before_steps, stop_at_step
 from test_train import simulated
 
+# an eighth of the hidden units, and less decay with them
 SMALL = replace(
     PRESETS["recommended"],
     n_x=4,
@@ -20,13 +27,12 @@ SMALL = replace(
     lr=5e-3,
     weight_decay=1e3,
     min_steps=300,
-)  # an eighth of the hidden units, and less decay with them
+)
 
 
 def fitted(K=None, epochs=None, preset=SMALL, batch_key="batch", n=240, **kw):
-    return GMVAE(simulated(n), K=K, batch_key=batch_key, preset=preset).train(
-        epochs, progress=False, **kw
-    )
+    model = GMVAE(simulated(n), K=K, batch_key=batch_key, preset=preset)
+    return model.train(epochs, progress=False, **kw)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +62,8 @@ def test_the_report_speaks_of_clusters_and_says_how_sure_it_is(model):
 
 def test_small_data_train_for_enough_steps(model):
     steps_per_epoch = -(-len(model.train_idx) // SMALL.batch_size)
-    assert (
-        len(model.history) * steps_per_epoch
-        >= SMALL.min_steps
-        > (len(model.history) - 1) * steps_per_epoch
-    )
+    epochs = len(model.history)
+    assert epochs * steps_per_epoch >= SMALL.min_steps > (epochs - 1) * steps_per_epoch
     assert len(fitted(K=2, epochs=3).history) == 3  # unless told
     assert model.history["lr"].iloc[-1] < 1e-2 * SMALL.lr
 
@@ -85,113 +88,101 @@ def test_one_batch_or_one_epoch():
 
 def test_alignment_removes_what_a_batch_adds_to_its_component_and_nothing_else():
     generator = torch.Generator().manual_seed(0)
-    group, batch = (
-        torch.randint(3, (600,), generator=generator),
-        torch.randint(2, (600,), generator=generator),
-    )
+    group = torch.randint(3, (600,), generator=generator)
+    batch = torch.randint(2, (600,), generator=generator)
     batch[group == 2] = 1  # a group that one batch alone has
-    x = (
-        8 * torch.eye(3)[group]
-        + torch.randn(600, 3, generator=generator) / 2
-        + batch[:, None] * torch.tensor([0.0, 2.0, -1.0])
-    )
-    gamma, align, start = F.one_hot(group, 3).float(), BatchAlignment(3, 2, 3), x.clone()
+    noise = torch.randn(600, 3, generator=generator) / 2
+    shift = batch[:, None] * torch.tensor([0.0, 2.0, -1.0])
+    x = 8 * torch.eye(3)[group] + noise + shift
+    start, gamma = x.clone(), F.one_hot(group, 3).float()
+    align, log_stds = BatchAlignment(3, 2, 3), torch.zeros(3, 3)
     x.requires_grad_()
     for _ in range(300):
         cells = torch.randperm(600, generator=generator)[:64]
-        (grad,) = torch.autograd.grad(
-            align(x[cells], gamma[cells], batch[cells], torch.zeros(3, 3)), x
-        )
+        loss = align(x[cells], gamma[cells], batch[cells], log_stds)
+        (grad,) = torch.autograd.grad(loss, x)
         with torch.no_grad():
             x -= 10 * grad
 
     def offset(x, k):
-        return (
-            x[(group == k) & (batch == 1)].mean(0) - x[(group == k) & (batch == 0)].mean(0)
-        ).norm()
+        one, other = (x[(group == k) & (batch == b)].mean(0) for b in (0, 1))
+        return (other - one).norm()
 
     for k in (0, 1):
         assert offset(x, k) < 0.2 * offset(start, k)
-        torch.testing.assert_close(
-            x[group == k].mean(0), start[group == k].mean(0), atol=0.3, rtol=0
-        )
+        here = group == k
+        torch.testing.assert_close(x[here].mean(0), start[here].mean(0), atol=0.3, rtol=0)
     torch.testing.assert_close(x[group == 2], start[group == 2])
 
 
-def test_a_killed_training_goes_on_to_the_same_clusters(tmp_path, monkeypatch):
-    whole = fitted(6, epochs=9)
-    original, done = GMVAE._train_epoch, []
+def untrained():
+    return GMVAE(simulated(240), K=6, batch_key="batch", preset=SMALL)
 
-    def killed(self, epoch, max_epochs):
-        if len(done) == 5:
-            raise RuntimeError("killed")
-        done.append(epoch)
-        return original(self, epoch, max_epochs)
 
-    monkeypatch.setattr(GMVAE, "_train_epoch", killed)
-    with pytest.raises(RuntimeError, match="killed"):
-        fitted(6, epochs=9, out=tmp_path)
-    monkeypatch.undo()
-    again = fitted(6, epochs=9, out=tmp_path)
-    assert all(t.equal(again._state()[name]) for name, t in whole._state().items())
+STEPS = 7  # in an epoch: 204 training cells in mini-batches of 32
+
+
+@pytest.fixture(scope="module")
+def ten_epochs():
+    return fitted(6, epochs=10)
+
+
+def assert_same_bits(one: GMVAE, other: GMVAE):
+    states = one._state(), other._state()
+    assert states[0].keys() == states[1].keys()
+    assert all(t.equal(states[1][name]) for name, t in states[0].items())
+
+
+def test_a_killed_training_goes_on_to_the_same_clusters(ten_epochs, tmp_path):
+    model = untrained()
+    stop_at_step(model, 5 * STEPS + 3, RuntimeError)
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        model.train(10, progress=False, out=tmp_path)
+    again = fitted(6, epochs=10, out=tmp_path)
+    assert_same_bits(again, ten_epochs)
     loaded = GMVAE.load(tmp_path, simulated(240))
-    assert (loaded.predict() == whole.predict()).all() and loaded.n_clusters == whole.n_clusters
+    assert (loaded.predict() == ten_epochs.predict()).all()
+    assert loaded.n_clusters == ten_epochs.n_clusters
 
 
 @pytest.mark.parametrize("stop", [4, 7, 8])  # of 10 epochs; in the last three the encoder rests
-def test_training_goes_on_from_any_epoch_to_the_same_bits(tmp_path, stop):
-    whole = fitted(6, epochs=10)
-    model = GMVAE(simulated(240), K=6, batch_key="batch", preset=SMALL)
-    rows, train_epoch = [], type(model)._train_epoch
-    with pytest.MonkeyPatch.context() as patch:
-
-        def one_less(self, epoch, max_epochs):
-            if epoch == stop:
-                raise KeyboardInterrupt
-            return train_epoch(self, epoch, max_epochs)
-
-        patch.setattr(GMVAE, "_train_epoch", one_less)
-        with pytest.raises(KeyboardInterrupt):
-            model.train(10, progress=False, out=tmp_path)
+def test_training_goes_on_from_any_epoch_to_the_same_bits(ten_epochs, tmp_path, stop):
+    model = untrained()
+    stop_at_step(model, stop * STEPS, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(10, progress=False, out=tmp_path)
     assert len(model.history) == stop
-    again = fitted(6, epochs=10, out=tmp_path)
-    assert all(t.equal(again._state()[name]) for name, t in whole._state().items())
+    assert_same_bits(fitted(6, epochs=10, out=tmp_path), ten_epochs)
 
 
 def test_while_the_encoder_rests_the_embedding_stays_and_r_becomes_the_cells():
-    adata = simulated(240)
-    model = GMVAE(adata, K=6, batch_key="batch", preset=SMALL)
-    seen = []
-    train_epoch = GMVAE._train_epoch
+    model = untrained()
+    y, b = to_torch(model.counts[:20]), torch.zeros(20, dtype=torch.long)
+    embeddings, spread_of_r = [], []
 
-    def watched(self, epoch, max_epochs):
-        row = train_epoch(self, epoch, max_epochs)
-        y, b = (
-            torch.from_numpy(adata.X[:20].toarray()).to_sparse_csr(),
-            torch.zeros(20, dtype=torch.long),
-        )
+    def watch(step):
+        "What the model is after each epoch; it stays in training afterwards."
+        if step == 0 or step % STEPS:
+            return
+        net = model.network.eval()
         with torch.no_grad():
-            log_r, _ = self.network.eval().likelihood_params(
-                y, b, self.network.encode(y, b).x_mean[None]
-            )
-        seen.append((self.get_latent_representation(), log_r.std(1).max().item()))
-        return row
+            log_r, _ = net.likelihood_params(y, b, net.encode(y, b).x_mean[None])
+        embeddings.append(model.get_latent_representation())
+        spread_of_r.append(log_r.std(1).max().item())
+        net.train()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GMVAE, "_train_epoch", watched)
-        model.train(10, progress=False)
-    moved = [not np.array_equal(a, b) for (a, _), (b, _) in zip(seen, seen[1:])]
+    before_steps(model, watch)
+    model.train(10, progress=False)
+    watch(10 * STEPS)
+    moved = [not np.array_equal(a, b) for a, b in zip(embeddings, embeddings[1:])]
     assert moved == [True] * 6 + [False] * 3
-    assert [r > 1e-4 for _, r in seen] == [False] * 7 + [True] * 3
+    assert [r > 1e-4 for r in spread_of_r] == [False] * 7 + [True] * 3
 
 
 def test_weights_decay_the_more_the_fewer_cells_there_are():
     def norm(cells, n):
-        return (
-            fitted(3, 8, replace(SMALL, weight_decay=cells), n=n)
-            .network.heads.log_mean.weight.norm()
-            .item()
-        )
+        model = fitted(3, 8, replace(SMALL, weight_decay=cells), n=n)
+        return model.network.heads.log_mean.weight.norm().item()
 
     assert norm(1e3, 240) < norm(0.0, 240)
     assert norm(1e3, 120) / norm(0.0, 120) < norm(1e3, 480) / norm(0.0, 480)
@@ -203,9 +194,8 @@ def test_cells_of_a_batch_that_was_left_out_are_embedded(model):
     adata = simulated(240)
     other = adata.copy()
     other.obs["batch"] = adata.obs["batch"].map({"0": "1", "1": "0"}).to_numpy()
-    np.testing.assert_array_equal(
-        model.get_latent_representation(adata), model.get_latent_representation(other)
-    )
+    one, two = (model.get_latent_representation(a) for a in (adata, other))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_what_cannot_be_is_told():

@@ -2,39 +2,55 @@
 
 import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb import runs
 from gmvae_nb.data import kang_pbmc
-from gmvae_nb.report import cluster_rows, marker_genes, on_map, remarks, unsure_pairs, write_report
+from gmvae_nb.network import Preset
+from gmvae_nb.report import (
+    cells_on_map,
+    cluster_rows,
+    marker_genes,
+    on_map,
+    remarks,
+    template_text,
+    unsure_pairs,
+    write_report,
+)
 from gmvae_nb.runs import annotate_run, read_input, train_run
-from gmvae_nb.train import Preset
+from jinja2 import Environment
 from scipy.sparse import csr_matrix
 
 NASTY = "<script>alert(1)</script>"
+TEMPLATES = ("report.html", "report.css", "report.js", "methods.html", "references.bib")
+
+
+def nasty_cells():
+    "200 cells whose every name is one that a browser would run or misread."
+    cells = kang_pbmc()[::20]
+    cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
+    types = {"NK": NASTY, "B": '$\\frac{" onclick="x'}
+    donors = {"stim": "</style><b>&"}
+    cells.obs["type"] = cells.obs["cell_type"].astype(str).replace(types)
+    cells.obs["donor"] = cells.obs["batch"].astype(str).replace(donors)
+    cells.var_names = ["<img src=x>", *cells.var_names[1:]]
+    cells.obs_names = ["<i>cell</i>", *cells.obs_names[1:]]
+    return cells
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with batches and labels", "bare"])
 def page(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    a = kang_pbmc()[::20]
-    a = a[:, np.asarray(a.X.sum(0)).ravel() > 0].copy()
-    a.obs["type"] = (
-        a.obs["cell_type"].astype(str).replace({"NK": NASTY, "B": '$\\frac{" onclick="x'})
-    )
-    a.obs["donor"] = a.obs["batch"].astype(str).replace({"stim": "</style><b>&"})
-    a.var_names = ["<img src=x>", *a.var_names[1:]]
-    a.obs_names = ["<i>cell</i>", *a.obs_names[1:]]
-    a.write_h5ad(folder / "<u>.h5ad")
+    nasty_cells().write_h5ad(folder / "<u>.h5ad")
     keys = dict(batch_key="donor", labels_key="type") if request.param else {}
-    given = read_input(folder / "<u>.h5ad", **keys)
+    run_input = read_input(folder / "<u>.h5ad", **keys)
     small = Preset(n_x=3, prior="parameters", encoder_hidden=(16,), decoder_hidden=(16,), M=1)
     model = train_run(
-        given,
+        run_input,
         folder / "run",
         K=3,
         preset=small,
@@ -44,11 +60,11 @@ def page(request, tmp_path_factory):
         **keys,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            runs, "umap", lambda X, seed: X[:, :2].astype(np.float32)
-        )  # half a minute of compiling
-        annotate_run(model, given, folder / "run")
-    return request.param, write_report(folder / "run").read_text(encoding="utf-8"), folder / "run"
+        # the real one spends half a minute compiling
+        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+        annotate_run(model, run_input, folder / "run")
+    text = write_report(folder / "run").read_text(encoding="utf-8")
+    return request.param, text, folder / "run"
 
 
 def test_it_is_one_small_file_without_an_address_outside(page):
@@ -61,11 +77,35 @@ def test_it_is_one_small_file_without_an_address_outside(page):
 def test_names_of_users_are_text(page):
     labelled, text, _ = page
     tags = set(re.findall(r"<(\w+)", text))
-    assert not tags & {"u", "img src=x"} and "<i>cell" not in text and "<img src=x" not in text
+    assert "u" not in tags
+    for raw in ("<i>cell", "<img src=x>", NASTY, "</style><b>", '" onclick="x'):
+        assert raw not in text, raw
     assert len(re.findall(r"<script", text)) == len(re.findall(r"</script>", text))
-    assert NASTY not in text and "</style><b>" not in text and '" onclick="x' not in text
     if labelled:
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "$\\frac{" in text
+
+
+class Tags(HTMLParser):
+    "Fails at a tag that is closed where it was not open."
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> within {self.open}"
+        self.open.pop()
+
+
+def test_every_tag_is_closed_where_it_was_opened(page):
+    tags = Tags()
+    tags.feed(page[1])
+    tags.close()
+    assert tags.open == []
 
 
 def test_sections_are_there_when_there_is_something_to_show(page):
@@ -76,6 +116,31 @@ def test_sections_are_there_when_there_is_something_to_show(page):
     assert "@article{dilokthanakul2016gmvae" in text and "200 cells" in text
 
 
+def test_the_methods_paragraph_reads_as_one_wrote_it(page):
+    labelled, text, _ = page
+    paragraph = re.search(r'<p id="methods-text"[^>]*>(.*?)</p>', text, re.DOTALL)[1]
+    words = " ".join(paragraph.split())
+    assert words.startswith("Raw counts of 200 cells and ") and words.endswith(".")
+    assert not re.search(r" [,.;)]|\( |[a-z][.;,][A-Za-z]", words.replace("obs.", "")), words
+    assert ("in 2 batches (obs column donor)" in words) == labelled
+    assert ("scored on the held-out cells against the labels in obs column type:" in words) == (
+        labelled
+    )
+
+
+def test_styles_script_and_references_are_the_files_of_the_package(page):
+    assert f"<style>\n{template_text('report.css').rstrip()}\n</style>" in page[1]
+    assert f"<script>\n{template_text('report.js').rstrip()}\n</script>" in page[1]
+    assert "VERSION" in template_text("references.bib") and "VERSION" not in page[1]
+
+
+def test_nothing_in_a_template_is_marked_as_safe():
+    for name in TEMPLATES[:4]:
+        source = template_text(name)
+        Environment().parse(source)
+        assert not re.search(r"\|\s*safe|autoescape|Markup", source), name
+
+
 def test_no_page_without_a_finished_run(tmp_path):
     with pytest.raises(ValueError, match="run.json does not exist"):
         write_report(tmp_path)
@@ -84,6 +149,12 @@ def test_no_page_without_a_finished_run(tmp_path):
 def test_a_map_survives_any_coordinates():
     assert on_map(np.full((3, 2), np.nan)).shape == (3, 2)
     assert (on_map(np.zeros((4, 2))) < 65536).all()
+
+
+def test_a_map_of_very_many_cells_draws_some_of_them():
+    assert cells_on_map(5).tolist() == [0, 1, 2, 3, 4]
+    some = cells_on_map(70_000)
+    assert len(some) == 60_000 and (np.diff(some) > 0).all() and some[-1] < 70_000
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(page, monkeypatch):
@@ -99,13 +170,13 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(page, monkeypatch):
     with pytest.raises(OSError):
         write_report(folder)
     monkeypatch.undo()
-    assert (folder / "report.html").read_text(encoding="utf-8") == before and {
-        p.name for p in folder.glob(".*")
-    } == {".lock"}
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
+    assert {p.name for p in folder.glob(".*")} == {".lock"}
 
 
 def test_cells_without_coordinates_lie_in_the_middle():
-    assert on_map(np.array([[0.0, 5], [2, 5], [np.nan, np.inf]]))[2].tolist() == [32767, 32767]
+    xy = np.array([[0.0, 5], [2, 5], [np.nan, np.inf]])
+    assert on_map(xy)[2].tolist() == [32767, 32767]
 
 
 def test_markers_are_higher_in_their_cluster_and_tiny_clusters_have_none():
@@ -113,18 +184,13 @@ def test_markers_are_higher_in_their_cluster_and_tiny_clusters_have_none():
     y = rng.poisson(1.0, (63, 30))
     y[:20, 7] += 9
     y[:20, 8] = 0
-    found = marker_genes(
-        csr_matrix(y.astype(np.float32)),
-        [f"g{i}" for i in range(30)],
-        pd.Categorical(["a"] * 20 + ["b"] * 41 + ["c"] * 2),
-    )
-    of_a = found[found["cluster"] == "a"]
-    assert (
-        of_a["gene"].iloc[0] == "g7"
-        and "g8" not in set(of_a["gene"])
-        and set(found["cluster"]) == {"a", "b"}
-    )
+    genes = [f"g{i}" for i in range(30)]
+    clusters = pd.Categorical(["a"] * 20 + ["b"] * 41 + ["c"] * 2)
+    found = marker_genes(csr_matrix(y.astype(np.float32)), genes, clusters)
+    assert set(found["cluster"]) == {"a", "b"}
     assert (found["log2_fold_change"] > 0).all()
+    of_a = list(found.loc[found["cluster"] == "a", "gene"])
+    assert of_a[0] == "g7" and "g8" not in of_a
 
 
 def test_what_goes_wrong_is_remarked():
@@ -133,6 +199,9 @@ def test_what_goes_wrong_is_remarked():
     assert "collapsed" in remarks(fine.assign(effective_K=1.0), 8, 1, 0)[0]
     assert "20% of the cells are unsure" in remarks(fine, 8, 7, 0.2)[0]
     assert "more with a larger max_epochs" in remarks(fine[:3], 8, 7, 0)[0]
+    assert "more with a larger max_epochs" in remarks(fine[2:5], 8, 7, 0)[0]  # flat, but few
+    assert remarks(fine.assign(test_neg_elbo=np.nan), 8, 7, 0) == []
+    assert "after 1 epoch: there was one epoch" in remarks(fine[:1], 8, 7, 0)[0]
     assert "Of 8 clusters 3 are in use" in remarks(fine, 8, 3, 0)[0]
 
 
@@ -144,18 +213,12 @@ def test_rows_and_pairs_count_cells():
             "gmvae_unsure": [False, True, False],
         }
     )
+    batch, labels = pd.Categorical(["a", "b", "a"]), pd.Categorical(["T", "T", "B"])
     markers = pd.DataFrame({"cluster": ["0"], "gene": ["g"]})
-    first, second = cluster_rows(
-        obs, pd.Categorical(["a", "b", "a"]), pd.Categorical(["T", "T", "B"]), markers
-    )
-    assert (first["cells"], first["unsure"], first["batches"], first["label"], first["genes"]) == (
-        2,
-        0.5,
-        [0.5, 0.5],
-        "T",
-        ["g"],
-    )
-    assert second["confidence"] == 0.8 and second["genes"] == []
-    assert unsure_pairs(np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0]]), np.array([True, False])) == [
-        (0, 1, 1)
-    ]
+    large, small = cluster_rows(obs, batch, labels, markers)
+    assert large["cells"] == 2 and large["unsure"] == 0.5
+    assert large["batches"] == [0.5, 0.5]
+    assert large["label"] == "T" and large["genes"] == ["g"]
+    assert small["confidence"] == 0.8 and small["genes"] == []
+    prob = np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0]])
+    assert unsure_pairs(prob, np.array([True, False])) == [(0, 1, 1)]

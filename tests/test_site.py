@@ -1,4 +1,6 @@
-"""The checks of tools/site.py: each fault is told, a sound page passes, the repository's own site has none."""
+"""The checks of tools/site.py: each fault is told, a sound page passes.
+
+The repository's own site has no fault."""
 
 import importlib.util
 import json
@@ -22,7 +24,8 @@ spec.loader.exec_module(site)
 BIB = r"""
 @article{kang2018, title={Multiplexed {scRNA}-seq}, author={Kang, Hyun Min and Ye, Chun and others},
   journal={Nature}, volume={36}, pages={89--94}, year={2018}, doi={10.1038/nbt.4042}}
-@inproceedings{kingma2014vae, title = "Auto-Encoding", author = {Kingma, Diederik P. and Welling, Max},
+@inproceedings{kingma2014vae, title = "Auto-Encoding",
+  author = {Kingma, Diederik P. and Welling, Max},
   year = 2014, booktitle={ICLR}}
 @article{buttner2019, title={kBET}, author={B{\"u}ttner, Maren}, journal={Nature}, year={2019}}
 """
@@ -49,14 +52,12 @@ def text(*cells: dict) -> str:
     return "\n".join(crossref.joined(c["source"]) for c in done.cells)
 
 
-# --- numbers and links ------------------------------------------------------------------------------------
+# --- numbers and links ----------------------------------------------------------------------------
 def test_equations_are_numbered_in_order_and_linked():
-    out = text(
-        md("See @eq-any."), md(EQUATION), md("$$ c $$ {#eq-any}"), md("From [@eq-one; @eq-any].")
-    )
-    assert (
-        "[Equation 2](#eq-any)." in out and "[Equation 1](#eq-one); [Equation 2](#eq-any)." in out
-    )
+    second = "$$ c $$ {#eq-any}"
+    out = text(md("See @eq-any."), md(EQUATION), md(second), md("From [@eq-one; @eq-any]."))
+    assert "See [Equation 2](#eq-any)." in out
+    assert "From [Equation 1](#eq-one); [Equation 2](#eq-any)." in out
     assert "::: {#eq-one}\n$$\na = b\n\\tag{1}\n$$\n:::" in out and "\\tag{2}" in out
 
 
@@ -65,15 +66,12 @@ def test_equation_in_a_list_keeps_its_indent():
 
 
 def test_figures_get_number_caption_and_file():
-    done = numbered(
-        code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG), md("@fig-a")
-    )
+    figure = code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG)
+    done = numbered(figure, md("@fig-a"))
     assert done.problems == [] and list(done.pictures) == ["page_files/fig-a-1.png"]
     shown = done.cells[0]["outputs"][0]["data"]["text/markdown"]
-    assert (
-        "![Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))](page_files/fig-a-1.png)"
-        in shown
-    )
+    caption = "Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))"
+    assert f"![{caption}](page_files/fig-a-1.png)" in shown
     assert "::: {#fig-a}" in shown and "fig-cap" not in done.cells[0]["source"]
     assert done.cells[1]["source"] == "[Figure 1](#fig-a)"
 
@@ -97,22 +95,16 @@ def test_tables_and_sections():
 
 def test_citations_and_references():
     out = text(md("As @kingma2014vae [see @kang2018, p. 3; @buttner2019] and [-@kang2018]."))
-    assert (
-        "As Kingma and Welling ([2014](#ref-kingma2014vae)) (see [Kang et al. 2018](#ref-kang2018), p."
-        in out
-    )
+    assert "As Kingma and Welling ([2014](#ref-kingma2014vae)) (see [Kang" in out
+    assert "(see [Kang et al. 2018](#ref-kang2018), p." in out
     assert "; [Büttner 2019](#ref-buttner2019))" in out
     assert "([2018](#ref-kang2018))." in out and "## References" in out
     at = [out.index(f'id="ref-{key}"') for key in ("buttner2019", "kang2018", "kingma2014vae")]
     assert at == sorted(at)
-    assert (
-        "Kang, Hyun Min, Chun Ye, et al. 2018. “Multiplexed scRNA-seq.” <em>Nature</em> 36: 89–94"
-        in out
-    )
-    assert (
-        "https://doi.org/10.1038/nbt.4042" in out
-        and "Kingma, Diederik P., and Max Welling. 2014." in out
-    )
+    assert "Kang, Hyun Min, Chun Ye, et al. 2018. “Multiplexed scRNA-seq.”" in out
+    assert "“Multiplexed scRNA-seq.” <em>Nature</em> 36: 89–94" in out
+    assert "https://doi.org/10.1038/nbt.4042" in out
+    assert "Kingma, Diederik P., and Max Welling. 2014." in out
 
 
 @pytest.mark.parametrize(
@@ -132,7 +124,7 @@ def test_an_at_sign_that_is_no_reference(verbatim):
     assert text(md(f"Here {verbatim} stays")) == f"Here {verbatim} stays"
 
 
-# --- faults of a notebook ---------------------------------------------------------------------------------
+# --- faults of a notebook -------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "cells, home, told",
     [
@@ -156,22 +148,17 @@ def test_faults_in_numbering_are_told(cells, home, told):
     assert len(problems) == 1 and told in problems[0]
 
 
+TQDM = "/a/lib/site-packages/tqdm/auto.py"
+WARNING = {"output_type": "stream", "text": f"{TQDM}:21: TqdmWarning"}
+
+
 @pytest.mark.parametrize(
     "cell, told",
     [
         (code("f()", ERROR), "ended in ValueError: no such batch"),
         (code("import os\nf()"), "imports beside other code"),
         (code("def f():\n    import os"), "imports beside other code"),
-        (
-            code(
-                "f()",
-                {
-                    "output_type": "stream",
-                    "text": "/a/lib/site-packages/tqdm/auto.py:21: TqdmWarning",
-                },
-            ),
-            "printed a path of this machine: /a/lib/site-packages/tqdm/auto.py",
-        ),
+        (code("f()", WARNING), f"printed a path of this machine: {TQDM}"),
     ],
 )
 def test_faults_in_cells_are_told(cell, told):
@@ -194,9 +181,8 @@ def test_a_sound_notebook_has_no_faults():
         code("#| export\nimport os\n\ndef f(): return os"),
     ]
     assert site.source_problems(cells) == []
-    assert (
-        site.source_problems([md("# T"), code("import os\nf()")]) == []
-    )  # exports nothing: nbdev runs nothing
+    exports_nothing = [md("# T"), code("import os\nf()")]  # nbdev runs nothing of it
+    assert site.source_problems(exports_nothing) == []
 
 
 def stage(proc: Path, name: str, *cells: dict):
@@ -224,8 +210,9 @@ def test_a_bibliography_with_an_open_brace_is_told():
         crossref.bibliography("@article{a, title={Open}")
 
 
-# --- faults of a page -------------------------------------------------------------------------------------
-GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a><a href="https://x.org/y">x</a>
+# --- faults of a page -----------------------------------------------------------------------------
+GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a>
+<a href="https://x.org/y">x</a>
 <img src="p.png"><img src="data:image/png;base64,AA">"""
 
 
@@ -242,17 +229,15 @@ GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a><a href
         ("<p>left {#eq-one}</p>", "markup is left"),
         ("<p>left @fig-one</p>", "markup is left"),
         ("<p>left $$ a $$</p>", "markup is left"),
-        (
-            '<pre>def f(h: int): <span class="co"># of [`GMVAE`](04_train.ipynb#gmvae)</span></pre>',
-            "a link to GMVAE",
-        ),
+        ('<pre>f(h) <span class="co"># of [`A`](04_train.ipynb#a)</span></pre>', "a link to A"),
         ("<pre>::: @fig-one $$</pre><p><code>{#eq-one}</code></p>", None),
     ],
 )
 def test_faults_of_a_page(html, told):
     pages = {"a.html": site.Page(html), "b.html": site.Page('<p id="c"></p>')}
     found = site.page_problems(pages, {"a.html", "b.html", "p.png"})
-    assert (len(found) == 1 and told in found[0]) if told else found == []
+    assert len(found) == bool(told)
+    assert all(told in problem for problem in found)
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
@@ -275,7 +260,7 @@ def test_without_npm_the_pages_keep_katex_from_the_network(tmp_path, monkeypatch
     assert site.fetch_katex() is None
 
 
-# --- the repository's own site ----------------------------------------------------------------------------
+# --- the repository's own site --------------------------------------------------------------------
 def test_the_site_builds_without_a_fault(tmp_path):
     "The whole build, on a copy: 20 to 40 s."
     unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")

@@ -1,4 +1,6 @@
-"""The estimator from outside: bad input, interruption, resumption, files. The ideas themselves are checked in nbs/04."""
+"""The estimator from outside: bad input, interruption, resumption, files.
+
+The ideas themselves are checked in nbs/04."""
 
 import json
 import os
@@ -11,10 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.data import CountsOnDisk, to_torch
+from gmvae_nb.counts_on_disk import CountsOnDisk
+from gmvae_nb.data import to_torch
+from gmvae_nb.gmvae_loss import cluster_usage
+from gmvae_nb.model_folder import read_model
 from gmvae_nb.nb_likelihood import log_nb
-from gmvae_nb.train import GMVAE, PRESETS, Preset, cluster_usage, read_model, training_loss
+from gmvae_nb.network import PRESETS, Preset, training_loss
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
+
+from hazards import stop_at_step
 
 TINY = Preset(
     n_x=4,
@@ -34,21 +42,26 @@ def simulated(n=120, G=30, seed=0):
     rates = rng.gamma(1.0, 2.0, (3, G))
     group, batch = rng.integers(3, size=n), rng.integers(2, size=n)
     y = rng.poisson(rates[group] * np.where(batch, 1.5, 1.0)[:, None]) + (np.arange(G) == 0)
-    adata = ad.AnnData(
-        csr_matrix(y.astype(np.float32)),
-        obs=pd.DataFrame(
-            {"batch": batch.astype(str), "cell_type": group.astype(str)},
-            index=[f"cell{i}" for i in range(n)],
-        ),
+    obs = pd.DataFrame(
+        {"batch": batch.astype(str), "cell_type": group.astype(str)},
+        index=[f"cell{i}" for i in range(n)],
     )
-    adata.var_names = [f"gene{i}" for i in range(G)]
-    return adata
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(G)])
+    return ad.AnnData(csr_matrix(y.astype(np.float32)), obs=obs, var=var)
+
+
+def untrained(preset=TINY, K=3, **kw):
+    return GMVAE(simulated(), K=K, batch_key="batch", preset=preset, **kw)
 
 
 def fitted(epochs=2, **kw):
-    return GMVAE(simulated(), K=3, batch_key="batch", preset=TINY, **kw).train(
-        epochs, progress=False
-    )
+    return untrained(**kw).train(epochs, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    "Trained once for all tests that only ask it."
+    return fitted()
 
 
 def with_counts(change):
@@ -99,9 +112,8 @@ def test_missing_batches_are_named():
 
 
 def test_fewer_cells_than_a_minibatch():
-    with pytest.raises(
-        ValueError, match="10 cells are left for training, fewer than one mini-batch of 16"
-    ):
+    says = "10 cells are left for training, fewer than one mini-batch of 16"
+    with pytest.raises(ValueError, match=says):
         GMVAE(simulated(), K=2, preset=TINY).train(test_idx=np.arange(110), progress=False)
 
 
@@ -128,9 +140,7 @@ def test_duplicate_genes_are_named():
     ],
 )
 def test_every_option_trains_and_lowers_the_loss(K, options):
-    model = GMVAE(
-        simulated(), K=K, batch_key="batch", preset=replace(TINY, lr=5e-3, **options)
-    ).train(4, progress=False)
+    model = fitted(4, K=K, preset=replace(TINY, lr=5e-3, **options))
     history = model.history
     assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
     assert np.isfinite(history.to_numpy()).all()
@@ -149,29 +159,19 @@ def test_nothing_of_the_global_random_state_is_touched():
     assert (np.random.get_state()[1] == numpy_before).all()
 
 
-def test_an_interrupted_epoch_leaves_no_trace(monkeypatch):
+def test_an_interrupted_epoch_leaves_no_trace():
     whole = fitted(3)._state()
     model = fitted(1)
-    steps = []
-
-    def interrupt(*args, **kw):
-        steps.append(1)
-        if len(steps) == 3:
-            raise KeyboardInterrupt
-        return original(*args, **kw)
-
-    original = model.optimizer.step
-    monkeypatch.setattr(model.optimizer, "step", interrupt)
+    stop_at_step(model, 2, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt, match="1 epochs are done"):
         model.train(3, progress=False)
     assert len(model.history) == 1
-    monkeypatch.undo()
     model.train(3, progress=False)
     assert all(whole[name].equal(t) for name, t in model._state().items())
 
 
 def test_a_loss_that_is_not_finite_is_told():
-    model = GMVAE(simulated(), K=2, batch_key="batch", preset=TINY)
+    model = untrained(K=2)
     with torch.no_grad():
         model.network.heads.logits.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="epoch 1, step 1"):
@@ -181,9 +181,7 @@ def test_a_loss_that_is_not_finite_is_told():
 def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
     whole = fitted(3)._state()
     fitted(1).train(2, out=tmp_path, progress=False)  # what a killed run leaves behind
-    again = GMVAE(simulated(), K=3, batch_key="batch", preset=TINY).train(
-        3, out=tmp_path, progress=False
-    )
+    again = untrained().train(3, out=tmp_path, progress=False)
     assert all(whole[name].equal(t) for name, t in again._state().items())
 
 
@@ -199,37 +197,42 @@ def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[2]); from test_train import fitted; "
         "m = fitted(); m._rows = [{**r, 'seconds': 0} for r in m._rows]; m.save(sys.argv[1])"
     )
+    running = []
     for name, hash_seed in (("a", "1"), ("b", "2")):
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)],
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        )
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (
-        tmp_path / "b/model.safetensors"
-    ).read_bytes()
+        command = [sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)]
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        running.append(subprocess.Popen(command, env=env))
+    assert [process.wait(300) for process in running] == [0, 0]
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
 
 
-def test_neighbours_of_scanpy_leave_the_number_of_threads_that_was_asked_for():
-    "numba starts as many as there are cores, in the OpenMP that torch uses too; as many threads, the same bits."
-    code = (
-        "import gmvae_nb, torch, numpy, anndata, scanpy; "
-        "scanpy.pp.neighbors(anndata.AnnData(numpy.random.default_rng(0).random((300, 4), dtype='float32')), use_rep='X'); "
-        "print(torch.get_num_threads())"
-    )
-    env = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"} | {
-        "OMP_NUM_THREADS": "1"
-    }
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env
-        ).stdout.split()[-1]
-        == "1"
-    )
+PARALLEL = """
+import gmvae_nb, torch, numba, numpy
+
+@numba.njit(parallel=True)
+def add(x):
+    for i in numba.prange(len(x)):
+        x[i] += 1
+
+add(numpy.zeros(10))
+print(torch.get_num_threads())
+"""
 
 
-def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
-    model = fitted()
+def test_numba_leaves_the_number_of_threads_that_was_asked_for():
+    """Scanpy's neighbours and UMAP run it.
+
+    It starts as many threads as there are cores, in the OpenMP that torch uses too; as many
+    threads, the same bits."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("NUMBA_NUM_THREADS", None)
+    command = [sys.executable, "-c", PARALLEL]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    assert done.stdout.split()[-1] == "1"
+
+
+def test_a_model_loads_without_cells_and_embeds_new_ones(model, tmp_path):
     model.save(tmp_path)
     loaded = GMVAE.load(tmp_path)
     new = simulated(20, seed=3)
@@ -238,83 +241,74 @@ def test_a_model_loads_without_cells_and_embeds_new_ones(tmp_path):
     )
     with pytest.raises(ValueError, match="loaded without cells"):
         loaded.get_latent_representation()
-    pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "history.csv"), model.history, check_exact=False
-    )
+    history = pd.read_csv(tmp_path / "history.csv")
+    pd.testing.assert_frame_equal(history, model.history, check_exact=False)
     assert json.loads((tmp_path / "config.json").read_text())["K"] == 3
 
 
-def damaged(path, how):
-    raw = path.read_bytes()
-    path.write_bytes(
-        {"empty": b"", "cut": raw[: len(raw) // 2], "pickle": b"\x80\x04.", "text": b"not a model"}[
-            how
-        ]
-    )
+DAMAGE = {
+    "empty": lambda raw: b"",
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "pickle": lambda raw: b"\x80\x04.",
+    "text": lambda raw: b"not a model",
+}
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "pickle", "text"])
-def test_a_damaged_model_is_refused_in_one_sentence(tmp_path, how):
-    fitted().save(tmp_path)
-    damaged(tmp_path / "model.safetensors", how)
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_model_is_refused_in_one_sentence(model, tmp_path, how):
+    model.save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(DAMAGE[how](path.read_bytes()))
     with pytest.raises(ValueError, match="is not a model written by gmvae_nb, or is damaged"):
         GMVAE.load(tmp_path)
 
 
-def test_another_format_is_refused(tmp_path, monkeypatch):
+def test_another_format_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr("gmvae_nb.train.FORMAT", 99)
-    fitted().save(tmp_path)
+    model.save(tmp_path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 99"):
         GMVAE.load(tmp_path)
 
 
-def test_results_do_not_depend_on_the_size_of_chunks():
-    model = fitted()
-    big = GMVAE(simulated(), K=3, batch_key="batch", preset=replace(TINY, batch_size=100))
+def test_results_do_not_depend_on_the_size_of_chunks(model):
+    big = untrained(replace(TINY, batch_size=100))
     big.network.load_state_dict(model.network.state_dict())
     for method in ("get_latent_representation", "predict_proba", "get_elbo"):
-        np.testing.assert_allclose(
-            getattr(model, method)(), getattr(big, method)(), rtol=1e-4, atol=1e-4
-        )
+        one, other = getattr(model, method)(), getattr(big, method)()
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_the_library_size_scales_the_means_and_leaves_the_dispersion():
-    model = GMVAE(
-        simulated(), K=2, batch_key="batch", preset=replace(TINY, library_size=True)
-    ).train(1, progress=False)
+    model = fitted(1, K=2, preset=replace(TINY, library_size=True))
     net, x = model.network.eval(), torch.zeros(1, 5, 4)
     y, b = to_torch(model.counts[:5]), torch.zeros(5, dtype=torch.long)
     factor = y.to_dense().sum(1, keepdim=True) / model.counts[model.train_idx].sum(1).mean()
     with torch.no_grad():
-        (r, logits), (r_1, logits_1) = (net.heads(net.decode(x, b), s) for s in (factor, None))
+        h = net.decode(x, b)
+        r, logits = net.heads(h, factor)
+        r_1, logits_1 = net.heads(h, None)
         assert torch.equal(r, r_1)
         torch.testing.assert_close((r * logits.exp())[0], factor * (r_1 * logits_1.exp())[0])
-        torch.testing.assert_close(
-            net.log_likelihood(y, b, x),
-            log_nb(y.to_dense(), r, logits).sum(-1),
-            rtol=1e-4,
-            atol=1e-3,
-        )
+        log_lik, plain = net.log_likelihood(y, b, x), log_nb(y.to_dense(), r, logits).sum(-1)
+        torch.testing.assert_close(log_lik, plain, rtol=1e-4, atol=1e-3)
 
 
-def test_bounds_against_the_importance_weights_of_each_draw():
-    "A mean of weights lies between the smallest and the largest; -ELBO is the sum of all four terms."
-    model = fitted()
+def test_bounds_against_the_importance_weights_of_each_draw(model):
+    "A mean of weights lies between the smallest and the largest; -ELBO is the sum of four terms."
     net, noise = model.network.eval(), model._shared_noise(20)
     y, b = to_torch(model.counts), torch.from_numpy(model.batch)
     with torch.no_grad():
         log_w = net.log_importance_weights(y, b, *noise)
         terms = net(y, b, *noise)
     iwae = torch.from_numpy(model.get_iwae(n_draws=20))
-    assert (log_w.mean(0) <= iwae + 1e-3).all() and (iwae <= log_w.max(0).values + 1e-3).all()
-    torch.testing.assert_close(
-        iwae.double(), log_w.double().exp().mean(0).log(), rtol=1e-3, atol=1e-3
-    )
+    assert (log_w.mean(0) <= iwae + 1e-3).all()
+    assert (iwae <= log_w.max(0).values + 1e-3).all()
+    plain = log_w.double().exp().mean(0).log()
+    torch.testing.assert_close(iwae.double(), plain, rtol=1e-3, atol=1e-3)
     parts = sum(terms[name] for name in ("rec", "kl_w", "kl_z", "cond"))
-    torch.testing.assert_close(
-        torch.from_numpy(-model.get_elbo(n_draws=20)), parts, rtol=1e-4, atol=1e-3
-    )
+    elbo = torch.from_numpy(model.get_elbo(n_draws=20))
+    torch.testing.assert_close(-elbo, parts, rtol=1e-4, atol=1e-3)
 
 
 def test_mutual_information_of_cluster_and_cell():
@@ -322,54 +316,35 @@ def test_mutual_information_of_cluster_and_cell():
     gamma = torch.rand(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gamma /= gamma.sum(1, keepdim=True)
     joint = gamma / 9
-    information = (joint * (joint / (joint.sum(0) * joint.sum(1, keepdim=True))).log()).sum()
+    independent = joint.sum(0) * joint.sum(1, keepdim=True)
+    information = (joint * (joint / independent).log()).sum().item()
     usage = cluster_usage(gamma)
-    assert usage["mutual_information"] == pytest.approx(information.item())
-    assert np.log(usage["effective_K"]) - usage["gamma_entropy"] == pytest.approx(
-        information.item()
-    )
+    assert usage["mutual_information"] == pytest.approx(information)
+    assert np.log(usage["effective_K"]) - usage["gamma_entropy"] == pytest.approx(information)
 
 
 def test_the_presets_are_what_the_text_and_the_code_of_the_seed_say():
-    blog, original = PRESETS["blog"], PRESETS["original"]
-    assert (blog.n_x, blog.n_w, blog.encoder_hidden, blog.decoder_hidden, blog.prior_hidden) == (
-        80,
-        60,
-        (300, 250),
-        (250, 300),
-        300,
-    )
-    assert (blog.dropout, blog.M, blog.lr, blog.lr_factor, blog.lr_step, blog.max_epochs) == (
-        0.05,
-        10,
-        1e-3,
-        0.7,
-        25,
-        40,
-    )
-    assert (
-        original.encoder_hidden,
-        original.lr,
-        original.norm_first,
-        original.lam_mode,
-        original.original_reshape,
-    ) == ((300, 200), 1e-4, True, "cell", True)
+    text = dict(n_x=80, n_w=60, prior_hidden=300, dropout=0.05, M=10)
+    text |= dict(encoder_hidden=(300, 250), decoder_hidden=(250, 300))
+    text |= dict(lr=1e-3, lr_factor=0.7, lr_step=25, max_epochs=40)
+    code = dict(encoder_hidden=(300, 200), lr=1e-4, lam_mode="cell")
+    code |= dict(norm_first=True, original_reshape=True)
+    for preset, expected in ((PRESETS["blog"], text), (PRESETS["original"], code)):
+        assert {name: getattr(preset, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"bound": "exact", "lam": 0.5, "lam_mode": "cell"}])
 def test_the_fast_step_gives_the_loss_and_gradients_of_the_plain_form(options):
-    "All draws for all genes: sparse first layer, fused heads and densities as products against the network as one writes it down."
+    """All draws for all genes, against the network as one writes it down.
+
+    What is fast: the sparse first layer, the fused heads, the densities as products."""
     sys.path.insert(0, os.path.join(os.path.dirname(__file__), "bench"))
     from training import Plain
 
-    model = GMVAE(
-        simulated(),
-        K=3,
-        batch_key="batch",
-        preset=replace(TINY, M_heads=2, M_w=2, dtype="float32", dropout=0.0, **options),
-    )
+    model = untrained(replace(TINY, M_heads=2, M_w=2, dtype="float32", dropout=0.0, **options))
     net = model.network.double().train()
-    net.y_mean.fill_(1.3), net.y_std.fill_(2.1)
+    net.y_mean.fill_(1.3)
+    net.y_std.fill_(2.1)
     y, b = to_torch(model.counts[:20]).double(), torch.from_numpy(model.batch[:20])
     noise = [e.double() for e in net.noise(2, 20, M_w=2)]
     found = []
@@ -385,35 +360,27 @@ def test_counts_on_disk_train_and_embed_like_counts_in_memory(tmp_path):
     adata = simulated()
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    model = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(
-        3, progress=False
+    model, again = (
+        GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)) for _ in range(2)
     )
+    model.train(3, progress=False)
     assert isinstance(model.counts, CountsOnDisk)
     history = model.history
     assert history["test_neg_elbo"].iloc[-1] < history["test_neg_elbo"].iloc[0]
-    again = GMVAE(backed, K=3, batch_key="batch", preset=replace(TINY, lr=5e-3)).train(
-        3, progress=False
-    )
-    assert all(
-        one.equal(two) for one, two in zip(model.network.parameters(), again.network.parameters())
-    )
+    again.train(3, progress=False)
+    weights = zip(model.network.parameters(), again.network.parameters())
+    assert all(one.equal(two) for one, two in weights)
     latent = model.get_latent_representation()
     np.testing.assert_allclose(model.get_latent_representation(adata), latent, atol=1e-6)
     other = adata[::-1, ::-1].copy()  # other cells first, other genes first, on disk
     other.write_h5ad(tmp_path / "b.h5ad")
-    np.testing.assert_allclose(
-        model.get_latent_representation(ad.read_h5ad(tmp_path / "b.h5ad", backed="r"))[::-1],
-        latent,
-        atol=1e-5,
-    )
+    backed = ad.read_h5ad(tmp_path / "b.h5ad", backed="r")
+    found = model.get_latent_representation(backed)[::-1]
+    np.testing.assert_allclose(found, latent, atol=1e-5)
 
 
 def test_without_held_out_cells_the_usage_is_that_of_the_training_cells():
-    row = (
-        GMVAE(simulated(), K=3, batch_key="batch", preset=TINY)
-        .train(1, test_idx=[], progress=False)
-        .history.iloc[0]
-    )
+    row = untrained().train(1, test_idx=[], progress=False).history.iloc[0]
     assert 1 <= row["effective_K"] <= 3 and "test_neg_elbo" not in row
 
 

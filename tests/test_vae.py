@@ -1,4 +1,4 @@
-"""Properties of the plain VAE's formulas over random shapes and extreme values, and of its parts."""
+"""Properties of the plain VAE's formulas over random shapes and extreme values; its parts."""
 
 import math
 
@@ -28,13 +28,14 @@ LOG_STDS = st.floats(-8, 8, width=32)
 
 @st.composite
 def gaussians(draw, n_pairs: int) -> list[torch.Tensor]:
-    "`n_pairs` of (mean, log_std) in float64 whose shapes broadcast: leading axes may be 1 or missing."
+    "`n_pairs` of (mean, log_std) in float64; shapes broadcast: leading axes are 1 or missing."
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
     out = []
     for elements in [MEANS, LOG_STDS] * n_pairs:
         lead = [draw(st.sampled_from([1, side])) for side in shape[:-1]]
-        lead = lead[draw(st.integers(0, len(lead))) :]  # leading axes may also be missing
-        out.append(torch.tensor(draw(hnp.arrays("float64", (*lead, shape[-1]), elements=elements))))
+        lead = lead[draw(st.integers(0, len(lead))) :]
+        values = draw(hnp.arrays("float64", (*lead, shape[-1]), elements=elements))
+        out.append(torch.tensor(values))
     return out
 
 
@@ -58,9 +59,8 @@ def test_log_prob_is_that_of_torch_distributions(tensors):
 @given(st.floats(-5, 5), st.floats(-2, 1))
 def test_log_prob_integrates_to_one(mean, log_std):
     grid = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
-    log_p = gaussian_log_prob(
-        grid[:, None], torch.tensor([mean]).double(), torch.tensor([log_std]).double()
-    )
+    mean, log_std = (torch.tensor([v], dtype=torch.float64) for v in (mean, log_std))
+    log_p = gaussian_log_prob(grid[:, None], mean, log_std)
     assert abs(torch.trapezoid(log_p.exp(), grid) - 1) < 1e-9
 
 
@@ -78,7 +78,7 @@ def test_kl_is_that_of_torch_distributions(tensors):
     mean_q, log_std_q, mean_p, log_std_p = tensors
     q, p = td.Normal(mean_q, log_std_q.exp()), td.Normal(mean_p, log_std_p.exp())
     expected = td.kl_divergence(q, p).sum(-1)
-    # torch subtracts 1 and a logarithm from a ratio of variances: it loses digits where they nearly cancel
+    # torch subtracts 1 and a logarithm from a ratio of variances: digits are lost where they cancel
     assert_close(kl_gaussians(*tensors), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -146,9 +146,8 @@ def test_kl_and_its_gradients_are_those_of_the_integral(mean_q, log_std_q, mean_
     integral = torch.trapezoid(integrand[:, 0], grid[:, 0])
     closed = kl_gaussians(*tensors)
     assert_close(closed, integral, rtol=1e-7, atol=1e-7)
-    for ours, theirs in zip(
-        torch.autograd.grad(closed, tensors), torch.autograd.grad(integral, tensors)
-    ):
+    gradients = [torch.autograd.grad(value, tensors) for value in (closed, integral)]
+    for ours, theirs in zip(*gradients):
         assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
@@ -172,9 +171,9 @@ def test_kl_gradients_are_those_of_torch_distributions(tensors):
 def test_kl_does_not_depend_on_origin_or_unit(tensors, shift, log_unit):
     mean_q, log_std_q, mean_p, log_std_p = tensors
     unit = math.exp(log_unit)
-    moved = kl_gaussians(
-        (mean_q + shift) * unit, log_std_q + log_unit, (mean_p + shift) * unit, log_std_p + log_unit
-    )
+    moved_q = (mean_q + shift) * unit, log_std_q + log_unit
+    moved_p = (mean_p + shift) * unit, log_std_p + log_unit
+    moved = kl_gaussians(*moved_q, *moved_p)
     expected = kl_gaussians(*tensors)
     assert_close(moved, expected, rtol=1e-7, atol=1e-7 * (1 + expected.abs().max().item()))
 
@@ -216,7 +215,7 @@ def test_reparametrize_shapes_values_and_gradients(m, n, d, shared):
 
 
 def test_pathwise_gradient_of_the_divergence_is_the_closed_form():
-    "Autograd through draws of log q - log p gives the closed form's derivative within 4 standard errors."
+    "Autograd through draws of log q - log p: the closed form's derivative to 4 standard errors."
     mean_q, mean_p = normal(3, seed=1), normal(3, seed=3)
     log_std_q, log_std_p = 0.3 * normal(3, seed=2), 0.3 * normal(3, seed=4)
     n = 100_000
@@ -236,13 +235,14 @@ def test_pathwise_gradient_of_the_divergence_is_the_closed_form():
 @quick
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.sampled_from([0.0, 0.05, 0.5]))
 def test_mlp_layers_and_their_order(sizes, dropout):
-    for norm_first, middle in ((False, [nn.GELU, nn.LayerNorm]), (True, [nn.LayerNorm, nn.GELU])):
+    orders = {False: (nn.GELU, nn.LayerNorm), True: (nn.LayerNorm, nn.GELU)}
+    for norm_first, inner in orders.items():
         mlp = MLP(sizes, dropout, norm_first)
-        assert [type(layer) for layer in mlp] == [nn.Linear, *middle, nn.Dropout] * (len(sizes) - 1)
+        block = [nn.Linear, *inner, nn.Dropout]
+        assert [type(layer) for layer in mlp] == block * (len(sizes) - 1)
         linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-        assert [(layer.in_features, layer.out_features) for layer in linear] == list(
-            zip(sizes, sizes[1:])
-        )
+        widths = [(layer.in_features, layer.out_features) for layer in linear]
+        assert widths == list(zip(sizes, sizes[1:]))
         assert all(layer.p == dropout for layer in mlp if isinstance(layer, nn.Dropout))
         assert mlp.eval()(torch.zeros(2, 3, sizes[0])).shape == (2, 3, sizes[-1])
 
@@ -338,9 +338,8 @@ def test_vae_elbo_is_a_lower_bound(cells):
         joint = log_lik + td.Normal(0.0, 1.0).log_prob(grid)[:, None]
         log_px = torch.trapezoid(joint.exp().T, grid).log()
     assert (-(rec + kl) < log_px).all()
-    assert (
-        log_px + rec + kl < 3
-    ).all()  # a bound near enough to tell a wrong sign or a missing term
+    # near enough to tell a wrong sign or a missing term
+    assert (log_px + rec + kl < 3).all()
 
 
 def test_vae_every_parameter_gets_a_gradient(vae, cells):

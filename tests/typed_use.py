@@ -1,35 +1,32 @@
-"""The public API as a program with types uses it; `mypy --strict` must agree (test_typed.py). Never run."""
+"""The public API as a program with types uses it; never run.
+
+`mypy --strict` must agree (test_typed.py).
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells, write_atomically
-from gmvae_nb.metrics import evaluate
-from gmvae_nb.nb_likelihood import NBHeads
+from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells
+from gmvae_nb.files import write_atomically
+from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.match import Cells, GeneMatch
+from gmvae_nb.metrics import Calibration, calibration, cluster_types, evaluate
+from gmvae_nb.nb_heads import NBHeads
+from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import (
-    Calibration,
-    Input,
-    annotate_run,
-    calibration,
-    cluster_types,
-    embed_file,
-    open_h5ad,
-    read_input,
-    train_run,
-)
-from gmvae_nb.train import GMVAE, PRESETS, Cells, GeneMatch, Preset, get_preset
+from gmvae_nb.runs import Input, annotate_run, embed_file, read_input, train_run
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
 
 def fit(adata: AnnData, folder: Path) -> GMVAE:
     preset: Preset = PRESETS["recommended"] if adata.n_obs else get_preset("blog")
-    model: GMVAE = GMVAE(
-        adata, K=None, batch_key="batch", layer="counts", preset=preset, seed=1, device="cpu"
-    )
+    model: GMVAE = GMVAE(adata, K=None, batch_key="batch", layer="counts", preset=preset, seed=1)
+    on_cpu: GMVAE = GMVAE(adata, K=20, device="cpu")
+    print(on_cpu)
     model = model.train(10, out=folder, progress=False)
     saved: Path = model.save(folder)
     return GMVAE.load(saved, adata)
@@ -51,10 +48,8 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
     )
     drawn: list[csr_matrix] = model.posterior_predictive(n_draws=2)
     report = model.cluster_report(cells)
-    n: int = (
-        model.n_clusters + model.K + len(missing) + len(drawn) + len(history) + len(model.genes)
-    )
-    print(X.shape, clusters, shares, report, rows)
+    n: int = model.n_clusters + model.K + len(missing) + len(model.genes)
+    print(X.shape, clusters, shares, report, rows, len(history), len(drawn))
     return {
         "elbo": float(elbo.mean()),
         "iwae": float(iwae.mean()),
@@ -68,17 +63,15 @@ def heads(h: Tensor, y: Tensor) -> Tensor:
 
 
 def run(path: str, out: str) -> Calibration:
-    given: Input = read_input(path, batch_key="donor", n_top_genes=2000)
-    model: GMVAE = train_run(given, out, K=20, batch_key="donor")
-    obs: pd.DataFrame = annotate_run(model, given, out)
+    cells: Input = read_input(path, batch_key="donor", n_top_genes=2000)
+    model: GMVAE = train_run(cells, out, K=20, batch_key="donor")
+    obs: pd.DataFrame = annotate_run(model, cells, out)
     matched: int = embed_file(model, path, f"{out}/copy.h5ad", map_batch=None)["matched"]
     with open_h5ad(path) as (where, adata):
         print(where, adata.n_obs, matched, get_counts(adata, None).shape)
     train, test = split_cells(4000, 0.15)
     write_atomically(Path(out) / "a.txt", Path.touch)
     print(results_table(collect_runs([out])), evaluate(load_data("kang_pbmc")).scores, kang_pbmc())
-    right = (
-        obs["gmvae_cluster"].map(cluster_types(obs["gmvae_cluster"], obs["cell_type"]))
-        == obs["cell_type"]
-    )
+    types = cluster_types(obs["gmvae_cluster"], obs["cell_type"])
+    right = obs["gmvae_cluster"].map(types) == obs["cell_type"]
     return calibration(obs["gmvae_confidence"].to_numpy(), right.to_numpy())

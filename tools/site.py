@@ -1,9 +1,11 @@
-"""Render the site into _docs without quarto, and check it. `make site` calls this from the repository's root.
+"""Render the site into _docs without quarto, and check it.
 
-nbdev stages the notebooks in _proc, with the documentation of what they export. crossref.py gives each staged
-notebook what quarto would give it: numbers, links where the text says `@eq-name` or `[@key]`, a list of
-references. smalldocs turns that into pages, and the pages are read again: every link, anchor, picture and
-formula must be sound. Each problem is one line, "page: what is wrong"; the exit status is 1 if there is any.
+`make site` calls this from the repository's root.
+nbdev stages the notebooks in _proc, with the documentation of what they export. crossref.py gives
+each staged notebook what quarto would give it: numbers, links where the text says `@eq-name` or
+`[@key]`, a list of references. smalldocs turns that into pages, and the pages are read again: every
+link, anchor, picture and formula must be sound. Each problem is one line, "page: what is wrong";
+the exit status is 1 if there is any.
 """
 
 import ast
@@ -26,16 +28,18 @@ from crossref import Numbered, bibliography, joined, labels
 KATEX = "katex@0.16.11"  # the version that smalldocs writes into a page
 CDN = f"https://cdn.jsdelivr.net/npm/{KATEX}/dist"
 # what smalldocs says of the settings that only quarto or crossref.py reads
-QUARTO_ONLY = (
-    r"execute|unknown key (bibliography|link-citations|crossref)|.*(html-math-method|output-file)"
-)
+UNKNOWN_KEYS = "bibliography|link-citations|crossref"
+QUARTO_ONLY = rf"execute|unknown key ({UNKNOWN_KEYS})|.*(html-math-method|output-file)"
+MARKUP = re.compile(r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+")
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 
-# --- a notebook as it is committed ------------------------------------------------------------------------
+# --- a notebook as it is committed ----------------------------------------------------------------
 def mixes_imports(source: str) -> bool:
-    """Whether a code cell has an import beside other code: to document what a notebook exports, nbdev runs the
-    cells that import, and would run this one without the cells it leans on."""
+    """Whether a code cell has an import beside other code.
+
+    To document what a notebook exports, nbdev runs the cells that import, and would run this one
+    without the cells it leans on."""
     if re.search(r"(?m)^#\|\s*(exports?\b|eval:\s*false)|nbdev_export\(\)", source):
         return False
     try:
@@ -62,15 +66,14 @@ def source_problems(cells: list[dict]) -> list[str]:
     # nbdev turns the cell with the title into front matter: of its words, only these reach the page
     title = next((joined(c["source"]) for c in cells if c["cell_type"] == "markdown"), "")
     if not re.fullmatch(r"# [^\n]+\n*(> [^\n]+\n*)?(- \w[^\n]*:[^\n]*\n*)*", title):
-        found.append(
-            f"the page loses all of the first cell but '# title' and one '> line': {title[:60]!r}"
-        )
+        kept = "'# title' and one '> line'"
+        found.append(f"the page loses all of the first cell but {kept}: {title[:60]!r}")
     return found
 
 
-# --- the pages --------------------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------
 class Page(HTMLParser):
-    "What a page holds: `ids`, `links`, `formulas` as (TeX, display), `leftover` markup in its text."
+    "The `ids`, `links`, `formulas` (TeX, display) and `leftover` markup of a page."
 
     VERBATIM = ("code", "pre", "script", "style")
 
@@ -80,12 +83,14 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list):
-        given = dict(attrs)
-        if given.get("id"):
-            self.ids[given["id"]] += 1
-        self.links += [given[k] for k in ("href", "src") if given.get(k)]
-        if tag in (*self.VERBATIM, "span"):
-            self.inside.append(given.get("class") or "" if tag == "span" else tag)
+        value = dict(attrs)
+        if value.get("id"):
+            self.ids[value["id"]] += 1
+        self.links += [value[k] for k in ("href", "src") if value.get(k)]
+        if tag in self.VERBATIM:
+            self.inside.append(tag)
+        elif tag == "span":
+            self.inside.append(value.get("class") or "")
 
     def handle_endtag(self, tag: str):
         if tag in (*self.VERBATIM, "span") and self.inside:
@@ -94,17 +99,13 @@ class Page(HTMLParser):
     def handle_data(self, text: str):
         if self.inside and self.inside[-1].startswith("math"):
             self.formulas.append((text.strip()[2:-2], "display" in self.inside[-1]))
-        elif (
-            "pre" in self.inside
-        ):  # nbdev links names between backticks even in the comments of a signature
-            links = re.findall(r"# .*?\[`([\w.]+)`\]\(\S+\)", text)
-            self.leftover += [
-                f"a link to {n} in a signature: write it without backticks there" for n in links
-            ]
+        elif "pre" in self.inside:
+            # nbdev links names between backticks even in the comments of a signature
+            for name in re.findall(r"# .*?\[`([\w.]+)`\]\(\S+\)", text):
+                advice = "write it without backticks there"
+                self.leftover.append(f"a link to {name} in a signature: {advice}")
         elif not set(self.VERBATIM) & set(self.inside):
-            self.leftover += re.findall(
-                r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+", text
-            )
+            self.leftover += MARKUP.findall(text)
 
 
 def link_problem(url: str, name: str, pages: dict[str, Page], files: set[str]) -> str | None:
@@ -124,49 +125,51 @@ def link_problem(url: str, name: str, pages: dict[str, Page], files: set[str]) -
 
 
 def page_problems(pages: dict[str, Page], files: set[str]) -> list[str]:
-    "What is unsound on the pages: ids, markup left in the text, links and pictures. `files` are the site's."
+    """What is unsound on the pages: ids, markup left in the text, links and pictures.
+
+    `files` are the site's."""
     found = []
     for name, page in pages.items():
-        found += [f"{name}: the id {i} is defined {n} times" for i, n in page.ids.items() if n > 1]
-        found += [
-            f"{name}: markup is left: {text.strip()}" for text in dict.fromkeys(page.leftover)
-        ]
-        broken = (link_problem(url, name, pages, files) for url in dict.fromkeys(page.links))
-        found += [f"{name}: {problem}" for problem in broken if problem]
+        here = [f"the id {i} is defined {n} times" for i, n in page.ids.items() if n > 1]
+        here += [f"markup is left: {text.strip()}" for text in dict.fromkeys(page.leftover)]
+        broken = [link_problem(url, name, pages, files) for url in dict.fromkeys(page.links)]
+        here += [problem for problem in broken if problem]
+        found += [f"{name}: {problem}" for problem in here]
     return found
 
 
 def formula_problems(pages: dict[str, Page], katex: Path) -> list[str]:
     "The formulas that KaTeX cannot read, asked through node."
-    script = """const katex = require(process.argv[1]), all = JSON.parse(require('fs').readFileSync(0));
+    script = """const katex = require(process.argv[1]);
+const all = JSON.parse(require('fs').readFileSync(0));
 for (const [page, tex, displayMode] of all) { try { katex.renderToString(tex, {displayMode}) }
 catch (e) { console.log(page + ': ' + e.message.replaceAll('\\n', ' ')) } }"""
     formulas = json.dumps([(name, *f) for name, page in pages.items() for f in page.formulas])
     command = ["node", "-e", script, str(katex / "katex.min.js")]
     run = subprocess.run(command, input=formulas, text=True, capture_output=True)
-    return run.stdout.splitlines() + [f"node: {run.stderr.strip()[-200:]}"] * (run.returncode != 0)
+    found = run.stdout.splitlines()
+    if run.returncode:
+        found.append(f"node: {run.stderr.strip()[-200:]}")
+    return found
 
 
-# --- the steps --------------------------------------------------------------------------------------------
+# --- the steps ------------------------------------------------------------------------------------
 def number_all(proc: Path) -> list[str]:
     "Number every staged notebook in place; returns the problems."
-    staged = {
-        p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(proc.glob("*.ipynb"))
-    }
+    paths = sorted(proc.glob("*.ipynb"))
+    staged = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in paths}
     site = yaml.safe_load((proc / "nbdev.yml").read_text(encoding="utf-8"))["website"]["site-url"]
     entries = bibliography((proc / "references.bib").read_text(encoding="utf-8"))
     problems, home, address = [], {}, {}
     for page, nb in staged.items():
         for label in labels(nb["cells"]):
             if label in home:
-                problems.append(
-                    f"{page}: the label {label} is defined twice, first in {home[label]}"
-                )
+                first = f"first in {home[label]}"
+                problems.append(f"{page}: the label {label} is defined twice, {first}")
             home.setdefault(label, page)
+        # nbdev links a documented name to the public site
         for name in re.findall(r"output-file: (\S+)", joined(nb["cells"][0]["source"])):
-            address[f"{site}/{name}"] = (
-                f"{page}.ipynb"  # nbdev links a documented name to the public site
-            )
+            address[f"{site}/{name}"] = f"{page}.ipynb"
     for page, nb in staged.items():
         done = Numbered(page, nb["cells"], entries, home)
         problems += [f"{page}: {p}" for p in done.problems]
@@ -180,16 +183,17 @@ def number_all(proc: Path) -> list[str]:
 
 
 def fetch_katex() -> Path | None:
-    "KaTeX's `dist` folder, got once with npm and kept in the environment; None where npm cannot get it."
+    """KaTeX's `dist` folder, got once with npm and kept in the environment.
+
+    None where npm cannot get it."""
     folder = Path(sys.prefix) / "share" / KATEX
     dist = folder / "package" / "dist"
     if not (dist / "katex.min.js").exists():
         if not shutil.which("npm"):
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        if subprocess.run(
-            ["npm", "pack", "--silent", KATEX], cwd=folder, capture_output=True
-        ).returncode:
+        command = ["npm", "pack", "--silent", KATEX]
+        if subprocess.run(command, cwd=folder, capture_output=True).returncode:
             return None
         shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
     return dist
@@ -203,9 +207,8 @@ def vendor_katex(docs: Path, katex: Path):
             (to / f.relative_to(katex)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(f, to / f.relative_to(katex))
     for page in docs.glob("*.html"):
-        page.write_text(
-            page.read_text(encoding="utf-8").replace(CDN, "site_libs/katex"), encoding="utf-8"
-        )
+        html = page.read_text(encoding="utf-8").replace(CDN, "site_libs/katex")
+        page.write_text(html, encoding="utf-8")
 
 
 def main() -> int:
@@ -218,15 +221,12 @@ def main() -> int:
         cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
         problems += [f"{p.stem}: {problem}" for problem in source_problems(cells)]
     refresh_quarto_yml()
-    os.environ["PYTHONWARNINGS"] = (
-        "ignore"  # in nbdev's workers: source_problems has said it shorter
-    )
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in nbdev's workers: source_problems is shorter
     try:
         proc = Path(proc_nbs(force=True))
     except Exception as e:  # whatever a cell raises
-        print(
-            *problems, f"nbdev cannot stage a notebook: {' '.join(str(e).split())[:200]}", sep="\n"
-        )
+        why = " ".join(str(e).split())[:200]
+        print(*problems, f"nbdev cannot stage a notebook: {why}", sep="\n")
         return 1
     problems += number_all(proc)
     warnings = build(proc, quiet=True).warnings
@@ -241,21 +241,17 @@ def main() -> int:
     if katex:
         vendor_katex(docs, katex)
     pages = {p.name: Page(p.read_text(encoding="utf-8")) for p in sorted(docs.glob("*.html"))}
-    problems += page_problems(
-        pages, {p.relative_to(docs).as_posix() for p in docs.rglob("*") if p.is_file()}
-    )
+    files = {p.relative_to(docs).as_posix() for p in docs.rglob("*") if p.is_file()}
+    problems += page_problems(pages, files)
     if katex and shutil.which("node"):
         problems += formula_problems(pages, katex)
     print(*problems, sep="\n", end="\n" * bool(problems))
-    print(
-        f"_docs: {len(pages)} pages, {sum(len(p.formulas) for p in pages.values())} formulas,"
-        f" {len(problems)} problems"
-    )
-    print(
-        "maths: KaTeX, copied into the site"
-        if katex
-        else "maths: KaTeX from its CDN, so the pages need a network (npm would let it be copied into the site)"
-    )
+    formulas = sum(len(p.formulas) for p in pages.values())
+    print(f"_docs: {len(pages)} pages, {formulas} formulas, {len(problems)} problems")
+    if katex:
+        print("maths: KaTeX, copied into the site")
+    else:
+        print("maths: KaTeX from its CDN: the pages need a network (with npm it would be copied)")
     print(f"to look: {os.path.relpath(sys.executable)} -m http.server -d _docs")
     return bool(problems)
 

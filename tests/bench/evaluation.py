@@ -1,15 +1,20 @@
-"""Time and peak memory of the evaluation of one embedding: ours against scib's way, on simulated cells.
+"""Time and peak memory of the evaluation of one embedding: ours against scib's, on simulated cells.
 
-    python tests/bench/evaluation.py --cells 1000 5000 10000 20000 70000 --repeats 3 --scib-max-cells 10000
-    python tests/bench/evaluation.py nbs/evaluation.csv    keeps the rows of a file, adds those that are missing
+    python tests/bench/evaluation.py --cells 1000 5000 --repeats 3 --scib-max-cells 10000
+    python tests/bench/evaluation.py nbs/evaluation.csv    keeps the rows of a file, adds others
 
-Every measurement is a process of its own, so that memory is its own; contenders take turns, so that a busy minute hits all.
-Contenders: `five` (ours: ARI, ASW, NMI, batch ASW and kBET, as the seed scores them), `evaluate` (ours: everything metrics.evaluate
-gives, with intervals) and `scib` (the same five by scib's functions: Leiden by leidenalg at 20 resolutions, k-means by scikit-learn;
-kBET only where R, its package and rpy2 are installed, otherwise four), and `one_type` (our kBET as if all cells were of one type,
-its hardest case). Imports and just-in-time compilation are not counted.
-Wall seconds are those of a machine that others may be using (`load` is the number of processes that wanted its cores as the run began);
-CPU seconds, summed over cores, hardly depend on that.
+Every measurement is a process of its own, so that memory is its own; contenders take turns, so that
+a busy minute hits all. They are:
+
+- `five`: ours, the scores of the seed: ARI, ASW, NMI, batch ASW and kBET;
+- `evaluate`: ours, everything that metrics.evaluate gives, with intervals;
+- `scib`: the same five by scib's functions: Leiden by leidenalg at 20 resolutions, k-means by
+  scikit-learn; kBET only where R, its package and rpy2 are installed, otherwise four;
+- `one_type`: our kBET as if all cells were of one type, its hardest case.
+
+Imports and just-in-time compilation are not counted. Wall seconds are those of a machine that
+others may be using (`load` is the number of processes that wanted its cores as the run began); CPU
+seconds, summed over cores, hardly depend on that.
 """
 
 import argparse
@@ -22,25 +27,25 @@ import sys
 import threading
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
-for name, value in {
-    "KMP_BLOCKTIME": "0",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}.items():  # waiting threads sleep, for every contender
-    os.environ.setdefault(name, value)
+# waiting threads sleep, for every contender: to be said before numpy is imported
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
-import pandas as pd
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 
 CONTENDERS = ("five", "evaluate", "scib", "one_type")
 
 
 def simulate(n: int, dims: int, labels: int, batches: int, seed: int, apart: float = 0.5):
-    """An AnnData with X_gmvae: Gaussian types of uneven size with a standard deviation of 1, each batch shifted a little.
+    """An AnnData with X_gmvae: Gaussian types of uneven size and sd 1, each batch shifted a little.
 
-    The centres of the types are drawn with a standard deviation of `apart`. At 0.5 types touch and Leiden reaches an NMI of 0.85, as
-    on real data. At 1 they lie apart and NMI is 1: leidenalg, which iterates until nothing changes, is then done at once.
+    The centres of the types are drawn with a standard deviation of `apart`. At 0.5 types touch and
+    Leiden reaches an NMI of 0.85, as on real data. At 1 they lie apart and NMI is 1: leidenalg,
+    which iterates until nothing changes, is then done at once.
     """
     import anndata as ad
 
@@ -48,15 +53,11 @@ def simulate(n: int, dims: int, labels: int, batches: int, seed: int, apart: flo
     sizes = rng.dirichlet(np.full(labels, 3.0))
     label, batch = rng.choice(labels, n, p=sizes), rng.integers(0, batches, n)
     label[:labels], batch[:batches] = np.arange(labels), np.arange(batches)  # every name occurs
-    X = (
-        rng.normal(size=(n, dims))
-        + apart * rng.normal(size=(labels, dims))[label]
-        + 0.3 * rng.normal(size=(batches, dims))[batch]
-    )
-    obs = pd.DataFrame(
-        {"cell_type": [f"type {i}" for i in label], "batch": [f"batch {i}" for i in batch]},
-        index=[f"c{i}" for i in range(n)],
-    )
+    X = rng.normal(size=(n, dims))
+    X = X + apart * rng.normal(size=(labels, dims))[label]
+    X = X + 0.3 * rng.normal(size=(batches, dims))[batch]
+    names = {"cell_type": [f"type {i}" for i in label], "batch": [f"batch {i}" for i in batch]}
+    obs = pd.DataFrame(names, index=[f"c{i}" for i in range(n)])
     return ad.AnnData(obs=obs.astype("category"), obsm={"X_gmvae": X.astype(np.float32)})
 
 
@@ -93,11 +94,8 @@ def evaluate(adata):
 def one_type(adata):
     from gmvae_nb import metrics as m
 
-    return {
-        "kbet": m.kbet(adata.obsm["X_gmvae"], adata.obs["batch"], np.zeros(adata.n_obs, dtype=int))[
-            0
-        ]
-    }
+    one = np.zeros(adata.n_obs, dtype=int)
+    return {"kbet": m.kbet(adata.obsm["X_gmvae"], adata.obs["batch"], one)[0]}
 
 
 def scib(adata):
@@ -112,9 +110,8 @@ def scib(adata):
     }
     scores = []
     for k in range(1, adata.obs["cell_type"].nunique() + 1):
-        adata.obs["kmeans"] = pd.Categorical(
-            KMeans(k, n_init=10, random_state=0).fit_predict(adata.obsm["X_gmvae"]).astype(str)
-        )
+        clusters = KMeans(k, n_init=10, random_state=0).fit_predict(adata.obsm["X_gmvae"])
+        adata.obs["kmeans"] = pd.Categorical(clusters.astype(str))
         scores.append(scib.me.ari(adata, "kmeans", "cell_type"))
     found["ari_oracle"] = max(scores)
     sc.pp.neighbors(adata, use_rep="X_gmvae")
@@ -141,16 +138,18 @@ def has_r() -> bool:
 
 
 def measure(contender: str, args) -> None:
-    """Run one contender in this process and print seconds, peak resident memory, what the run added to it (GB), and the scores.
+    """Run one contender in this process and print seconds, memory and scores.
 
-    A small warm-up comes first: what is loaded or compiled once (numba, under scanpy's two kinds of neighbour search) is nobody's time.
+    Memory is the peak that is resident, and what the run added to it (GB). A small warm-up comes
+    first: what is loaded or compiled once (numba, under scanpy's two kinds of neighbour search) is
+    nobody's time.
     """
     warnings.filterwarnings("ignore")
-    import gmvae_nb.metrics  # noqa: F401
-    import igraph  # noqa: E401, F401
+    import gmvae_nb.metrics  # noqa: F401  these are imported so that nobody's time is theirs
+    import igraph  # noqa: F401
     import scanpy
-    import sklearn.cluster
-    import threadpoolctl
+    import sklearn.cluster  # noqa: F401
+    import threadpoolctl  # noqa: F401
 
     with contextlib.redirect_stdout(io.StringIO()):
         if contender == "scib":
@@ -168,12 +167,9 @@ def measure(contender: str, args) -> None:
         with peak:
             found = run(adata)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(
-        json.dumps(
-            {"wall": wall, "cpu": cpu, "load": load, "gb": peak.gb, "gb_added": peak.gb - before}
-            | {k: None if np.isnan(v) else float(v) for k, v in found.items()}
-        )
-    )
+    row = {"wall": wall, "cpu": cpu, "load": load, "gb": peak.gb, "gb_added": peak.gb - before}
+    row |= {k: None if np.isnan(v) else float(v) for k, v in found.items()}
+    print(json.dumps(row))
 
 
 def current_gb() -> float:
@@ -228,62 +224,47 @@ def main():
     if args.measure:
         return measure(args.measure, args)
 
-    print(
-        f"{os.cpu_count()} cores, {args.dims} dims, {args.labels} labels, {args.batches} batches, "
-        f"scib {'with' if has_r() else 'without'} kBET, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}"
-    )
+    kbet = "with" if has_r() else "without"
+    print(f"{os.cpu_count()} cores, scib {kbet} kBET")
+    print(f"{args.dims} dims, {args.labels} labels, {args.batches} batches")
+    for name in "OMP_NUM_THREADS", "OMP_WAIT_POLICY":
+        print(f"{name}={os.environ.get(name, 'unset')}")
     runs = pd.read_csv(args.csv).to_dict("records") if args.csv and args.csv.exists() else []
-    for n in args.cells:
-        for repeat in range(args.repeats):
-            for contender in args.contenders:
-                key = {
-                    "cells": n,
-                    "dims": args.dims,
-                    "labels": args.labels,
-                    "batches": args.batches,
-                    "apart": args.apart,
-                    "contender": contender,
-                    "repeat": repeat,
-                }
-                if (
-                    contender == "scib"
-                    and n > args.scib_max_cells
-                    or any(key.items() <= r.items() for r in runs)
-                ):
-                    continue
-                words = {**key, "seed": args.seed + repeat, "measure": contender}
-                del words["contender"], words["repeat"]
-                command = [
-                    sys.executable,
-                    __file__,
-                    *(w for k, v in words.items() for w in (f"--{k}", str(v))),
-                ]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{contender} at {n} cells failed:\n{done.stderr}")
-                runs.append(key | json.loads(done.stdout.splitlines()[-1]))
-                print(
-                    f"  {n} cells, repeat {repeat}, {contender}: {runs[-1]['wall']:.1f} s, {runs[-1]['cpu']:.1f} CPU s, {runs[-1]['gb']:.2f} GB",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                if args.csv:
-                    pd.DataFrame(runs).sort_values(
-                        ["apart", "cells", "repeat"], kind="stable"
-                    ).to_csv(args.csv, index=False)
+    for n, repeat, contender in product(args.cells, range(args.repeats), args.contenders):
+        key = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches}
+        key |= {"apart": args.apart, "contender": contender, "repeat": repeat}
+        too_large = contender == "scib" and n > args.scib_max_cells
+        if too_large or any(key.items() <= r.items() for r in runs):
+            continue
+        row = key | measured(contender, key, args.seed + repeat)
+        runs.append(row)
+        cost = f"{row['wall']:.1f} s, {row['cpu']:.1f} CPU s, {row['gb']:.2f} GB"
+        print(f"  {n} cells, repeat {repeat}, {contender}: {cost}", file=sys.stderr, flush=True)
+        if args.csv:
+            in_order = pd.DataFrame(runs).sort_values(["apart", "cells", "repeat"], kind="stable")
+            in_order.to_csv(args.csv, index=False)
     runs = pd.DataFrame(runs)
     runs = runs[runs["apart"] == args.apart]
     print(report(runs).to_string())
     found = differences(runs)
     if len(found):
-        print(
-            "largest difference of scores, ours - scib:\n"
-            + found.to_string(float_format="{:+.1e}".format)
-        )
+        print("largest difference of scores, ours - scib:")
+        print(found.to_string(float_format="{:+.1e}".format))
+
+
+def measured(contender: str, key: dict, seed: int) -> dict:
+    "What `measure` prints, in a process of its own."
+    words = [sys.executable, __file__, "--measure", contender, "--seed", str(seed)]
+    for name in "cells", "dims", "labels", "batches", "apart":
+        words += [f"--{name}", str(key[name])]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{contender} at {key['cells']} cells failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(runs: pd.DataFrame) -> pd.DataFrame:
-    "By size and contender: repeats, seconds (median, smallest, largest), peak memory, and how many times faster than scib."
+    "By size and contender: repeats, seconds, memory, and how many times faster than scib."
     by = runs.groupby(["cells", "contender"], sort=False)
     table = pd.DataFrame(
         {
@@ -307,10 +288,8 @@ def report(runs: pd.DataFrame) -> pd.DataFrame:
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
     "By size: ours - scib, the largest over repeats of the scores that both give."
     scores = runs.set_index(["cells", "repeat"])[["ari_oracle", "asw", "nmi_oracle", "batch_asw"]]
-    found = (
-        scores[(runs["contender"] == "five").to_numpy()]
-        - scores[(runs["contender"] == "scib").to_numpy()]
-    ).dropna(how="all")
+    five, scib = (scores[(runs["contender"] == name).to_numpy()] for name in ("five", "scib"))
+    found = (five - scib).dropna(how="all")
     return found.groupby("cells").agg(lambda d: d.iloc[d.abs().argmax()])
 
 

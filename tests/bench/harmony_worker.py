@@ -1,9 +1,12 @@
-"""One process that runs Harmony on an unintegrated PCA; run by the peers' own environment (`make peers-env`).
+"""One process that runs Harmony on a PCA that is not integrated.
+
+Run by the peers' own environment (`make peers-env`):
 
     .venv-peers/bin/python tests/bench/harmony_worker.py pca.npz harmony.npz 0
 
-pca.npz holds `latent` (n, d) and `batch` (n,); harmony.npz gets `latent` (n, d). The last word is the seed. Prints one line of JSON: time and
-peak memory of Harmony alone. Settings are harmonypy's own: theta 2, at most 10 rounds.
+pca.npz holds `latent` (n, d) and `batch` (n,); harmony.npz gets `latent` (n, d). The last word
+is the seed. Prints one line of JSON: time and peak memory of Harmony alone. Settings are
+harmonypy's own: theta 2, at most 10 rounds.
 """
 
 import json
@@ -32,9 +35,8 @@ def main():
             random_state=int(seed),
             verbose=False,
         )
-    np.savez(
-        target, latent=np.asarray(done.Z_corr, dtype=np.float32)
-    )  # (n, d) since harmonypy 2.0; (d, n) before
+    # (n, d) since harmonypy 2.0; (d, n) before
+    np.savez(target, latent=np.asarray(done.Z_corr, dtype=np.float32))
     print(json.dumps({**cost.found, "harmonypy": harmonypy.__version__}))
 
 

@@ -1,11 +1,13 @@
-"""Seconds and peak memory of one training step of the decoder's heads, forward and backward, in each form of `log_prob`.
+"""Seconds and peak memory of one training step of the decoder's heads, in each form of `log_prob`.
 
-    python tests/bench/heads.py                      # the seed's size: N = 128, M = 10, H = 300, G = 13,431, 9 % not zero
+    python tests/bench/heads.py                          # the seed's size
     python tests/bench/heads.py --G 2000 --M 1
     python tests/bench/heads.py --tiles 64 128 256 512   # the fused form at other tile widths
 
-The contenders take turns. Beside them, the six matrix products that no form can do without. Wall seconds are what one waits
-for; CPU seconds (all threads) hardly move when other programs use the machine, so the ratios are given for both.
+The seed's size is N = 128, M = 10, H = 300, G = 13,431, with 9 % of the counts not zero. A step is
+forward and backward. The contenders take turns. Beside them, the six matrix products that no form
+can do without. Wall seconds are what one waits for; CPU seconds (all threads) hardly move when
+other programs use the machine, so the ratios are given for both.
 """
 
 import os
@@ -25,9 +27,9 @@ from unittest import mock
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from gmvae_nb import nb_likelihood
-from gmvae_nb.data import write_atomically
-from gmvae_nb.nb_likelihood import NBHeads
+from gmvae_nb import nb_heads
+from gmvae_nb.files import write_atomically
+from gmvae_nb.nb_heads import NBHeads
 from tqdm import tqdm
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,14 +52,12 @@ def products(h, heads, dtype):
 def likelihood(h, heads, y, tile=None, **options):
     "One step through `log_prob`: a function to call."
     rows = h.shape[0] * h.shape[1]
-    width = (
-        mock.patch.multiple(nb_likelihood, TILE_ENTRIES=tile * rows, TILE_GENES=1)
-        if tile
-        else nullcontext()
-    )
+    tile_width = nullcontext()
+    if tile:
+        tile_width = mock.patch.multiple(nb_heads, TILE_ENTRIES=tile * rows, TILE_GENES=1)
 
     def step():
-        with width:
+        with tile_width:
             heads.log_prob(h, y, reduction="mean", **options).backward()
         heads.zero_grad()
         h.grad = None
@@ -66,17 +66,12 @@ def likelihood(h, heads, y, tile=None, **options):
 
 
 def as_written(h, heads, y):
-    "One step with the log-pmf as a textbook has it, in single precision and autograd's hands: a function to call."
+    "One step with the textbook's log-pmf, in single precision and by autograd: a function to call."
 
     def step():
         r, l = heads(h)
-        terms = (
-            torch.lgamma(y + r)
-            - torch.lgamma(r)
-            - torch.lgamma(y + 1)
-            - r * F.softplus(l)
-            + y * F.logsigmoid(l)
-        )
+        log_coef = torch.lgamma(y + r) - torch.lgamma(r) - torch.lgamma(y + 1)
+        terms = log_coef - r * F.softplus(l) + y * F.logsigmoid(l)
         terms.sum(-1).mean().backward()
         heads.zero_grad()
         h.grad = None
@@ -90,33 +85,33 @@ def contenders(a: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     heads = NBHeads(a.H, a.G).to(a.device)
     h = torch.randn(a.M, a.N, a.H, device=a.device, requires_grad=True)
-    y = ((1 + torch.poisson(torch.full((a.N, a.G), 1.0))) * (torch.rand(a.N, a.G) < a.nonzero)).to(
-        a.device
-    )
+    y = 1 + torch.poisson(torch.full((a.N, a.G), 1.0))
+    y = (y * (torch.rand(a.N, a.G) < a.nonzero)).to(a.device)
     csr = y.to_sparse_csr()
-    steps = {f"six products, {name}": products(h, heads, dtype) for name, dtype in TYPES.items()}
+    steps = {}
+    for name, dtype in TYPES.items():
+        steps[f"six products, {name}"] = products(h, heads, dtype)
     if a.tiles:
-        return steps | {
-            f"fused {name}, tile {tile}": likelihood(h, heads, csr, tile, impl="fused", dtype=dtype)
-            for name, dtype in TYPES.items()
-            for tile in a.tiles
-        }
-    steps |= {"as written, fp32": as_written(h, heads, y)}
-    steps |= {impl: likelihood(h, heads, y, impl=impl) for impl in ("dense", "sparse")}
-    steps |= {
-        f"fused {name}": likelihood(h, heads, csr, impl="fused", dtype=dtype)
-        for name, dtype in TYPES.items()
-    }
-    return steps | {
-        f"fused {name}, one draw per tile": likelihood(
-            h, heads, csr, impl="fused", dtype=dtype, M_heads=1
-        )
-        for name, dtype in TYPES.items()
-    }
+        for name, dtype in TYPES.items():
+            fused = dict(impl="fused", dtype=dtype)
+            for tile in a.tiles:
+                steps[f"fused {name}, tile {tile}"] = likelihood(h, heads, csr, tile, **fused)
+        return steps
+    steps["as written, fp32"] = as_written(h, heads, y)
+    for impl in ("dense", "sparse"):
+        steps[impl] = likelihood(h, heads, y, impl=impl)
+    for suffix, options in (("", {}), (", one draw per tile", dict(M_heads=1))):
+        for name, dtype in TYPES.items():
+            fused = dict(impl="fused", dtype=dtype, **options)
+            steps[f"fused {name}{suffix}"] = likelihood(h, heads, csr, **fused)
+    return steps
 
 
 def peak_mb(a: argparse.Namespace, name: str) -> float:
-    "Most memory beyond weights, hidden layer and counts in one step, in a process of its own; nan where not known."
+    """Most memory beyond weights, hidden layer and counts in one step, in a process of its own.
+
+    nan where not known.
+    """
     small = argparse.Namespace(**{**vars(a), "N": 8, "M": 1, "G": 64})
     contenders(small)[name]()  # loads what a first step loads
     step = contenders(a)[name]
@@ -148,57 +143,54 @@ def measure(step, device: str) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-def main():
+def arguments() -> argparse.Namespace:
+    "The command line."
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default, what in (
-        ("N", 128, "cells"),
-        ("M", 10, "draws"),
-        ("H", 300, "hidden width"),
-        ("G", 13431, "genes"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
-    parser.add_argument(
-        "--nonzero", type=float, default=0.09, help="share of counts that are not zero (0.09)"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--without", nargs="*", default=[], help="contenders to leave out, say dense, which is slow"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--tiles", type=int, nargs="*", help="compare tile widths (genes) of the fused form instead"
-    )
-    parser.add_argument("--csv", help="also write the table to this file")
-    a = parser.parse_args()
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        small = contenders(argparse.Namespace(**{**vars(a), "N": 2, "G": 2}))
-        names = (
-            []
-            if a.tiles
-            else [name for name in small if "products" not in name and name not in a.without]
-        )
-        peaks = dict(zip(names, pool.map(peak_mb, [a] * len(names), names)))
+    add = parser.add_argument
+    add("--N", type=int, default=128, help="cells (%(default)s)")
+    add("--M", type=int, default=10, help="draws (%(default)s)")
+    add("--H", type=int, default=300, help="hidden width (%(default)s)")
+    add("--G", type=int, default=13431, help="genes (%(default)s)")
+    add("--nonzero", type=float, default=0.09, help="share of counts not zero (%(default)s)")
+    add("--repeats", type=int, default=5)
+    add("--without", nargs="*", default=[], help="contenders to leave out: dense is slow")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--device", default="cpu")
+    add("--tiles", type=int, nargs="*", help="compare tile widths (genes) of the fused form")
+    add("--csv", help="also write the table to this file")
+    return parser.parse_args()
+
+
+def peaks_mb(a: argparse.Namespace) -> dict[str, float]:
+    "Peak memory of each contender, one process after the other."
+    small = contenders(argparse.Namespace(**{**vars(a), "N": 2, "G": 2}))
+    names = [name for name in small if "products" not in name and name not in a.without]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        return dict(zip(names, pool.map(peak_mb, [a] * len(names), names)))
+
+
+def in_turns(a: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    "Seconds of each contender, one row for each round."
     steps = {name: step for name, step in contenders(a).items() if name not in a.without}
     rows = {name: [] for name in steps}
     for repeat in tqdm(range(a.repeats + 1), unit="round", disable=None):
         for name, step in steps.items():
-            found = measure(step, a.device)
+            seconds = measure(step, a.device)
             if repeat:
-                rows[name].append(found)  # the first round warms up
+                rows[name].append(seconds)  # the first round warms up
+    return {name: pd.DataFrame(seconds) for name, seconds in rows.items()}
 
+
+def summary(rounds: dict[str, pd.DataFrame], peaks: dict[str, float]) -> pd.DataFrame:
+    "Medians, ranges, and ratios within the run."
     table = pd.DataFrame()
-    for name, found in rows.items():
-        found = pd.DataFrame(found)
-        table.loc[name, "wall s"], table.loc[name, "min"], table.loc[name, "max"] = found.wall.agg(
-            ["median", "min", "max"]
-        )
-        table.loc[name, "cpu s"] = found.cpu.median()
-        table.loc[name, "cpu min"], table.loc[name, "cpu max"] = found.cpu.min(), found.cpu.max()
+    for name, seconds in rounds.items():
+        wall, cpu = seconds.wall, seconds.cpu
+        table.loc[name, ["wall s", "min", "max"]] = wall.median(), wall.min(), wall.max()
+        table.loc[name, ["cpu s", "cpu min", "cpu max"]] = cpu.median(), cpu.min(), cpu.max()
     if peaks:
         table["peak MB"] = pd.Series(peaks).round()
     own = [f"six products, {'bf16' if 'bf16' in name else 'fp32'}" for name in table.index]
@@ -207,9 +199,17 @@ def main():
         table[f"/products {clock}"] = seconds.to_numpy() / seconds[own].to_numpy()
         if "dense" in table.index:
             table[f"dense/ {clock}"] = seconds["dense"] / seconds
+    return table
+
+
+def main():
+    a = arguments()
+    peaks = {} if a.tiles else peaks_mb(a)
+    table = summary(in_turns(a), peaks)
     print(
-        f"N = {a.N}, M = {a.M}, H = {a.H}, G = {a.G}, {a.nonzero:.0%} of the counts not zero, {a.device}, "
-        f"{a.threads} threads, median of {a.repeats}, load of the machine {os.getloadavg()[0]:.1f}"
+        f"N = {a.N}, M = {a.M}, H = {a.H}, G = {a.G}, {a.nonzero:.0%} of the counts not zero, "
+        f"{a.device}, {a.threads} threads, median of {a.repeats}, "
+        f"load of the machine {os.getloadavg()[0]:.1f}"
     )
     print(table.to_string(float_format=lambda v: f"{v:.3g}"))
     if a.csv:

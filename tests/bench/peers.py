@@ -34,10 +34,11 @@ import anndata
 import numpy as np
 import pandas as pd
 from cost import Cost
-from gmvae_nb.data import get_counts, write_atomically
+from gmvae_nb.data import get_counts
+from gmvae_nb.files import write_atomically
 from gmvae_nb.metrics import evaluate
+from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.runs import read_input, train_run
-from gmvae_nb.train import PRESETS, Preset, get_preset
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent

@@ -1,16 +1,22 @@
-"""One process that trains scvi-tools' SCVI; run by the peers' own environment (`make peers-env`), which needs nothing of ours.
+"""One process that trains scvi-tools' SCVI.
 
-    .venv-peers/bin/python tests/bench/scvi_worker.py cells.h5ad --batch_key batch --n_latent 30 --n_layers 2 --gene_likelihood nb \
+Run by the peers' own environment (`make peers-env`), which needs nothing of ours:
+
+    .venv-peers/bin/python tests/bench/scvi_worker.py cells.h5ad --batch_key batch \
+        --n_latent 30 --n_layers 2 --gene_likelihood nb \
         --max_epochs 100 --n_epochs_kl_warmup 20 --seed 0 --out scvi.npz
     .venv-peers/bin/python tests/bench/scvi_worker.py cells.h5ad --time-only
 
-The first form writes `latent` (n, n_latent; the posterior means of all cells) and `seconds` (one number per epoch; loading, set-up and
-imports are not in it) to the npz, and prints one line of JSON: settings, seconds in all and per epoch (median), cells per second, peak memory.
-The second takes turns with other contenders: it trains an epoch to warm up, prints `{"ready": true, ...}`, and then for every line
-that it reads on stdin trains one more epoch and prints its line of JSON; the end of stdin, or "stop", ends it.
+The first form writes `latent` (n, n_latent; the posterior means of all cells) and `seconds` (one
+number per epoch; loading, set-up and imports are not in it) to the npz, and prints one line of
+JSON: settings, seconds in all and per epoch (median), cells per second, peak memory.
+The second takes turns with other contenders: it trains an epoch to warm up, prints
+`{"ready": true, ...}`, and then for every line that it reads on stdin trains one more epoch and
+prints its line of JSON; the end of stdin, or "stop", ends it.
 
-An option that is not given is left to scvi-tools. Also left: the data loader (the matrix stays sparse in memory, each mini-batch is made dense by
-the main process: load_sparse_tensor=False, no workers), Adam at 1e-3, fp32. All cells are trained on: no epoch is spent on validation.
+An option that is not given is left to scvi-tools. Also left: the data loader (the matrix stays
+sparse in memory, each mini-batch is made dense by the main process: load_sparse_tensor=False, no
+workers), Adam at 1e-3, fp32. All cells are trained on: no epoch is spent on validation.
 """
 
 import argparse
@@ -21,7 +27,8 @@ import sys
 import time
 import warnings
 
-# OpenMP threads that spin while they wait ruin a shared machine; the same for every contender, before torch is imported
+# OpenMP threads that spin while they wait ruin a shared machine.
+# The same for every contender, and before torch is imported.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -78,17 +85,14 @@ def main():
     scvi.settings.seed = args.seed
     scvi.settings.verbosity = 30  # warnings only
     adata = anndata.read_h5ad(args.file)
-    adata = anndata.AnnData(
-        adata.X if args.layer is None else adata.layers[args.layer],
-        obs=adata.obs,
-        var=adata.var[[]],
-    )
+    counts = adata.X if args.layer is None else adata.layers[args.layer]
+    adata = anndata.AnnData(counts, obs=adata.obs, var=adata.var[[]])
     scvi.model.SCVI.setup_anndata(adata, batch_key=args.batch_key or None)
     given = {k: getattr(args, k) for k in MODEL if getattr(args, k) is not None}
     model = scvi.model.SCVI(adata, **given)
     cost, seconds = Cost(), []
 
-    def say(**values):
+    def print_json(**values):
         print(json.dumps(values), flush=True)
 
     class Clock(Callback):
@@ -109,12 +113,14 @@ def main():
                 "cells_per_second": adata.n_obs / seconds[-1],
                 "peak_gb": cost.peak.gb,
             }
-            say(**found, ready=True) if len(seconds) == 1 else say(**found)
+            if len(seconds) == 1:
+                found["ready"] = True
+            print_json(**found)
             trainer.should_stop = sys.stdin.readline() in ("", "stop\n")
 
-    warmup = (
-        {} if args.n_epochs_kl_warmup is None else {"n_epochs_kl_warmup": args.n_epochs_kl_warmup}
-    )
+    warmup = {}
+    if args.n_epochs_kl_warmup is not None:
+        warmup["n_epochs_kl_warmup"] = args.n_epochs_kl_warmup
     with cost, tqdm(desc="SCVI", unit="epoch", disable=args.time_only) as bar:
         model.train(
             max_epochs=10**6 if args.time_only else args.max_epochs,
@@ -134,7 +140,7 @@ def main():
         seconds=np.array(seconds),
     )
     per_epoch = float(np.median(seconds))
-    say(
+    print_json(
         scvi=scvi.__version__,
         cells=adata.n_obs,
         genes=adata.n_vars,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from gmvae_nb.network import get_preset
 from gmvae_nb.results import read_run
 from gmvae_nb.runs import read_input, train_run
-from gmvae_nb.train import get_preset
 from peers import write_rows
 from tqdm import tqdm
 

@@ -1,19 +1,22 @@
-"""Seconds and peak memory of training, form by form, against the plain form and scvi-tools' SCVI, all in turns.
+"""Seconds and peak memory of training, form by form, against the plain form and SCVI, in turns.
 
-    python tests/bench/training.py --csv nbs/training.csv            # forms and SCVI on ../shared/data/vangalen_bm_full.h5ad,
-                                                                     # or on simulated counts of the seed's size without it
+    python tests/bench/training.py --csv nbs/training.csv            # the forms and SCVI
     python tests/bench/training.py --simulate 2048 13431             # the seed's genes
-    python tests/bench/training.py --scaling --csv nbs/scaling.csv   # how the cost of a cell grows with N, G, M and K
-    python tests/bench/training.py --disk 500000 13431               # a file that stays on disk, against the same counts in memory
+    python tests/bench/training.py --scaling --csv nbs/scaling.csv   # cost of a cell by N, G, M, K
+    python tests/bench/training.py --disk 500000 13431               # a file on disk, and memory
 
-Every contender is a process of its own; in each round each of them trains for some mini-batches while the others wait. The preset is `blog`
-with K = 20. Contenders:
-- plain: the model as one writes it down in PyTorch: dense float32 counts, the textbook's log-pmf at every entry and draw, autograd, ordinary Adam
-- sparse, fused fp32, fused bf16: the same estimator (all M draws for all genes and M of w) by the library's means
+The first reads ../shared/data/vangalen_bm_full.h5ad, or simulates counts of the seed's size where
+that is missing. Every contender is a process of its own; in each round each of them trains for
+some mini-batches while the others wait. The preset is `blog` with K = 20. Contenders:
+- plain: the model as one writes it down in PyTorch: dense float32 counts, the textbook's log-pmf
+  at every entry and draw, autograd, ordinary Adam
+- sparse, fused fp32, fused bf16: the same estimator (all M draws for all genes and M of w) by the
+  library's means
 - default: the preset as it is, M = 10; default M = 1: the same with one draw
-- SCVI: 80 latent dimensions, 2 layers of 300, NB, gene-cell dispersion (`make peers-env`); left out where its environment is missing
-Beside them the rate of the machine's matrix products in the same rounds. Wall seconds are what one waits for; CPU seconds (all threads) move less when
-other programs use the machine.
+- SCVI: scvi-tools' with 80 latent dimensions, 2 layers of 300, NB, gene-cell dispersion
+  (`make peers-env`); left out where its environment is missing
+Beside them the rate of the machine's matrix products in the same rounds. Wall seconds are what one
+waits for; CPU seconds (all threads) move less when other programs use the machine.
 """
 
 import argparse
@@ -26,9 +29,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault(
-    "KMP_BLOCKTIME", "0"
-)  # threads that wait sleep: before torch is imported, for every contender alike
+# threads that wait sleep: before torch is imported, for every contender alike
+os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import anndata as ad
@@ -39,8 +41,10 @@ import torch
 import torch.nn.functional as F
 from cost import Cost
 from evaluation import current_gb
-from gmvae_nb.data import CountsOnDisk, minibatches, to_torch, write_atomically
-from gmvae_nb.train import GMVAE, PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from gmvae_nb.data import minibatches
+from gmvae_nb.files import write_atomically
+from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from gmvae_nb.train import GMVAE
 from scipy import sparse
 from tqdm import tqdm
 
@@ -56,39 +60,26 @@ FORMS = {
     "default": {},
     "default M = 1": dict(M=1),
 }
-STEPS = {
-    "plain": 1,
-    "sparse": 2,
-    "fused fp32": 3,
-    "fused bf16": 5,
-}  # mini-batches of a turn; the others 20
+# mini-batches of a turn; the others 20
+STEPS = {"plain": 1, "sparse": 2, "fused fp32": 3, "fused bf16": 5}
 
 
 class Plain(GMVAENetwork):
     "The network as one writes it down first."
 
     def encode(self, y, b):
-        h = (y.to_dense() - self.y_mean) / self.y_std @ self.encoder[0].weight + self.encoder[
-            0
-        ].bias
-        for layer in list(self.encoder)[1:]:
+        first, *layers = self.encoder
+        h = (y.to_dense() - self.y_mean) / self.y_std @ first.weight + first.bias
+        for layer in layers:
             h = layer(h)
         return Posterior(*self.q_x(h), *self.q_w(h))
 
     def log_likelihood(self, y, b, x, reduction="none"):
         r, l = self.heads(self.decode(x, b))
         y = y.to_dense()
-        return (
-            (
-                torch.lgamma(y + r)
-                - torch.lgamma(r)
-                - torch.lgamma(y + 1)
-                - r * F.softplus(l)
-                + y * F.logsigmoid(l)
-            )
-            .sum(-1)
-            .mean()
-        )
+        log_coef = torch.lgamma(y + r) - torch.lgamma(r) - torch.lgamma(y + 1)
+        log_p = log_coef - r * F.softplus(l) + y * F.logsigmoid(l)
+        return log_p.sum(-1).mean()
 
 
 class Sparse(GMVAENetwork):
@@ -104,36 +95,30 @@ def simulate(n: int, G: int, seed: int = 0, block: int = 4096):
     rate = np.minimum(rng.gamma(0.28, 0.52, G), 30)
     for start in range(0, n, block):
         m = min(block, n - start)
-        pool = sparse.csr_matrix(
-            rng.poisson(rate * rng.gamma(4, 0.25, (min(m, 512), 1))).astype(np.float32)
-        )
-        y = pool[
-            np.arange(m) % pool.shape[0]
-        ]  # the same few hundred cells again: only their number matters here
-        if not start:
-            y += sparse.csr_matrix(
-                (np.ones(G, np.float32), (np.arange(G) % m, np.arange(G))), shape=y.shape
-            )  # no gene is empty
+        few = rng.poisson(rate * rng.gamma(4, 0.25, (min(m, 512), 1)))
+        pool = sparse.csr_matrix(few.astype(np.float32))
+        # the same few hundred cells again: only their number matters here
+        y = pool[np.arange(m) % pool.shape[0]]
+        if not start:  # no gene is empty
+            places = np.arange(G) % m, np.arange(G)
+            y += sparse.csr_matrix((np.ones(G, np.float32), places), shape=y.shape)
         yield y
 
 
 def write_h5ad(path: Path, n: int, G: int) -> None:
     "A simulated h5ad of any size, written block by block."
-    obs = pd.DataFrame(
-        {"batch": pd.Categorical.from_codes(np.arange(n) * 13 // n, [f"b{i}" for i in range(13)])},
-        index=np.arange(n).astype(str),
-    )
-    ad.AnnData(obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(G)])).write_h5ad(path)
+    batch = pd.Categorical.from_codes(np.arange(n) * 13 // n, [f"b{i}" for i in range(13)])
+    obs = pd.DataFrame({"batch": batch}, index=np.arange(n).astype(str))
+    var = pd.DataFrame(index=[f"g{i}" for i in range(G)])
+    ad.AnnData(obs=obs, var=var).write_h5ad(path)
     with h5py.File(path, "r+") as f:
         f.pop("X", None)
         x = f.create_group("X")
-        x.attrs.update(
-            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n, G]}
-        )
-        data, indices = (
-            x.create_dataset(k, (0,), d, maxshape=(None,), chunks=(2**17,))
-            for k, d in (("data", "f4"), ("indices", "i4"))
-        )
+        encoding = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+        x.attrs.update(encoding | {"shape": [n, G]})
+        growing = dict(maxshape=(None,), chunks=(2**17,))
+        data = x.create_dataset("data", (0,), "f4", **growing)
+        indices = x.create_dataset("indices", (0,), "i4", **growing)
         starts = [0]
         for y in tqdm(simulate(n, G), total=-(-n // 4096), desc=path.name):
             for stored, part in ((data, y.data), (indices, y.indices)):
@@ -143,7 +128,7 @@ def write_h5ad(path: Path, n: int, G: int) -> None:
         x["indptr"] = np.array(starts, dtype=np.int64)
 
 
-# --- a contender's process -------------------------------------------------------------------------------------------
+# --- a contender's process -----------------------------------------------------------------------
 
 
 def worker(a) -> None:
@@ -169,14 +154,8 @@ def worker(a) -> None:
     def endless():
         epoch = 0
         while True:
-            yield from minibatches(
-                model.counts,
-                model.batch,
-                model.train_idx,
-                a.N,
-                rng=np.random.default_rng(epoch),
-                drop_last=True,
-            )
+            options = dict(rng=np.random.default_rng(epoch), drop_last=True)
+            yield from minibatches(model.counts, model.batch, model.train_idx, a.N, **options)
             epoch += 1
 
     def step(y, b):  # as GMVAE._train_epoch has it
@@ -227,27 +206,22 @@ class Turn:
             pass
 
 
+def words(options: dict) -> list[str]:
+    "--name value, for each option."
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
 def ours(
     a, contender: str, data: Path, K: int = 20, N: int = 128, steps: int | None = None, **settings
 ) -> Turn:
     "A contender among our forms."
     backed = settings.pop("backed", False)
-    words = dict(
-        contender=contender,
-        data=data,
-        K=K,
-        N=N,
-        steps=steps or STEPS.get(contender, 20),
-        threads=a.threads,
-        settings=json.dumps(settings),
-    )
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        *(w for k, v in words.items() for w in (f"--{k}", str(v))),
-        *["--backed"] * backed,
-    ]
+    options = dict(contender=contender, data=data, K=K, N=N, threads=a.threads)
+    options["steps"] = steps or STEPS.get(contender, 20)
+    options["settings"] = json.dumps(settings)
+    command = [sys.executable, __file__, "--worker", *words(options)]
+    if backed:
+        command.append("--backed")
     return Turn(command)
 
 
@@ -263,15 +237,8 @@ def scvi(a, data: Path) -> Turn:
     )
     if a.threads:
         options["threads"] = a.threads
-    return Turn(
-        [
-            str(SCVI),
-            str(HERE / "scvi_worker.py"),
-            str(data),
-            "--time-only",
-            *(w for k, v in options.items() for w in (f"--{k}", str(v))),
-        ]
-    )
+    worker = str(HERE / "scvi_worker.py")
+    return Turn([str(SCVI), worker, str(data), "--time-only", *words(options)])
 
 
 def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 8192) -> float:
@@ -285,27 +252,20 @@ def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 81
 
 
 def rounds(a, turns: dict[str, Turn], **about) -> pd.DataFrame:
-    "Everyone's turn, `repeats` times; the order changes from round to round. The csv, if wanted, is written after every round."
+    """Everyone's turn, `repeats` times; the order changes from round to round.
+
+    The csv, if wanted, is written after every round.
+    """
     rng, rows = np.random.default_rng(0), []
     for repeat in tqdm(range(a.repeats), unit="round", disable=None):
-        rates = {
-            f"products_{name}": product_rate(dtype)
-            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
-        }
+        rates = {"products_fp32": product_rate(torch.float32)}
+        rates["products_bf16"] = product_rate(torch.bfloat16)
         for name in rng.permutation(list(turns)):
             found = turns[name]()
             if "cells_per_second" in found:
                 found["cells"] = found["cells_per_second"] * found["seconds"]  # SCVI: an epoch
-            rows.append(
-                {
-                    "contender": name,
-                    "repeat": repeat,
-                    "load": os.getloadavg()[0],
-                    **rates,
-                    **found,
-                    **about,
-                }
-            )
+            place = {"contender": name, "repeat": repeat, "load": os.getloadavg()[0]}
+            rows.append({**place, **rates, **found, **about})
         if a.csv and about:
             keep(a, pd.DataFrame(rows))
     for turn in turns.values():
@@ -349,12 +309,13 @@ def forms(a, folder: Path) -> None:
 def scaling(a, folder: Path) -> None:
     "One factor at a time around N = 128, G = 4,000, M = 10, K = 20."
     base, parts = dict(N=128, G=4000, M=10, K=20), []
-    for factor, values in dict(
+    grid = dict(
         N=(64, 128, 256, 512),
         G=(2000, 4000, 8000, 16000),
         M=(1, 2, 10, 20, 40),
         K=(1, 10, 20, 50, 100),
-    ).items():
+    )
+    for factor, values in grid.items():
         turns = {}
         for value in values:
             size = base | {factor: value}
@@ -377,11 +338,11 @@ def disk(a, folder: Path) -> None:
         "on disk": ours(a, "default", file, steps=64, backed=True),
         "in memory": ours(a, "default", few, steps=64),
     }
-    ready = {name: turn.ready["gb"] for name, turn in turns.items()}
+    ready = ", ".join(f"{name} {turn.ready['gb']:.2f} GB" for name, turn in turns.items())
     found = rounds(a, turns, n_cells=n, G=G)
     print(
-        f"{n:,} cells x {G:,} genes on disk ({file.stat().st_size / 1e9:.1f} GB) against 16,384 of such cells in memory; once set up: "
-        + ", ".join(f"{k} {v:.2f} GB" for k, v in ready.items())
+        f"{n:,} cells x {G:,} genes on disk ({file.stat().st_size / 1e9:.1f} GB) "
+        f"against 16,384 of such cells in memory; once set up: {ready}"
     )
     print(table(found, n, list(turns)).to_string(float_format=lambda v: f"{v:.3g}"))
 
@@ -401,8 +362,9 @@ def header(a, data: Path, found: pd.DataFrame) -> str:
     n, G = ad.read_h5ad(data, backed="r").shape
     rates = ", ".join(f"{k} {found[f'products_{k}'].median():.0f}" for k in ("fp32", "bf16"))
     return (
-        f"{data.name}: {n:,} cells x {G:,} genes, {a.threads or torch.get_num_threads()} threads, median of {a.repeats}, "
-        f"load {found['load'].median():.1f}, products of the heads' shape in GFLOP/s: {rates}"
+        f"{data.name}: {n:,} cells x {G:,} genes, {a.threads or torch.get_num_threads()} threads, "
+        f"median of {a.repeats}, load {found['load'].median():.1f}, "
+        f"products of the heads' shape in GFLOP/s: {rates}"
     )
 
 
@@ -423,21 +385,17 @@ def main():
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: torch's own choice")
     parser.add_argument("--csv", help="write one row for each turn to this file")
-    for name, kind in (
-        ("contender", str),
-        ("K", int),
-        ("N", int),
-        ("steps", int),
-        ("settings", str),
-    ):
+    worker_options = dict(contender=str, K=int, N=int, steps=int, settings=str)
+    for name, kind in worker_options.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--backed", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
         return worker(a)
+    measured = disk if a.disk else scaling if a.scaling else forms
     with tempfile.TemporaryDirectory() as folder:
-        (disk if a.disk else scaling if a.scaling else forms)(a, Path(folder))
+        measured(a, Path(folder))
 
 
 if __name__ == "__main__":

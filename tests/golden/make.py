@@ -1,4 +1,7 @@
-"""Writes the golden model of the current format: python tests/golden/make.py. Once written it stays as it is: see tests/test_promises.py."""
+"""Writes the golden model of the current format: python tests/golden/make.py.
+
+Once written it stays as it is: see tests/test_promises.py.
+"""
 
 import sys
 from dataclasses import replace
@@ -7,7 +10,9 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from gmvae_nb.train import FORMAT, GMVAE, PRESETS
+from gmvae_nb.model_folder import FORMAT
+from gmvae_nb.network import PRESETS
+from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 HERE = Path(__file__).parent
@@ -37,9 +42,8 @@ def write_counts() -> None:
     rng = np.random.default_rng(0)
     rates = rng.gamma(1.0, 3.0, (3, 12))
     y = rng.poisson(rates[np.arange(60) % 3]) + (np.arange(12) == 0)
-    table = pd.DataFrame(
-        y, index=[f"cell{i}" for i in range(60)], columns=[f"gene{g}" for g in range(12)]
-    )
+    names, genes = [f"cell{i}" for i in range(60)], [f"gene{g}" for g in range(12)]
+    table = pd.DataFrame(y, index=names, columns=genes)
     table["batch"] = np.arange(60) // 3 % 2
     table.to_csv(HERE / "counts.csv")
 
@@ -52,6 +56,6 @@ if __name__ == "__main__":
         write_counts()
     model = GMVAE(cells(), K=4, batch_key="batch", preset=SMALL).train(8, progress=False)
     model.save(folder)
-    pd.DataFrame(model.get_latent_representation().astype(float), index=cells().obs_names).to_csv(
-        folder / "embedding.csv", float_format="%.9g"
-    )
+    x = model.get_latent_representation().astype(float)
+    table = pd.DataFrame(x, index=cells().obs_names)
+    table.to_csv(folder / "embedding.csv", float_format="%.9g")

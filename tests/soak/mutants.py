@@ -1,479 +1,615 @@
-"""Takes each protection out of a copy of the package, in turn, and sees its test fail: python tests/soak/mutants.py."""
+"""Takes each protection out of a copy of the package, in turn, and sees its test fail.
+
+    python tests/soak/mutants.py [WORD ...]    all, or those that have one of the words in a name
+    python tests/soak/mutants.py --check       only look whether each still fits the code
+
+A mutant names a piece of code that stands once in the package, in whatever module, and what takes
+its place; blanks, line ends and commas before a closing bracket do not count.
+"""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA, TRAIN, CHECK, VERIFY, RUNS = (
-    "gmvae_nb/data.py",
-    "gmvae_nb/train.py",
-    "gmvae_nb/h5check.py",
-    "gmvae_nb/verify.py",
-    "gmvae_nb/runs.py",
-)
-BAD, PROMISES, RAY = "tests/test_bad_input.py", "tests/test_promises.py", "tests/test_ray.py"
+BAD = "tests/test_bad_input.py"
+MUTATIONS = "tests/test_mutations.py"
+PROMISES = "tests/test_promises.py"
+RAY = "tests/test_ray.py"
 
-# what is removed, in which file, the text, what takes its place, and the test that must fail
+
+class Mutant(NamedTuple):
+    what: str  # is removed or changed
+    old: str  # code
+    new: str  # code in its place
+    test: str  # the file with the test that must fail ...
+    chosen: str  # ... and which of its tests, as pytest -k takes it
+
+
 MUTANTS = [
-    (
+    Mutant(
         "files written in place",
-        DATA,
-        "        write(tmp)\n",
-        "        write(path); shutil_copy(path, tmp)\n",
+        "write(tmp)",
+        "write(path)\n__import__('shutil').copy(path, tmp)",
         PROMISES,
         "random_moments or full_disk",
     ),
-    (
+    Mutant(
         "file not flushed",
-        DATA,
-        '        with open(tmp, "rb+") as f: os.fsync(f.fileno())\n',
-        "",
+        'with open(tmp, "rb+") as f: os.fsync(f.fileno())',
+        "pass",
         PROMISES,
         "flushed_then_renamed",
     ),
-    (
+    Mutant(
         "folder not flushed",
-        DATA,
-        "        _sync_folder(path.parent)\n",
-        "",
+        "_sync_folder(path.parent)",
+        "pass",
         PROMISES,
         "flushed_then_renamed",
     ),
-    (
+    Mutant(
         "temporary file elsewhere",
-        DATA,
-        "    tmp = path.with_name(",
-        "    tmp = Path('/dev/shm').joinpath(",
+        "tmp = path.with_name(",
+        "tmp = Path('/dev/shm').joinpath(",
         PROMISES,
         "flushed_then_renamed",
     ),
-    (
+    Mutant(
         "no sentence for a full disk",
-        DATA,
-        "e.filename not in ours: raise",
-        "True: raise",
+        "e.filename not in ours:",
+        "True:",
         PROMISES,
         "full_disk or may_not_grow or read_only",
     ),
-    (
+    Mutant(
         "left-over deleted without care",
-        DATA,
-        "        with contextlib.suppress(OSError): tmp.unlink()",
-        "        tmp.unlink()",
+        "with contextlib.suppress(OSError): tmp.unlink()",
+        "tmp.unlink()",
         PROMISES,
         "read_only",
     ),
-    (
+    Mutant(
         "a file written without ceremony",
-        RUNS,
-        "    write_atomically(path, lambda tmp: tmp.write_text(",
-        "    (lambda f: f(path))(lambda tmp: tmp.write_text(",
+        "write_atomically(path, lambda tmp: tmp.write_text(json.dumps(content",
+        "(lambda f: f(path))(lambda tmp: tmp.write_text(json.dumps(content",
         PROMISES,
         "everything_is_written",
     ),
-    (
+    Mutant(
         "checksums not compared",
-        VERIFY,
-        " and sha256_of(folder / name) == expected",
+        "and sha256_of(folder / name) == expected",
         "",
         PROMISES,
         "verify_names",
     ),
-    (
+    Mutant(
         "checksums of files outside",
-        VERIFY,
         "or Path(name).name != name]",
         "or False]",
         PROMISES,
         "file_outside",
     ),
-    (
+    Mutant(
         "the model's checksum not compared",
-        TRAIN,
-        "if version > 1 and model_digest(config, rows, state)",
-        "if False and model_digest(config, rows, state)",
+        "version > 1 and model_digest(config, rows, state)",
+        "False and model_digest(config, rows, state)",
         PROMISES,
         "nothing_runs",
     ),
-    (
+    Mutant(
         "settings and shapes not checked",
-        TRAIN,
-        "                check_model(config, rows, state)\n",
-        "",
+        "check_model(config, rows, state)",
+        "pass",
         PROMISES,
         "nothing_runs",
     ),
-    (
+    Mutant(
         "weights may be NaN when read",
-        TRAIN,
-        '    if bad := not_finite(state):\n        raise ValueError(f"{bad} is not finite")\n',
-        "",
+        'if bad := not_finite(state):\n    raise ValueError(f"{bad} is not finite")',
+        "pass",
         PROMISES,
         "nothing_runs",
     ),
-    (
+    Mutant(
         "a fallback to pickle",
-        TRAIN,
-        "    except (SafetensorError, KeyError,",
-        "    except SafetensorError:\n        import pickle\n        return pickle.loads(path.read_bytes())\n    except (KeyError,",
+        "except (SafetensorError, KeyError,",
+        (
+            "except SafetensorError:\n"
+            "    import pickle\n"
+            "    return pickle.loads(path.read_bytes())\n"
+            "except (KeyError,"
+        ),
         PROMISES,
         "nothing_runs",
     ),
-    (
+    Mutant(
         "a fallback to torch.load",
-        TRAIN,
-        "    except (SafetensorError, KeyError,",
-        "    except SafetensorError:\n        return torch.load(path, weights_only=False)\n    except (KeyError,",
+        "except (SafetensorError, KeyError,",
+        (
+            "except SafetensorError:\n"
+            "    return torch.load(path, weights_only=False)\n"
+            "except (KeyError,"
+        ),
         PROMISES,
         "nothing_runs",
     ),
-    (
+    Mutant(
         "format 1 no longer read",
-        TRAIN,
         "version in (1, FORMAT)",
         "version in (FORMAT,)",
         PROMISES,
         "golden_models",
     ),
-    (
+    Mutant(
         "the encoder's input changed",
-        TRAIN,
-        "values = 1e4 * values",
-        "values = 1.0001e4 * values",
+        "1e4 * values",
+        "1.0001e4 * values",
         PROMISES,
         "golden_models",
     ),
-    (
+    Mutant(
         "any format read",
-        TRAIN,
         "if known := version in (1, FORMAT):",
         "if known := True:",
         PROMISES,
         "newer_format",
     ),
-    (
+    Mutant(
         "NaN found at the end of an epoch",
-        TRAIN,
-        "    if not_finite(dict(self.network.named_parameters())):",
-        "    if False:",
+        "if not_finite(dict(self.network.named_parameters())):",
+        "if False:",
         PROMISES,
         "a_nan_stops and 47",
     ),
-    (
+    Mutant(
         "the loss not looked at",
-        TRAIN,
-        "            if not loss.isfinite():",
-        "            if False:",
+        "if not loss.isfinite():",
+        "if False:",
         PROMISES,
         "a_nan_stops or exits_with_code",
     ),
-    (
+    Mutant(
         "not put back after a NaN",
-        TRAIN,
-        "            except (KeyboardInterrupt, FloatingPointError) as stop:",
-        "            except KeyboardInterrupt as stop:",
+        "except (KeyboardInterrupt, FloatingPointError) as stop:",
+        "except KeyboardInterrupt as stop:",
         PROMISES,
         "a_nan_stops",
     ),
-    (
+    Mutant(
         "the cause not looked for",
-        TRAIN,
-        "    for start, part in _parts(self.counts):  # all of them",
-        "    return ''\n    for start, part in _parts(self.counts):  # all of them",
+        "for start, part in _parts(self.counts):  # all of them",
+        "return ''\nfor start, part in _parts(self.counts):  # all of them",
         PROMISES,
         "a_nan_stops or turned_bad",
     ),
-    (
+    Mutant(
         "NaN written",
-        TRAIN,
-        "    if bad := not_finite(state):\n        raise FloatingPointError(",
-        "    if False:\n        raise FloatingPointError(",
+        "if bad := not_finite(state):\n    raise FloatingPointError(",
+        "if False:\n    raise FloatingPointError(",
         PROMISES,
         "never_written",
     ),
-    (
+    Mutant(
         "random numbers of an epoch from the clock",
-        TRAIN,
-        "    with seeded(self.seed, epoch) as rng:",
-        "    with seeded(time.perf_counter_ns()) as rng:",
+        "with seeded(self.seed, epoch) as rng:",
+        "with seeded(time.perf_counter_ns()) as rng:",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
-    (
+    Mutant(
         "Adam's moments not kept",
-        TRAIN,
-        "    self._write(folder, self._state())",
-        "    self._write(folder, {n: t for n, t in self._state().items() if n.startswith('network.')})",
+        "self._write(folder, self._state())",
+        (
+            "self._write(folder, {n: t for n, t in self._state().items() if "
+            "n.startswith('network.')})"
+        ),
         PROMISES,
         "byte_for_byte or survives_a_kill",
     ),
-    (
+    Mutant(
         "wall time in the model file",
-        TRAIN,
         'if name != "seconds"}',
         "}",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
-    (
+    Mutant(
         "batches in the order of a set",
-        TRAIN,
-        "    return batch.codes.astype(np.int64), list(batch.categories)",
-        "    names = list(set(batch.categories))\n    return np.array([names.index(v) for v in batch]), names",
+        "return batch.codes.astype(np.int64), list(batch.categories)",
+        (
+            "names = list(set(batch.categories))\n"
+            "return np.array([names.index(v) for v in batch]), names"
+        ),
         PROMISES,
         "same_seed",
     ),
-    (
+    Mutant(
         "external links followed",
-        CHECK,
-        "            if not isinstance(link, h5py.HardLink):",
-        "            if False:",
+        "if not isinstance(link, h5py.HardLink):",
+        "if False:",
         PROMISES,
         "hostile_h5ad and external_link",
     ),
-    (
+    Mutant(
         "names told apart by name alone",
-        CHECK,
-        "            if address in seen:",
-        "            if False:",
+        "if address in seen:",
+        "if False:",
         PROMISES,
         "hostile_h5ad and (circle or many_names)",
     ),
-    (
+    Mutant(
         "values from other files",
-        CHECK,
         "if item.external or item.is_virtual:",
         "if False:",
         PROMISES,
         "hostile_h5ad and (external_storage or virtual)",
     ),
-    (
+    Mutant(
         "size declared not compared",
-        CHECK,
         "if declared > 2**20 + 1100 * stored:",
         "if False:",
         PROMISES,
         "hostile_h5ad and (shape_bomb or filled_bomb)",
     ),
-    (
+    Mutant(
         "texts not counted",
-        CHECK,
         "if texts > f.id.get_filesize():",
         "if False:",
         PROMISES,
         "hostile_h5ad and same_text",
     ),
-    (
+    Mutant(
         "indices not checked",
-        DATA,
-        "        if sparse.issparse(counts): _check_indices(counts, name)\n",
-        "",
+        "if sparse.issparse(counts): _check_indices(counts, name)",
+        "pass",
         BAD,
         "indices or indptr",
     ),
-    (
+    Mutant(
         "indices on disk not checked",
-        DATA,
-        "        if isinstance(counts, CountsOnDisk): _check_indices(y, name)\n",
-        "",
+        "if isinstance(counts, CountsOnDisk): _check_indices(y, name)",
+        "pass",
         BAD,
         "outside",
     ),
-    (
+    Mutant(
         "all cells made dense",
-        TRAIN,
-        "    mean, std = mean_and_std(counts, self.train_idx)",
-        "    mean, std = mean_and_std(csr_matrix(counts.toarray()) if hasattr(counts, 'toarray') else counts, self.train_idx)",
+        "mean, std = mean_and_std(counts, self.train_idx)",
+        (
+            "mean, std = mean_and_std(csr_matrix(counts.toarray()) if hasattr(counts, "
+            "'toarray') else counts, self.train_idx)"
+        ),
         PROMISES,
         "ever_dense",
     ),
-    (
+    Mutant(
         "backed file read whole",
-        DATA,
         'backed="r" if backed else None',
         "backed=None",
         PROMISES,
         "counts_on_disk",
     ),
-    (
+    Mutant(
         "a call home",
-        TRAIN,
-        "import hashlib\n",
-        "import hashlib\nimport urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:9/', timeout=1)\nexcept OSError: pass\n",
+        "from safetensors import SafetensorError, safe_open",
+        (
+            "from safetensors import SafetensorError, safe_open\n"
+            "import urllib.request\n"
+            "try: urllib.request.urlopen('http://127.0.0.1:9/', timeout=1)\n"
+            "except OSError: pass"
+        ),
         PROMISES,
         "no_network",
     ),
-    (
+    Mutant(
         "checksum of a download not compared",
-        DATA,
-        "    if sha256 not in (None, found):",
-        "    if False:",
+        "if sha256 not in (None, found):",
+        "if False:",
         PROMISES,
         "verified_before_use",
     ),
-    (
+    Mutant(
         "a download starts again",
-        DATA,
         "part.stat().st_size if part.exists() else 0",
         "0",
         PROMISES,
         "verified_before_use",
     ),
-    (
+    Mutant(
         "finished runs trained again",
-        RUNS,
-        "== max_epochs\n    except",
-        "== -1\n    except",
+        '["epochs"] == max_epochs',
+        '["epochs"] == -1',
         PROMISES,
         "sweep_retries",
     ),
-    (
+    Mutant(
         "a half-written result stops the sweep",
-        RUNS,
-        "    except (ValueError, KeyError):  # damaged: to be made again\n        return False\n",
-        "    except ZeroDivisionError:\n        return False\n",
+        "except (ValueError, KeyError):  # damaged: to be made again\n    return False",
+        "except ZeroDivisionError:\n    return False",
         PROMISES,
         "sweep_retries",
     ),
-    (
+    Mutant(
         "left-over files stay",
-        DATA,
-        "        with contextlib.suppress(OSError): _remove_left_over(path.parent)\n",
-        "",
+        "with contextlib.suppress(OSError): _remove_left_over(path.parent)",
+        "pass",
         PROMISES,
         "left_over or random_moments",
     ),
-    (
+    Mutant(
         "files of a live writer deleted",
-        DATA,
-        " and _is_gone(int(written_by[1], 16))",
+        "and _is_gone(int(written_by[1], 16))",
         "",
         PROMISES,
         "live_writer",
     ),
-    (
+    Mutant(
         "files of another machine deleted",
-        DATA,
         'folder.glob(f".{space}*")',
         'folder.glob(".*")',
         PROMISES,
         "no_others",
     ),
-    (
+    Mutant(
         "two processes in one folder",
-        RUNS,
-        "    try: fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))\n",
-        "    try: pass\n",
+        "try: fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "try: pass",
         PROMISES,
         "two_processes",
     ),
-    (
+    Mutant(
         "lost runs of a cluster not tried again",
-        RUNS,
         "max_retries=RETRIES",
         "max_retries=0",
         RAY,
         "worker_is_killed",
     ),
-    (
+    Mutant(
         "lost runs of a cluster begun again",
-        RUNS,
-        "    return attempt(given._replace(",
-        "    shutil.rmtree(run['out'], ignore_errors=True)\n    return attempt(given._replace(",
+        "return attempt(given._replace(",
+        "shutil.rmtree(run['out'], ignore_errors=True)\nreturn attempt(given._replace(",
         RAY,
         "worker_is_killed",
     ),
-    (
+    Mutant(
         "folders of nodes not looked at",
-        RUNS,
-        '        if wrong: raise ValueError(f"{name} {wrong}")\n',
-        "",
+        'if wrong: raise ValueError(f"{name} {wrong}")',
+        "pass",
         RAY,
         "does_not_see",
     ),
-    (
+    Mutant(
         "masks taken for positions",
-        TRAIN,
-        '        if test_idx.size and test_idx.dtype.kind not in "iu":',
-        "        if False:",
+        'if test_idx.size and test_idx.dtype.kind not in "iu":',
+        "if False:",
         BAD,
         "mask or fractions",
     ),
-    (
+    Mutant(
         "kinds of batches mixed",
-        DATA,
-        "    if distinct != len(set(values)):",
-        "    if False:",
+        "if distinct != len(set(values)):",
+        "if False:",
         BAD,
         "batch",
     ),
-    (
+    Mutant(
         "counts not looked at",
-        DATA,
-        "        bad = np.flatnonzero(~_is_count(y.data))",
-        "        bad = np.flatnonzero(~_is_count(y.data[:20]))",
+        "bad = np.flatnonzero(~_is_count(y.data))",
+        "bad = np.flatnonzero(~_is_count(y.data[:20]))",
         BAD,
         "csr or any_shape",
     ),
-    (
+    Mutant(
         "settings not looked at",
-        TRAIN,
-        '            if not right:\n                raise ValueError(f"{name} is',
-        '            if False:\n                raise ValueError(f"{name} is',
+        'if not right:\n    raise ValueError(f"{name} is',
+        'if False:\n    raise ValueError(f"{name} is',
         BAD,
         "n_x or lr or merge",
+    ),
+    Mutant(
+        "alignment never applied",
+        "preset.align and len(self.batches) > 1",
+        "False and len(self.batches) > 1",
+        MUTATIONS,
+        "alignment_brings",
+    ),
+    Mutant(
+        "input dropout left out",
+        "F.dropout(seen.v.values(), p.input_dropout, self.training, inplace=True)",
+        "pass",
+        MUTATIONS,
+        "input_dropout",
+    ),
+    Mutant(
+        "input dropout in use too",
+        "p.input_dropout, self.training, inplace=True",
+        "p.input_dropout, True, inplace=True",
+        MUTATIONS,
+        "input_dropout",
+    ),
+    Mutant(
+        "learning rate by epoch",
+        "learning_rate(epoch + step / n_steps, preset, max_epochs)",
+        "learning_rate(epoch, preset, max_epochs)",
+        MUTATIONS,
+        "cosine_falls",
+    ),
+    Mutant(
+        "old moments for placed components",
+        "self.optimizer.state.pop(p, None)",
+        "pass",
+        MUTATIONS,
+        "starts_afresh",
+    ),
+    Mutant(
+        "history over mini-batches, not cells",
+        "@ sizes / sizes.sum()",
+        "@ torch.ones_like(sizes) / len(sizes)",
+        MUTATIONS,
+        "mean_over_cells",
+    ),
+    Mutant(
+        "cells not resampled",
+        "merge_components(gamma[rng.integers(0, len(gamma), n)])",
+        "merge_components(gamma)",
+        MUTATIONS,
+        "number_of_clusters",
+    ),
+    Mutant(
+        "all numbers of clusters in the range",
+        "np.quantile(numbers, [0.025, 0.975])",
+        "np.quantile(numbers, [0.0, 1.0])",
+        MUTATIONS,
+        "number_of_clusters",
+    ),
+    Mutant(
+        "simulated counts without the seed",
+        "np.random.default_rng([self.seed, row])",
+        "np.random.default_rng([0, row])",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "simulated counts without the cell",
+        "np.random.default_rng([self.seed, row])",
+        "np.random.default_rng(self.seed)",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "draws without the seed",
+        "torch.Generator().manual_seed(self.seed)",
+        "torch.Generator().manual_seed(0)",
+        MUTATIONS,
+        "draws_depend",
+    ),
+    Mutant(
+        "noise not in pairs",
+        "torch.stack([eps, -eps], 1)",
+        "torch.stack([eps, eps], 1)",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "a warm-up that is an epoch late",
+        "(epoch + 1) / rise",
+        "epoch / rise",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "weights do not decay",
+        "self.network.heads.decay(lr * preset.weight_decay / len(self.train_idx))",
+        "pass",
+        MUTATIONS,
+        "numbers_that_it_has",
+    ),
+    Mutant(
+        "r of the cell from the start",
+        'rest and self.preset.dispersion == "cell"',
+        'self.preset.dispersion == "cell"',
+        MUTATIONS,
+        "numbers_that_it_has",
     ),
 ]
 
 
+def pattern(code: str) -> re.Pattern:
+    "Finds a piece of code however it is broken into lines."
+    found, before = "", ""
+    for token in re.findall(r"\w+|[^\w\s]", code):
+        if token in ")]}":
+            found += r"(?:\s*,)?"
+        if before:
+            both_words = before[-1].isalnum() and token[0].isalnum()
+            found += r"\s+" if both_words else r"\s*"
+        found += re.escape(token)
+        before = token
+    return re.compile(found)
+
+
+def places(mutant: Mutant, package: Path) -> list[tuple[Path, re.Match]]:
+    "Where its code stands."
+    found = []
+    for path in sorted(package.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found += [(path, match) for match in pattern(mutant.old).finditer(text)]
+    return found
+
+
+def changed(mutant: Mutant, package: Path) -> tuple[Path, str]:
+    "The module with its new code, indented as the old was, in place of the old; as text."
+    ((path, match),) = places(mutant, package)
+    text = path.read_text(encoding="utf-8")
+    before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    indent = "" if before.strip() else before
+    new = textwrap.indent(mutant.new, indent).strip()
+    return path, text[: match.start()] + new + text[match.end() :]
+
+
+def misfits(package: Path = ROOT / "gmvae_nb") -> list[str]:
+    "The mutants whose code does not stand exactly once in the package, or that are no Python."
+    found = []
+    for mutant in MUTANTS:
+        names = [path.name for path, _ in places(mutant, package)]
+        if len(names) != 1:
+            found.append(f"{mutant.what}: {len(names)} times {names}: {mutant.old!r}")
+            continue
+        path, text = changed(mutant, package)
+        try:
+            compile(text, path.name, "exec")
+        except SyntaxError as error:
+            found.append(f"{mutant.what}: {error}")
+    return found
+
+
+def copied(to: Path) -> None:
+    "What the tests need of the project."
+    shutil.rmtree(to, ignore_errors=True)
+    for name in ("gmvae_nb", "tests"):
+        shutil.copytree(ROOT / name, to / name)
+    (to / "nbs").mkdir()
+    for name in ("settings.ini", "nbs/06_results.ipynb"):
+        shutil.copy(ROOT / name, to / name)
+
+
 def main(words: list[str]) -> int:
+    "The number of mutants that no test noticed."
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        for what, file, old, new, tests, chosen in MUTANTS:
-            if words and not any(word in what for word in words):
+        for mutant in MUTANTS:
+            if words and not any(word in mutant.what for word in words):
                 continue
-            shutil.rmtree(copy, ignore_errors=True)
-            copy.mkdir()
-            for name in ("gmvae_nb", "tests", "settings.ini"):
-                (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(
-                    ROOT / name, copy / name
-                )
-            (copy / "nbs").mkdir(), shutil.copy(ROOT / "nbs/06_results.ipynb", copy / "nbs")
-            text = (copy / file).read_text()
-            assert text.count(old) == 1, f"{what}: {text.count(old)} times in {file}"
-            new = new.replace("shutil_copy", "__import__('shutil').copy")
-            (copy / file).write_text(text.replace(old, new))
+            copied(copy)
+            path, text = changed(mutant, copy / "gmvae_nb")
+            path.write_text(text, encoding="utf-8")
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+            command += [mutant.test, "-k", mutant.chosen]
+            env = {**os.environ, "PYTHONPATH": str(copy)}
             done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-q",
-                    "-x",
-                    "-p",
-                    "no:cacheprovider",
-                    tests,
-                    "-k",
-                    chosen,
-                ],
-                cwd=copy,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "PYTHONPATH": str(copy)},
-                timeout=600,
+                command, cwd=copy, env=env, capture_output=True, text=True, timeout=600
             )
             last = done.stdout.strip().split("\n")[-1]
             caught = done.returncode == 1
             survived += not caught
-            print(f"{'caught' if caught else 'SURVIVED':9} {what:45} {last[:60]}", flush=True)
+            print(
+                f"{'caught' if caught else 'SURVIVED':9} {mutant.what:45} {last[:60]}", flush=True
+            )
     print(f"{survived} survived")
     return survived
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        found = misfits()
+        print(*found, sep="\n", end="\n" * bool(found))
+        sys.exit(bool(found))
     sys.exit(bool(main(sys.argv[1:])))

@@ -1,0 +1,237 @@
+"""What training must do, step by step: each test fails when that one thing is left out.
+
+soak/mutants.py leaves it out, in a copy of the package. All models here are tiny.
+"""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gmvae_nb.data import to_torch
+from gmvae_nb.gmvae_loss import merge_components
+from gmvae_nb.train import GMVAE
+from scipy.sparse import csr_matrix
+
+from hazards import SMALL, TINY, before_steps, cells
+
+STEPS = 6  # in an epoch: 85 training cells of 100 in mini-batches of 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def untrained(preset=SMALL, adata=None, **kw) -> GMVAE:
+    adata = cells() if adata is None else adata
+    return GMVAE(adata, K=3, batch_key="batch", preset=preset, **kw)
+
+
+def trained(epochs, preset=SMALL, adata=None, **kw) -> GMVAE:
+    return untrained(preset, adata, **kw).train(epochs, progress=False)
+
+
+def same_embedding(one: GMVAE, other: GMVAE) -> bool:
+    return np.array_equal(one.get_latent_representation(), other.get_latent_representation())
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def with_batch_effect():
+    "In the second batch half of the genes have thirty times the counts."
+    adata = cells()
+    y = adata.X.toarray()
+    y[np.ix_((adata.obs["batch"] == "1").to_numpy(), np.arange(10))] *= 30
+    adata.X = csr_matrix(y)
+    return adata
+
+
+def test_alignment_brings_the_batches_of_a_cell_type_together():
+    plain = replace(SMALL, lr=1e-2, refit=0.0, dropout=0.0, input_dropout=0.0)
+    adata = with_batch_effect()
+    second = (adata.obs["batch"] == "1").to_numpy()
+
+    def distance(align: float) -> float:
+        "Between the batches of a type, in standard deviations of x, on average over types."
+        model = trained(21, replace(plain, align=align), adata)
+        x = model.get_latent_representation()
+        found = []
+        for name in ("type0", "type1", "type2"):
+            here = (adata.obs["cell_type"] == name).to_numpy()
+            shift = x[here & second].mean(0) - x[here & ~second].mean(0)
+            found.append(np.linalg.norm(shift / x.std(0)))
+        return np.mean(found)
+
+    assert distance(align=50.0) < 0.75 * distance(align=0.0)
+
+
+def test_input_dropout_silences_genes_in_training_and_only_there():
+    without = replace(SMALL, dropout=0.0, input_dropout=0.0)
+    with_it = replace(without, input_dropout=0.5)
+    assert not same_embedding(trained(1, without), trained(1, with_it))
+    model = trained(1, with_it)
+    y, b = to_torch(model.counts), torch.from_numpy(model.batch)
+
+    def differs_from_call_to_call(net) -> bool:
+        with torch.no_grad():
+            return not net.encode(y, b).x_mean.equal(net.encode(y, b).x_mean)
+
+    assert differs_from_call_to_call(model.network.train())
+    assert not differs_from_call_to_call(model.network.eval())
+
+
+def rates(preset, epochs: int) -> list[float]:
+    "The learning rate of each step."
+    model, found = untrained(preset), []
+    before_steps(model, lambda step: found.append(model.optimizer.param_groups[0]["lr"]))
+    model.train(epochs, progress=False)
+    return found
+
+
+def test_the_cosine_falls_from_step_to_step_and_ends_at_zero():
+    found = rates(replace(SMALL, lr=1e-2, lr_schedule="cosine"), 4)
+    n = 4 * STEPS
+    cosine = [1e-2 * (1 + math.cos(math.pi * step / n)) / 2 for step in range(n)]
+    np.testing.assert_allclose(found, cosine, rtol=1e-12)
+
+
+def test_the_steps_of_the_rate_are_whole_epochs():
+    found = rates(replace(SMALL, lr=1e-2, lr_schedule="step", lr_factor=0.5, lr_step=2), 5)
+    expected = [rate for rate in (1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3) for _ in range(STEPS)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_adam_starts_afresh_for_components_that_are_placed():
+    "Its first step moves a weight by the learning rate, whatever the gradient; later ones do not."
+    preset = replace(SMALL, lr_schedule="step", weight_decay=0.0)
+    model, means = untrained(preset), []
+    before_steps(model, lambda step: means.append(model.network.prior.means.detach().clone()))
+    model.train(14, progress=False)  # components are placed after a seventh: two epochs
+    moved = [(b - a).abs() / preset.lr for a, b in zip(means, means[1:])]
+    placed = 2 * STEPS
+    for step in (0, placed):
+        torch.testing.assert_close(moved[step], torch.ones_like(moved[step]), rtol=0, atol=0.02)
+    assert (moved[placed + 1] - 1).abs().max() > 0.05
+
+
+# --- what is told of it ---------------------------------------------------------------------------
+
+
+def with_heavy_cells():
+    "The last four cells have a hundred times the counts: their -ELBO is far above the others'."
+    adata = cells(100 + 4)
+    y = adata.X.toarray()
+    y[-4:] *= 100
+    adata.X = csr_matrix(y)
+    return adata
+
+
+def test_the_history_is_a_mean_over_cells_also_when_the_last_mini_batch_is_smaller():
+    still = replace(TINY, dropout=0.0, lr=1e-30, lr_schedule="step")  # nothing is learned
+    model = untrained(still, with_heavy_cells())
+    held_out = np.r_[:16, 100:104]  # 16 cells and 4; 84 to train on are five times 16, and 4
+    model.train(3, test_idx=held_out, progress=False)
+    neg_elbo = -model.get_elbo(n_draws=20)
+    heavy, others = neg_elbo[held_out[16:]].mean(), neg_elbo[held_out[:16]].mean()
+    assert heavy > 5 * others
+    history = model.history
+    np.testing.assert_allclose(history["test_neg_elbo"], neg_elbo[held_out].mean(), rtol=0.05)
+    # the same for training cells, which are met in another order in each epoch
+    model = untrained(still, with_heavy_cells())
+    model.train(5, test_idx=np.arange(20), progress=False)
+    expected = neg_elbo[20:].mean()
+    np.testing.assert_allclose(model.history["train_neg_elbo"], expected, rtol=0.05)
+
+
+def test_the_range_of_the_number_of_clusters_is_that_of_resampled_cells(monkeypatch):
+    "With made-up responsibilities, whose 40 samples give 3 clusters once, then 4, 5 and 6."
+    model = GMVAE(cells(60), K=6, batch_key="batch", preset=SMALL)
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 6)))
+    gamma, seen = logits.softmax(1).float(), []
+
+    def log_responsibilities(y, b, *noise):
+        start = sum(seen)
+        seen.append(len(b))
+        return gamma[start : start + len(b)].log().unsqueeze(0)
+
+    monkeypatch.setattr(model.network, "log_responsibilities", log_responsibilities)
+    low, high = model.cluster_report()["n_clusters_95"]
+    rng = np.random.default_rng(model.seed)
+    numbers = []
+    for _ in range(40):
+        resampled = gamma[rng.integers(0, 60, 60)]
+        numbers.append(int(merge_components(resampled).max()) + 1)
+    assert np.bincount(numbers)[3:].tolist() == [1, 6, 30, 3]
+    assert (low, high) == (4, 6)  # without the most extreme one: 2.5 % of 40
+
+
+def test_draws_depend_on_the_seed_and_on_the_cell():
+    model = trained(2)
+    other = copy.copy(model)
+    other.seed = model.seed + 1
+    adata = cells(2)
+    adata.X = csr_matrix(np.repeat(adata.X.toarray()[:1], 2, axis=0))
+    adata.obs["batch"] = "0"  # two cells that are the same
+    (one,), (again,), (seed_1,) = (m.posterior_predictive(adata) for m in (model, model, other))
+    assert (one != again).nnz == 0 and (one != seed_1).nnz > 0
+    assert (one[0] != one[1]).nnz > 0
+    for method in ("predict_proba", "get_elbo", "get_iwae"):
+        ours, others = (getattr(m, method)(adata, n_draws=2) for m in (model, other))
+        assert not np.array_equal(ours, others), method
+
+
+# --- fixed numbers --------------------------------------------------------------------------------
+
+COLUMNS = ["train_neg_elbo", "test_neg_elbo", "train_kl_z", "effective_K"]
+TINY_HISTORY = [
+    [57.7656, 57.0815, 0.626144, 2.73994],
+    [55.1806, 55.8977, 0.607046, 2.76169],
+    [55.4801, 54.7252, 0.641264, 2.7741],
+    [53.3451, 53.6529, 0.58811, 2.78949],
+    [53.8512, 52.5793, 0.527799, 2.8035],
+    [50.5882, 51.6404, 0.538403, 2.81725],
+    [50.8633, 50.7598, 0.554494, 2.83546],
+]
+TINY_EMBEDDING = [
+    [0.757964, -0.0979708, -0.173842],
+    [0.468339, 0.339082, 0.159393],
+    [-0.832529, -0.583944, -0.0722436],
+    [0.771505, 0.030795, 0.0132732],
+]
+SMALL_HISTORY = [
+    [39.4983, 38.4391, 0.562594, 2.51939],
+    [37.5623, 37.0286, 0.151799, 2.98594],
+    [37.2597, 37.0501, 0.148667, 2.98655],
+    [37.4242, 37.0738, 0.160904, 2.98567],
+    [37.1957, 37.0792, 0.120613, 2.98665],
+    [36.9359, 37.0713, 0.114277, 2.98665],
+    [37.0482, 37.0701, 0.169777, 2.98665],
+]
+SMALL_EMBEDDING = [
+    [1.29549, -0.473461, -1.00178],
+    [1.19127, -0.405539, -1.12772],
+    [0.845851, -0.532325, -1.09406],
+    [1.30618, -0.445424, -0.943684],
+]
+
+
+@pytest.mark.parametrize(
+    "preset, history, embedding",
+    [
+        pytest.param(TINY, TINY_HISTORY, TINY_EMBEDDING, id="prior from w"),
+        pytest.param(SMALL, SMALL_HISTORY, SMALL_EMBEDDING, id="recommended"),
+    ],
+)
+def test_a_trained_model_has_the_numbers_that_it_has_always_had(preset, history, embedding):
+    "Seven epochs; other processors, threads and orders of summing change them by a millionth."
+    model = trained(7, replace(preset, dtype="float32"))
+    np.testing.assert_allclose(model.history[COLUMNS], history, rtol=1e-4)
+    found = model.get_latent_representation()[:4]
+    np.testing.assert_allclose(found, embedding, rtol=1e-4, atol=1e-5)
