@@ -7,7 +7,6 @@ __all__ = ['COLUMNS', 'plot_loss', 'plot_z_prior', 'plot_umaps', 'caption', 'rea
            'results_table']
 
 # %% ../nbs/06_results.ipynb #aad0c0ff
-#| code-fold: true
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

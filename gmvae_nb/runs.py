@@ -10,7 +10,6 @@ __all__ = ['DATA_SETS', 'PACKAGES', 'USAGE', 'UNSURE_BELOW', 'Input', 'fingerpri
            'some_cells', 'expected']
 
 # %% ../nbs/runs.ipynb #db802327
-#| code-fold: true
 import hashlib
 import importlib.metadata
 import json
@@ -39,14 +38,16 @@ from scipy.sparse import csr_matrix
 from . import __version__
 from .counts_on_disk import CountsOnDisk
 from .data import CountsLocation, find_counts, get_categories
-from .data import get_counts, load_data, split_cells
 from .files import locked_folder, read_json, write_atomically, write_json
 from .h5ad import open_h5ad
-from .metrics import evaluate
 from .match import MIN_MATCHED, Cells
+from .metrics import evaluate
+from .model_folder import record_checksums
 from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
-from .model_folder import record_checksums
+
+# %% ../nbs/runs.ipynb #5f0a1c12
+from .data import get_counts, load_data, split_cells
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -227,11 +228,11 @@ def versions() -> dict[str, str]:
 def read_run_json(
     path: Path,  # run.json, config.json or metrics.json of a run
 ) -> dict:
-    "A JSON file of a run's folder. ValueError, naming the file, for anything else."
+    "A JSON file of a run's folder. ValueError, naming it, for anything else."
     return read_json(
         path,
-        f"{path.parent} holds no run of gmvae_train, or one that is not finished; "
-        "run gmvae_train again",
+        f"{path.parent} holds no run of gmvae_train, or one that is not "
+        "finished; run gmvae_train again",
     )
 
 # %% ../nbs/runs.ipynb #79674bb5
@@ -267,7 +268,8 @@ def claim_folder(
                 "another folder"
             )
         return
-    old = {"hold_out": True, **read_run_json(out / "run.json").get("settings", {})}
+    old = read_run_json(out / "run.json").get("settings", {})
+    old = {"hold_out": True, **old}  # which older runs did not note
     new = json.loads(json.dumps(settings))  # tuples are lists there
     for key in new:
         if old.get(key) == new[key]:

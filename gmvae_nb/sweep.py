@@ -7,7 +7,6 @@ __all__ = ['MAX_RETRIES', 'train_grid', 'train_or_reason', 'train_serially', 'fi
            'train_on_node', 'check_nodes', 'train_on_ray']
 
 # %% ../nbs/many_runs.ipynb #6d0b2a06
-#| code-fold: true
 import os
 import platform
 import secrets

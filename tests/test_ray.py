@@ -164,7 +164,7 @@ def writer(run: Path) -> int:
     return int((run / LOCK_FILE).read_text().split()[1])
 
 
-def in_the_middle(folder: Path, chosen=lambda pid: True, seconds=60) -> Path:
+def in_the_middle(folder: Path, chosen=lambda pid: True, seconds=300) -> Path:
     "A run that is being trained, after its third epoch and well before its last."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
