@@ -50,7 +50,10 @@ sweep: env ## one model for each K in KS, finished ones skipped, then the table:
 table: env ## the table of all finished runs: mean and standard deviation over repeats, per K
 	$(BIN)/gmvae_table _runs/K*/
 
-test: env ## everything: exported code in sync, notebooks clean, notebook tests, pytest
+test: env ## everything: lint, map of modules, exported code in sync, notebooks clean, notebook tests, pytest
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python tools/module_map.py --check
 	tests/in_sync.sh
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest tests
@@ -89,6 +92,7 @@ notebooks: env ## run every notebook in place, so that the outputs in it are tho
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/module_map.py
 
 data: env ## build the shipped data set again from its source
 	$(BIN)/python tools/build_kang_pbmc.py

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['PARTIAL_LAYERS', 'BMMC_FILES', 'kang_pbmc', 'is_count', 'get_counts', 'CountsLocation', 'find_counts',
            'get_categories', 'batch_codes', 'download_h5ad', 'bmmc_multiome', 'bmmc_cite', 'load_data', 'mean_and_std',
-           'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch', 'minibatches',
-           'CountsOnDisk', 'read_h5ad', 'shuffle_blocks']
+           'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch', 'minibatches']
 
 # %% ../nbs/00_data.ipynb #190d4cec
 #| code-fold: true
@@ -655,15 +654,9 @@ def minibatches(
     return read_and_cut()
 
 # %% ../nbs/00_data.ipynb #d56b449c
-#| code-fold: true
-_all_ = ["CountsOnDisk", "read_h5ad", "shuffle_blocks"]  # public here as well
-_MOVED = {"write_atomically": "gmvae_nb.files"}
+from typing import TYPE_CHECKING
 
+from .old_names import moved
 
-def __getattr__(name: str) -> Any:
-    "Names that have moved, for one more release."
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    message = f"{name} is in {_MOVED[name]} now: import it from there"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(_MOVED[name]), name)
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

@@ -227,3 +227,11 @@ def merge_components(
         group = torch.cat([group[:, :j], group[:, j + 1 :]], 1)
     size = (gamma @ group).argmax(1).bincount(minlength=group.shape[1])
     return group[:, size.argsort(descending=True, stable=True)].argmax(1)
+
+# %% ../nbs/02_gmvae_loss.ipynb #0a7e0002
+from typing import TYPE_CHECKING
+
+from .old_names import moved
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

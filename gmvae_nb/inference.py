@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from .data import minibatches
+
 # isort: off
 from .gmvae_loss import cluster_usage, merge_components
 from .gmvae_loss import mixture_log_weights

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from .kbet import kbet, kbet_by_cell
+
 # isort: off
 from .neighbors import RESOLUTIONS, Embedding, Neighbors
 from .neighbors import checked_embedding, distance_sums, integer_codes
@@ -929,18 +930,9 @@ def calibration(
     return Calibration(ece, bins.assign(low=centre - half, high=centre + half))
 
 # %% ../nbs/05_metrics.ipynb #1cf60dfc
-_MOVED = {
-    "fuzzy_graph": "gmvae_nb.neighbors",
-    "kbet_pvalues": "gmvae_nb.kbet",
-    "diffusion_neighbours": "gmvae_nb.kbet",
-}
+from typing import TYPE_CHECKING
 
-if not TYPE_CHECKING:
+from .old_names import moved
 
-    def __getattr__(name: str):
-        "Names that have moved, with a warning that says where they went."
-        if name not in _MOVED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        message = f"{name} has moved: import it from {_MOVED[name]}"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(_MOVED[name]), name)
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

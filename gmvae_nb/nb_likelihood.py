@@ -6,7 +6,6 @@
 __all__ = ['nb_mean', 'nb_variance', 'log_rising', 'log_nb', 'SparseLogNB', 'nb_log_lik']
 
 # %% ../nbs/03_nb_likelihood.ipynb #413d45d3
-import warnings
 from typing import Any
 
 import torch
@@ -148,29 +147,9 @@ def nb_log_lik(
     return value
 
 # %% ../nbs/03_nb_likelihood.ipynb #ca5ce586
-_MOVED_TO_NB_HEADS = (
-    "FusedNB",
-    "NBHeads",
-    "SMALL_COUNT",
-    "TILE_ENTRIES",
-    "TILE_GENES",
-    "TiledCounts",
-    "fused_pass",
-    "nonzero_terms",
-    "partition",
-    "tile_counts",
-)
+from typing import TYPE_CHECKING
 
+from .old_names import moved
 
-def __getattr__(name: str) -> Any:
-    "Names that moved to `nb_heads`, for one release and with a warning."
-    if name not in _MOVED_TO_NB_HEADS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import nb_heads
-
-    message = (
-        f"gmvae_nb.nb_likelihood.{name} has moved: "
-        f"from gmvae_nb.nb_heads import {name}"
-    )
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(nb_heads, name)
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

@@ -27,7 +27,6 @@ from .gmvae_loss import mixture_log_weights, responsibilities
 
 # isort: on
 from .nb_heads import NBHeads
-
 from .preset_checks import check_settings
 from .vae import MLP, GaussianHead, gaussian_log_prob, reparametrize
 

@@ -13,14 +13,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-# %% ../nbs/old_names.ipynb #02039993
+# %% ../nbs/old_names.ipynb #189d30e4
 MOVED: dict[
     str, dict[str, str]
 ] = {  # old module -> old name -> module or module.name
     "data": {
         "write_atomically": "files",
-        "CountsOnDisk": "counts_on_disk",
-        "shuffle_blocks": "counts_on_disk",
     },
     "nb_likelihood": {
         "NBHeads": "nb_heads",
@@ -29,6 +27,10 @@ MOVED: dict[
         "partition": "nb_heads",
         "tile_counts": "nb_heads",
         "TiledCounts": "nb_heads",
+        "nonzero_terms": "nb_heads",
+        "SMALL_COUNT": "nb_heads",
+        "TILE_ENTRIES": "nb_heads",
+        "TILE_GENES": "nb_heads",
     },
     "gmvae_loss": {
         "expected_log_probs": "gaussian_products",
@@ -70,6 +72,11 @@ MOVED: dict[
         "model_digest": "model_folder",
         "seal": "model_folder.record_checksums",
         "sha256_of": "files",
+    },
+    "metrics": {
+        "fuzzy_graph": "neighbors",
+        "kbet_pvalues": "kbet",
+        "diffusion_neighbours": "kbet",
     },
     "results": {"run_summary": "runs", "gmvae_table": "commands"},
     "runs": {

@@ -30,11 +30,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
-from .data import get_categories, get_counts
+from .data import find_counts, get_categories, get_counts
 from .files import write_atomically
 from .h5ad import read_h5ad
 from .results import COLUMNS, plot_loss, plot_z_prior
-from .data import find_counts
 from .runs import read_run_json
 
 # %% ../nbs/report.ipynb #ba5be77c
@@ -377,7 +376,8 @@ def read_report_input(
     out: Path,  # the folder of a finished run
 ) -> ReportInput:
     "ValueError if the folder holds no finished run."
-    run, metrics = read_run_json(out / "run.json"), read_run_json(out / "metrics.json")
+    run = read_run_json(out / "run.json")
+    metrics = read_run_json(out / "metrics.json")
     if not (out / "annotated.h5ad").is_file():
         raise ValueError(
             f"{out} has no annotated.h5ad: the run is not finished; "

@@ -186,3 +186,11 @@ def results_table(
             digits = 1 if score == "neg_elbo" else 3
             table[name] = groups[score].apply(mean_and_sd, digits=digits)
     return pd.DataFrame(table).reset_index()
+
+# %% ../nbs/06_results.ipynb #0a7e0006
+from typing import TYPE_CHECKING
+
+from .old_names import moved
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

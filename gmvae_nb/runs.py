@@ -754,3 +754,11 @@ def expected(
         seconds=training + embedding + page + scores * (labels_key is not None),
         memory_gb=(peak_memory() + copies + umap_bytes) / 1e9,
     )
+
+# %% ../nbs/runs.ipynb #0a7e0007
+from typing import TYPE_CHECKING
+
+from .old_names import moved
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)

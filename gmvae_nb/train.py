@@ -893,5 +893,9 @@ class GMVAE:
     _noise = _noise
 
 # %% ../nbs/04_train.ipynb #f3b42b67
-#| code-fold: true
-__getattr__ = moved(__name__)  # names that live elsewhere now
+from typing import TYPE_CHECKING
+
+from .old_names import moved
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
