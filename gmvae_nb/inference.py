@@ -24,6 +24,7 @@ from .data import minibatches
 # isort: off
 from .gmvae_loss import cluster_usage, merge_components
 from .gmvae_loss import mixture_log_weights
+
 # isort: on
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo

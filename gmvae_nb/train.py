@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -893,9 +893,5 @@ class GMVAE:
     _noise = _noise
 
 # %% ../nbs/04_train.ipynb #f3b42b67
-from typing import TYPE_CHECKING
-
-from .old_names import moved
-
 if not TYPE_CHECKING:  # names that live elsewhere now
     __getattr__ = moved(__name__)
