@@ -6,7 +6,6 @@
 __all__ = ['LOCK_FILE', 'sha256_of', 'write_atomically', 'download', 'read_json', 'write_json', 'locked_folder']
 
 # %% ../nbs/files.ipynb #4f5b515f
-#| code-fold: true
 import contextlib
 import errno
 import hashlib

@@ -8,7 +8,6 @@ __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in
            'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
-#| code-fold: true
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, Literal
@@ -203,8 +202,7 @@ def normalized_expression(
     cells: Cells,
     noise: Noise,  # of x; that of w is not looked at
     columns: Tensor,  # genes to return
-    batches: Sequence[int]
-    | None,  # decode as of these, and average; None: its own
+    batches: Sequence[int] | None,  # decode as of these; None: its own
     library_size: LibrarySize,  # sum over genes; "latent": at its own depth
 ) -> np.ndarray:  # (N, len(columns)), float32
     "Expected expression of each cell without the noise of counting."

@@ -8,7 +8,6 @@ __all__ = ['FORMAT', 'ADDED_SETTINGS', 'KINDS', 'DAMAGE', 'model_digest', 'write
            'read_model', 'read_config', 'epoch_seconds', 'listed_checksums', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
-#| code-fold: true
 import hashlib
 import json
 import math

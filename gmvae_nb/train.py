@@ -6,7 +6,6 @@
 __all__ = ['STARTING_COMPONENTS', 'MapBatch', 'seeded', 'training_split', 'epoch_means', 'GMVAE']
 
 # %% ../nbs/04_train.ipynb #9ad4b4f4
-#| code-fold: true
 import json
 import math
 import time
@@ -47,6 +46,9 @@ from .network import training_loss
 
 # isort: on
 from .old_names import moved, renamed_argument
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
 
 # %% ../nbs/04_train.ipynb #6f99c5e3
 @contextmanager
@@ -283,12 +285,8 @@ def _train(
     self: "GMVAE",
     max_epochs: int | None = None,  # in all; None: as many as the preset wants
     *,
-    test_idx: np.ndarray
-    | None = None,  # held out; None: random 15 %; empty: none
-    out: str
-    | Path
-    | None = None,  # folder for a checkpoint after every epoch; one
-    # of the same run is gone on from
+    test_idx: np.ndarray | None = None,  # held out; None: 15 %; empty: none
+    out: str | Path | None = None,  # folder of checkpoints, gone on from
     progress: bool = True,  # show a progress bar
 ) -> "GMVAE":  # the model itself
     """Train until `max_epochs` epochs are done; called again, go on from there.
@@ -790,17 +788,13 @@ class GMVAE:
     def __init__(
         self,
         adata: AnnData,  # cells x genes with raw counts
-        K: int
-        | None = 20,  # number of mixture components (clusters); None: let the
-        # data choose, for a preset with `merge`
+        K: int | None = 20,  # components; None: the data choose (with `merge`)
         *,
-        batch_key: str
-        | None = None,  # column of obs with the batch; None: one batch
+        batch_key: str | None = None,  # column of obs; None: one batch
         layer: str | None = None,  # layer with the counts; None: X
         preset: str | Preset = "blog",  # a name in PRESETS, or a Preset
         seed: int = 0,  # one seed, one result (same machine and threads)
-        device: str
-        | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one
+        device: str | None = None,  # "cpu", "cuda", ...; None: CUDA if any
     ):
         "Raises ValueError, before anything is trained, for what cannot be used."
         preset = get_preset(preset)
@@ -891,7 +885,3 @@ class GMVAE:
     _cells = _cells
     _ask = _ask
     _noise = _noise
-
-# %% ../nbs/04_train.ipynb #f3b42b67
-if not TYPE_CHECKING:  # names that live elsewhere now
-    __getattr__ = moved(__name__)
