@@ -11,7 +11,6 @@ __all__ = ['FORMAT', 'ADDED_SETTINGS', 'KINDS', 'DAMAGE', 'model_digest', 'write
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from . import __version__
-from .files import LOCK_FILE, sha256_of, write_atomically
+from .files import LOCK_FILE, is_temporary, sha256_of, write_atomically
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
 
@@ -369,7 +368,7 @@ def verify(
         )
     known = {*sums, "model.safetensors", "config.json", LOCK_FILE}
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.(lock|new.*)", file.name):
+        if is_temporary(file.name):
             notes.append(
                 f"{file.name} is being written, or is what a write that was "
                 "killed has left: the next write deletes it then"
