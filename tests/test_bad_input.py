@@ -51,7 +51,7 @@ def fit(a, K=3, epochs=1, **kw):
     m.train(epochs, progress=False)
     assert np.isfinite(m.get_latent_representation()).all()
     assert np.isfinite(m.history.to_numpy()).all()
-    np.testing.assert_allclose(m.predict_proba(n_draws=2).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(m.predict_proba(n_samples=2).sum(1), 1, atol=1e-5)
     return m
 
 
@@ -247,8 +247,8 @@ BAD |= {
     "max_epochs 1.5": (lambda: fit(cells(), epochs=1.5), "max_epochs is 1.5"),
     "max_epochs text": (lambda: fit(cells(), epochs="5"), "max_epochs is '5'"),
     "max_epochs True": (lambda: fit(cells(), epochs=True), "max_epochs is True"),
-    "n_draws 0": (lambda: model(1).predict_proba(n_draws=0), "n_draws is 0"),
-    "n_draws 2.5": (lambda: model(1).get_iwae(n_draws=2.5), "n_draws is 2.5"),
+    "n_samples 0": (lambda: model(1).predict_proba(n_samples=0), "n_samples is 0"),
+    "n_samples 2.5": (lambda: model(1).get_iwae(n_samples=2.5), "n_samples is 2.5"),
     "genes missing": (
         lambda: model(1).get_latent_representation(cells()[:, :10].copy()),
         "10 of the model's 20 genes are in the data, fewer than 90% .10 missing: gene10",
@@ -283,7 +283,8 @@ BAD_SETTINGS = {
     "input_dropout": [1],
     "encoder_hidden": [(), 300, (0,)],
     "decoder_hidden": [("a",)],
-    "kl_warmup": [-1],
+    "kl_warmup_epochs": [-1, "5"],
+    "kl_warmup_share": [-0.1, 1],
     "batch_size": [1.5, "16"],
     "lam": [-1],
     "min_steps": [-1],
