@@ -229,6 +229,18 @@ BAD |= {
     "preset None": (lambda: fit(cells(), preset=None), "preset None is unknown"),
     "preset a dict": (lambda: fit(cells(), preset={"M": 1}), "is unknown; expected"),
     "preset a list": (lambda: fit(cells(), preset=["blog"]), "is unknown; expected"),
+    "both warm-ups": (
+        lambda: replace(SMALL, kl_warmup_epochs=2.0),
+        "kl_warmup_epochs is 2.0 and kl_warmup_share 0.3; give one",
+    ),
+    "M_w no divisor of M": (
+        lambda: replace(SMALL, M=5, M_w=2),
+        "M_w is 2 and M 5; .*give a divisor of M",
+    ),
+    "merge without parameters": (
+        lambda: replace(SMALL, prior="network"),
+        'prior is "network"; .*need components .*prior="parameters"',
+    ),
     "seed text": (lambda: fit(cells(), seed="a"), "seed is 'a'"),
     "seed negative": (lambda: fit(cells(), seed=-1), "seed is -1"),
     "seed 1.5": (lambda: fit(cells(), seed=1.5), "seed is 1.5"),

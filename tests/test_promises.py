@@ -61,8 +61,8 @@ from hazards import (
     try_damaged,
     write_for_ever,
 )
-from test_files import server  # noqa: F401  a fixture
 
+server = test_files.server  # a fixture
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
