@@ -11,6 +11,8 @@ import math
 import os
 import pickle
 import random
+import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -925,3 +927,31 @@ def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_pa
     # the failed one; the half-written one was trained, and is scored again
     assert len(table) == 4 and len(steps) == 12
     json.loads(half.read_text())
+
+
+# --- the page and the mutants name tests that exist -----------------------------------------------
+
+
+def commands_of_page() -> list[tuple[set[str], str]]:
+    "Files and words of each command in the table of promises."
+    cells = json.loads((ROOT / "nbs/promises.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    found = re.findall(r'`pytest ([^`"]*)(?: -k "(.*)")?`', text)
+    return [(set(re.findall(r"tests/\w+\.py", files)), chosen) for files, chosen in found]
+
+
+def test_the_page_and_the_mutants_choose_tests_that_exist():
+    mutants = runpy.run_path(str(ROOT / "tests/soak/mutants.py"))["MUTANTS"]
+    chosen = [*commands_of_page(), *(({m.test}, m.chosen) for m in mutants)]
+    assert len(chosen) - len(mutants) == 16
+    files = sorted(set().union(*(files for files, _ in chosen)))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    ids = [line.lower() for line in said.split("\n") if "::" in line]
+    for files, words in chosen:
+        if "tests/test_ray.py" in files and "tests/test_ray.py" not in said:
+            continue  # without ray, or not on Linux
+        for file in files:
+            assert any(i.startswith(file) for i in ids), file
+        for word in set(re.findall(r"\w+", words)) - {"and", "or"}:
+            assert any(i.split("::")[0] in files and word.lower() in i for i in ids), (files, word)
