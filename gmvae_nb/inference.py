@@ -8,7 +8,6 @@ __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in
            'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
-#| code-fold: true
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, Literal
@@ -191,6 +190,42 @@ def iwae(
         return network.log_importance_weights(y, b, *noise).logsumexp(0) - log_L
 
     return for_each_cell(network, cells, bound).numpy()
+
+# %% ../nbs/inference.ipynb #ebc80af2
+LibrarySize = float | Literal["latent"]
+
+
+def normalized_expression(
+    network: GMVAENetwork,
+    cells: Cells,
+    noise: Noise,  # of x; that of w is not looked at
+    columns: Tensor,  # genes to return
+    batches: Sequence[int] | None,  # decode as of these; None: its own
+    library_size: LibrarySize,  # sum over genes; "latent": at its own depth
+) -> np.ndarray:  # (N, len(columns)), float32
+    "Expected expression of each cell without the noise of counting."
+    eps = noise[0]
+
+    def mean_of(y: Tensor, code: Tensor, draw: Tensor) -> Tensor:
+        log_r, logits = network.likelihood_params(y, code, draw)
+        log_mean = (log_r + logits)[0]  # (n, G)
+        if library_size == "latent":
+            return log_mean.exp()
+        return log_mean.softmax(-1) * library_size
+
+    def expected(y: Tensor, b: Tensor) -> Tensor:
+        q = network.encode(y, b)
+        x = reparametrize(q.x_mean, q.x_log_std, eps)
+        codes = [b]
+        if batches is not None:
+            codes = [torch.full_like(b, code) for code in batches]
+        total = torch.zeros((), device=x.device)
+        for code in codes:
+            for draw in x.unsqueeze(1):  # one at a time: memory of N x G
+                total = total + mean_of(y, code, draw)[:, columns]
+        return total / (len(codes) * len(x))
+
+    return for_each_cell(network, cells, expected).numpy()
 
 # %% ../nbs/inference.ipynb #ebc80af2
 LibrarySize = float | Literal["latent"]

@@ -6,7 +6,6 @@
 __all__ = ['STARTING_COMPONENTS', 'MapBatch', 'seeded', 'training_split', 'epoch_means', 'GMVAE']
 
 # %% ../nbs/04_train.ipynb #9ad4b4f4
-#| code-fold: true
 import json
 import math
 import time
@@ -47,6 +46,9 @@ from .network import training_loss
 
 # isort: on
 from .old_names import moved, renamed_argument
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
 
 # %% ../nbs/04_train.ipynb #6f99c5e3
 @contextmanager
@@ -275,6 +277,64 @@ def _stop(
         f"{what} epoch {epoch + 1}, step {step + 1}{where}; lower the learning "
         f"rate ({self.preset.lr})"
     )
+
+# %% ../nbs/04_train.ipynb #ba191ce1
+def _train(
+    self: "GMVAE",
+    max_epochs: int | None = None,  # in all; None: as many as the preset wants
+    *,
+    test_idx: np.ndarray | None = None,  # held out; None: 15 %; empty: none
+    out: str | Path | None = None,  # folder of checkpoints, gone on from
+    progress: bool = True,  # show a progress bar
+) -> "GMVAE":  # the model itself
+    """Train until `max_epochs` epochs are done; called again, go on from there.
+
+    After the last one, components are merged if the preset says so. `history`
+    gets one row per epoch: epoch, seconds, lr, the means of -ELBO and its terms
+    (nats per cell) over training cells (as they were met, with dropout) and
+    held-out cells (afterwards, without), and the cluster usage of the held-out
+    cells (of the training cells if none are held out). Interrupted with Ctrl-C,
+    the model is put back to its last finished epoch before KeyboardInterrupt goes
+    on. Raises ValueError when there are fewer training cells than a mini-batch
+    needs, FloatingPointError when the loss is no longer finite."""
+    counts = self._cells().counts
+    if self.train_idx is None or test_idx is not None:
+        size = self.preset.batch_size
+        split = training_split(counts.shape[0], test_idx, self.seed, size)
+        self.train_idx, self.test_idx = split
+    if max_epochs is None:
+        max_epochs = epochs_wanted(self.preset, len(self.train_idx))
+    is_whole = isinstance(max_epochs, Integral) and not isinstance(
+        max_epochs, bool
+    )
+    if not is_whole or max_epochs < 0:
+        raise ValueError(
+            f"max_epochs is {max_epochs!r}; expected a whole number, 0 or more"
+        )
+    mean, std = mean_and_std(counts, self.train_idx)
+    self.network.y_mean.fill_(mean)
+    self.network.y_std.fill_(std)
+    if out is not None and not self._rows:
+        self._resume(Path(out), max_epochs)
+
+    bar = tqdm(
+        total=max_epochs,
+        initial=len(self._rows),
+        desc=f"GMVAE K={self.K}",
+        unit="epoch",
+        disable=not progress,
+    )
+    with bar:
+        for epoch in range(len(self._rows), max_epochs):
+            self._train_epoch_or_restore(epoch, max_epochs)
+            if out is not None:
+                # with Adam's moments, to go on from
+                self._write(out, self._state())
+            row = self._rows[-1]
+            shown = ("train_neg_elbo", "test_neg_elbo", "effective_K")
+            bar.update()
+            bar.set_postfix({k: f"{row[k]:.4g}" for k in shown if k in row})
+    return self
 
 # %% ../nbs/04_train.ipynb #ba191ce1
 def _train(
@@ -775,6 +835,127 @@ class GMVAE:
     def __init__(
         self,
         adata: AnnData,  # cells x genes with raw counts
+        K: int | None = 20,  # components; None: the data choose (with `merge`)
+        *,
+        batch_key: str | None = None,  # column of obs; None: one batch
+        layer: str | None = None,  # layer with the counts; None: X
+        preset: str | Preset = "blog",  # a name in PRESETS, or a Preset
+        seed: int = 0,  # one seed, one result (same machine and threads)
+        device: str | None = None,  # "cpu", "cuda", ...; None: CUDA if any
+    ):
+        "Raises ValueError, before anything is trained, for what cannot be used."
+        preset = get_preset(preset)
+        if K is None and not preset.merge:
+            raise ValueError(
+                "K is None; a preset that merges components, as 'recommended' "
+                "does, can choose it, this one cannot: give K"
+            )
+        K = STARTING_COMPONENTS if K is None else K
+        is_int = isinstance(K, (int, np.integer)) and not isinstance(K, bool)
+        if not is_int or not 1 <= K <= 10_000:
+            raise ValueError(
+                f"K is {K!r}; the number of clusters must be an integer from 1 "
+                "to 10,000"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+            raise ValueError(
+                f"seed is {seed!r}; expected a whole number, 0 or more"
+            )
+        counts = get_counts(adata, layer)
+        batch, batches = batch_codes(adata, batch_key)
+        self._build(
+            K=int(K),
+            batch_key=batch_key,
+            layer=layer,
+            preset=preset,
+            seed=int(seed),
+            genes=[str(g) for g in adata.var_names],
+            batches=batches,
+            device=device,
+        )
+        self.counts, self.batch = counts, batch
+
+    @property
+    def history(self) -> pd.DataFrame:
+        "One row per finished epoch; columns are listed under `train`."
+        return pd.DataFrame(self._rows)
+
+    @property
+    def n_clusters(self) -> int:
+        "Number of clusters: K, or what is left once components are merged."
+        if not self.preset.merge:
+            return self.K
+        return int(self.network.cluster_of.max()) + 1
+
+    def __repr__(self) -> str:
+        cells = "no cells"
+        if self.counts is not None:
+            cells = f"{self.counts.shape[0]:,} cells"
+        return (
+            f"GMVAE(K={self.K}): {cells}, {len(self.genes):,} genes, "
+            f"{len(self.batches)} batch(es), {len(self._rows)} epoch(s) trained"
+        )
+
+    # training
+    train = _train
+    _train_epoch = _train_epoch
+    _train_epoch_or_restore = _train_epoch_or_restore
+    _start_epoch = _start_epoch
+    _start_heads = _start_heads
+    _place_components = _place_components
+    _sampled_cells = _sampled_cells
+    _evaluate = _evaluate
+    _merge = _merge
+    _stop = _stop
+    # keeping and loading
+    save = _save
+    load = classmethod(_load)
+    _build = _build
+    _state = _state
+    _restore = _restore
+    _config = _config
+    _write = _write
+    _resume = _resume
+    # questions
+    match_cells = _match_cells
+    get_latent_representation = _get_latent_representation
+    predict_proba = _predict_proba
+    predict = _predict
+    get_elbo = _get_elbo
+    get_iwae = _get_iwae
+    cluster_report = _cluster_report
+    get_normalized_expression = _get_normalized_expression
+    posterior_predictive = _posterior_predictive
+    _own_cells = _own_cells
+    _cells = _cells
+    _ask = _ask
+    _noise = _noise
+
+# %% ../nbs/04_train.ipynb #7e94fb71
+class GMVAE:
+    """Gaussian-mixture variational autoencoder for counts.
+
+    Embeds, clusters and integrates the cells of an AnnData."""
+
+    K: int  # number of mixture components
+    batch_key: str | None
+    layer: str | None
+    preset: Preset
+    seed: int
+    genes: list[str]  # the model's, (G,)
+    batches: list[str]  # the model's, (B,)
+    device: torch.device
+    network: GMVAENetwork
+    optimizer: torch.optim.Adam
+    counts: csr_matrix | CountsOnDisk | None  # of the model's own cells, (N, G)
+    batch: np.ndarray | None  # their batch codes, (N,)
+    train_idx: np.ndarray | None  # rows that are trained on, and ...
+    test_idx: np.ndarray | None  # ... rows that are held out
+    _rows: list[dict[str, Any]]  # of the history
+
+    def __init__(
+        self,
+        adata: AnnData,  # cells x genes with raw counts
         # number of mixture components (clusters); None: let the data choose, for
         # a preset with `merge`
         K: int | None = 20,
@@ -873,7 +1054,3 @@ class GMVAE:
     _cells = _cells
     _ask = _ask
     _noise = _noise
-
-# %% ../nbs/04_train.ipynb #f3b42b67
-if not TYPE_CHECKING:  # names that live elsewhere now
-    __getattr__ = moved(__name__)
