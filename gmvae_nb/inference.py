@@ -200,42 +200,6 @@ def normalized_expression(
     cells: Cells,
     noise: Noise,  # of x; that of w is not looked at
     columns: Tensor,  # genes to return
-    batches: Sequence[int] | None,  # decode as of these; None: its own
-    library_size: LibrarySize,  # sum over genes; "latent": at its own depth
-) -> np.ndarray:  # (N, len(columns)), float32
-    "Expected expression of each cell without the noise of counting."
-    eps = noise[0]
-
-    def mean_of(y: Tensor, code: Tensor, draw: Tensor) -> Tensor:
-        log_r, logits = network.likelihood_params(y, code, draw)
-        log_mean = (log_r + logits)[0]  # (n, G)
-        if library_size == "latent":
-            return log_mean.exp()
-        return log_mean.softmax(-1) * library_size
-
-    def expected(y: Tensor, b: Tensor) -> Tensor:
-        q = network.encode(y, b)
-        x = reparametrize(q.x_mean, q.x_log_std, eps)
-        codes = [b]
-        if batches is not None:
-            codes = [torch.full_like(b, code) for code in batches]
-        total = torch.zeros((), device=x.device)
-        for code in codes:
-            for draw in x.unsqueeze(1):  # one at a time: memory of N x G
-                total = total + mean_of(y, code, draw)[:, columns]
-        return total / (len(codes) * len(x))
-
-    return for_each_cell(network, cells, expected).numpy()
-
-# %% ../nbs/inference.ipynb #ebc80af2
-LibrarySize = float | Literal["latent"]
-
-
-def normalized_expression(
-    network: GMVAENetwork,
-    cells: Cells,
-    noise: Noise,  # of x; that of w is not looked at
-    columns: Tensor,  # genes to return
     # decode as of these, and average; None: its own
     batches: Sequence[int] | None,
     library_size: LibrarySize,  # sum over genes; "latent": at its own depth

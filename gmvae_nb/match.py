@@ -61,34 +61,6 @@ def match_genes(
     genes: Sequence[str],  # the model's, (G,)
     names: Sequence[str],  # those of the data, all different
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
-    columns: pd.DataFrame | None = None,  # var of the data, for other names
-) -> GeneMatch:
-    """Match genes by name.
-
-    ValueError for names that occur twice, and if fewer than `min_matched` of the
-    model's genes are there."""
-    index = pd.Index(names).astype(str)
-    if not index.is_unique:
-        raise ValueError(
-            "var_names has duplicates; call adata.var_names_make_unique()"
-        )
-    position = index.get_indexer(pd.Index(genes))
-    missing = [gene for gene, at in zip(genes, position) if at < 0]
-    matched = len(genes) - len(missing)
-    if matched < min_matched * len(genes) or not matched:
-        raise ValueError(
-            f"{matched:,} of the model's {len(genes):,} genes are in the data, "
-            f"fewer than {min_matched:.0%} ({len(missing):,} missing: "
-            f"{first_names(missing)}): "
-            f"{other_gene_column(genes, columns, matched)}"
-        )
-    return GeneMatch(position, matched, missing, len(index) - matched)
-
-# %% ../nbs/match.ipynb #b76a0196
-def match_genes(
-    genes: Sequence[str],  # the model's, (G,)
-    names: Sequence[str],  # those of the data, all different
-    min_matched: float = MIN_MATCHED,  # least share of the model's genes
     # var of the data: other names to suggest
     columns: pd.DataFrame | None = None,
 ) -> GeneMatch:
@@ -155,48 +127,6 @@ class Cells(NamedTuple):
     names: pd.Index  # (N,) of the cells
     genes: GeneMatch
     batches: dict[str, str]  # batch of the data -> the known one it is treated as
-
-# %% ../nbs/match.ipynb #e091fffe
-def match_cells(
-    adata: AnnData,  # cells x genes with raw counts
-    genes: Sequence[str],  # the model's, (G,)
-    batches: Sequence[str],  # the model's, (B,)
-    batch_key: str | None,  # column of obs; None: the model has one batch
-    layer: str | None,  # layer with the counts; None: X
-    *,
-    map_batch: Mapping[str, str] | None = None,  # new -> known; "*": others
-    min_matched: float = MIN_MATCHED,  # least share of the model's genes
-) -> Cells:
-    """Match genes and batches by name, and check the counts; those on disk stay
-    there.
-
-    ValueError for counts that are none, too few of the model's genes, or a batch
-    that the model does not know. A UserWarning says which genes are missing."""
-    match = match_genes(genes, adata.var_names, min_matched, adata.var)
-    if match.missing:
-        warnings.warn(
-            f"{len(match.missing):,} of the model's {len(genes):,} genes are "
-            f"missing and count as zero: {first_names(match.missing)}",
-            stacklevel=3,
-        )
-    map_batch = map_batch or {}
-    codes, mapping = np.zeros(adata.n_obs, dtype=np.int64), {}
-    if batch_key is not None:
-        if batch_key not in adata.obs and "*" in map_batch:
-            of_cell = np.full(adata.n_obs, "*")  # all of one batch without a name
-        else:
-            of_cell = np.asarray(get_categories(adata, batch_key, "batch_key"))
-        known = map_batches(of_cell, batches, map_batch)
-        pairs = sorted(set(zip(of_cell, known)))
-        mapping = {str(new): str(old) for new, old in pairs}
-        codes = pd.Index(batches).get_indexer(known).astype(np.int64)
-    counts = get_counts(adata, layer, allow_empty_genes=True)
-    if not np.array_equal(match.position, np.arange(adata.n_vars)):
-        if isinstance(counts, CountsOnDisk):
-            counts = MatchedCounts(counts, match.position)
-        else:
-            counts = take_genes(counts, match.position)
-    return Cells(counts, codes, adata.obs_names, match, mapping)
 
 # %% ../nbs/match.ipynb #e091fffe
 def match_cells(
