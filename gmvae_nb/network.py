@@ -94,11 +94,14 @@ class Preset:
 
     def __post_init__(self, kl_warmup: float | None):
         if kl_warmup is not None:
-            name = "kl_warmup_share" if kl_warmup < 1 else "kl_warmup_epochs"
+            name, other = "kl_warmup_epochs", "kl_warmup_share"
+            if kl_warmup < 1:
+                name, other = other, name
             warnings.warn(
                 f"kl_warmup is now {name}", DeprecationWarning, stacklevel=3
             )
             object.__setattr__(self, name, kl_warmup)
+            object.__setattr__(self, other, 0.0)
         check_settings(asdict(self))
         for name in ("encoder_hidden", "decoder_hidden"):  # a list, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
