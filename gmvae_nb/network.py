@@ -85,72 +85,8 @@ class Preset:
     def __post_init__(self, kl_warmup: float | None):
         if kl_warmup is not None:
             is_epochs = isinstance(kl_warmup, Real) and kl_warmup >= 1
-            name = "kl_warmup_epochs" if is_epochs else "kl_warmup_share"
-            warnings.warn(
-                f"kl_warmup is now {name}", DeprecationWarning, stacklevel=3
-            )
-            object.__setattr__(self, name, kl_warmup)
-            object.__setattr__(self, other, 0.0)
-        check_settings(asdict(self))
-        for name in ("encoder_hidden", "decoder_hidden"):  # a list, from JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-# %% ../nbs/network.ipynb #a5b630cb
-@dataclass(frozen=True)
-class Preset:
-    "Every setting of network and training. Frozen: see `dataclasses.replace`."
-
-    # --- the seed's ten numbers
-    n_x: int = 80  # dimensions of x, the embedding
-    n_w: int = 60  # dimensions of w
-    encoder_hidden: tuple[int, ...] = (300, 250)
-    decoder_hidden: tuple[int, ...] = (250, 300)
-    prior_hidden: int = 300
-    dropout: float = 0.05
-    M: int = 10  # Monte Carlo draws of x per cell
-    batch_size: int = 128  # cells of a mini-batch
-    lr: float = 1e-3  # Adam's initial learning rate
-    max_epochs: int = 40
-    # --- encoder
-    encoder_input: str = "standardised"  # or "log1p", "lognorm"
-    encoder_batch: bool = False  # the encoder sees the batch too
-    input_dropout: float = 0.0  # share of the input silenced at each step
-    norm_first: bool = False  # LayerNorm before GELU instead of after it
-    # --- likelihood
-    library_size: bool = False  # means scale with the cell's total count
-    dispersion: str = "cell"  # r of cell and gene; "gene": of the gene alone
-    mean_head: bool = False  # the second head gives the log mean, not the logits
-    # of the heads' weights, in cells: a step shrinks them by the rate times this
-    # over the number of training cells
-    weight_decay: float = 0.0
-    # --- prior
-    prior: str = "network"  # components from w; "parameters": without w
-    learn_weights: bool = False  # mixture weights are learned, not 1/K each
-    bound: str = "paper"  # or "exact"
-    lam: float = 0.0  # lambda: free nats of the z term
-    lam_mode: str = "batch"  # or "cell"
-    init: str = "random"  # "data": genes' means, and k-means for the components
-    align: float = 0.0  # pull of a batch's cells to all cells of the component
-    merge: bool = False  # a cluster may be several components that share cells
-    original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
-    # --- training
-    kl_warmup_epochs: float = 0.0  # in which the prior terms' weight rises to 1
-    kl_warmup_share: float = 0.0  # the same as a share of the training
-    refit: float = 0.0  # share of the training, its last: the encoder rests
-    min_steps: int = 0  # small data: epochs until so many mini-batches are seen
-    lr_schedule: str = "step"  # or "cosine": to 0 at the end of training
-    lr_factor: float = 0.7  # "step": the rate is multiplied by this ...
-    lr_step: int = 25  # ... after so many epochs
-    M_heads: int = 2  # so many of the M draws for each tile of genes
-    M_w: int = 2  # draws of w per cell, M at most
-    # of the heads' products: "float32", "bfloat16", or the faster of the two
-    dtype: str = "auto"
-    kl_warmup: InitVar[float | None] = None  # the two kl_warmup_* in one; old
-
-    def __post_init__(self, kl_warmup: float | None):
-        if kl_warmup is not None:
-            name, other = "kl_warmup_epochs", "kl_warmup_share"
-            if kl_warmup < 1:
+            name, other = "kl_warmup_share", "kl_warmup_epochs"
+            if is_epochs:
                 name, other = other, name
             warnings.warn(
                 f"kl_warmup is now {name}", DeprecationWarning, stacklevel=3
