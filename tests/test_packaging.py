@@ -101,7 +101,8 @@ def built(tmp_path_factory):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    told = run(sys.executable, "-m", "build", "--outdir", out, source)
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
+    told = run("sh", "-c", 'exec "$@" 2>&1', "sh", *command)
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz")), told
 
 
@@ -119,10 +120,10 @@ def test_wheel_and_sdist_hold_the_data_and_nothing_foreign(built):
     assert wheel.stat().st_size < 4e6
 
 
-def test_it_is_built_without_a_warning_about_its_files(built):
-    assert not re.findall(
-        r".*(?:absent from the `packages`|[Pp]ackage would be ignored).*", built[2]
-    )
+def test_it_is_built_without_a_warning(built):
+    "setuptools warns of data it takes for packages, of old fields, and the like."
+    assert "Successfully built" in built[2]
+    assert not re.findall(r".*Warning.*", built[2])
 
 
 def test_the_wheel_has_the_commands(built):
@@ -145,8 +146,9 @@ def test_installed_into_an_empty_environment_it_works_offline_and_without_develo
     python = tmp_path / "env/bin/python"
     constraints = ROOT / "constraints.txt"
     # torch first, so that no other build of it is drawn in
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, "torch")
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, built[0])
+    install = [python, "-m", "pip", "install", "-q", "--no-compile", "-c", constraints]
+    run(*install, "torch")
+    run(*install, built[0])
     nowhere = "http://127.0.0.1:9"
     proxies = {"http_proxy": nowhere, "https_proxy": nowhere}
     no_network = {**os.environ, **proxies, "PYTHONPATH": ""}
