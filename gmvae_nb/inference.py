@@ -8,7 +8,6 @@ __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in
            'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
-#| code-fold: true
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, Literal

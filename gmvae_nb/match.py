@@ -6,7 +6,6 @@
 __all__ = ['MIN_MATCHED', 'GeneMatch', 'first_names', 'other_gene_column', 'match_genes', 'map_batches', 'Cells', 'match_cells']
 
 # %% ../nbs/match.ipynb #48d140a7
-#| code-fold: true
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -8,10 +8,10 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
            'epochs_wanted']
 
 # %% ../nbs/network.ipynb #0c717c70
-#| code-fold: true
 import math
 import warnings
 from dataclasses import InitVar, asdict, dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Preset:
     norm_first: bool = False  # LayerNorm before GELU instead of after it
     # --- likelihood
     library_size: bool = False  # means scale with the cell's total count
-    dispersion: str = "cell"  # r of each cell and gene; "gene": of each gene
+    dispersion: str = "cell"  # r of cell and gene; "gene": of the gene alone
     mean_head: bool = False  # the second head gives the log mean, not the logits
     # of the heads' weights, in cells: a step shrinks them by the rate times this
     # over the number of training cells
@@ -84,11 +84,15 @@ class Preset:
 
     def __post_init__(self, kl_warmup: float | None):
         if kl_warmup is not None:
-            name = "kl_warmup_share" if kl_warmup < 1 else "kl_warmup_epochs"
+            is_epochs = isinstance(kl_warmup, Real) and kl_warmup >= 1
+            name, other = "kl_warmup_share", "kl_warmup_epochs"
+            if is_epochs:
+                name, other = other, name
             warnings.warn(
                 f"kl_warmup is now {name}", DeprecationWarning, stacklevel=3
             )
             object.__setattr__(self, name, kl_warmup)
+            object.__setattr__(self, other, 0.0)
         check_settings(asdict(self))
         for name in ("encoder_hidden", "decoder_hidden"):  # a list, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))

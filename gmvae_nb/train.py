@@ -6,7 +6,6 @@
 __all__ = ['STARTING_COMPONENTS', 'MapBatch', 'seeded', 'training_split', 'epoch_means', 'GMVAE']
 
 # %% ../nbs/04_train.ipynb #9ad4b4f4
-#| code-fold: true
 import json
 import math
 import time
@@ -47,6 +46,9 @@ from .network import training_loss
 
 # isort: on
 from .old_names import moved, renamed_argument
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
 
 # %% ../nbs/04_train.ipynb #6f99c5e3
 @contextmanager
@@ -873,7 +875,3 @@ class GMVAE:
     _cells = _cells
     _ask = _ask
     _noise = _noise
-
-# %% ../nbs/04_train.ipynb #f3b42b67
-if not TYPE_CHECKING:  # names that live elsewhere now
-    __getattr__ = moved(__name__)

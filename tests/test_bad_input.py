@@ -51,7 +51,7 @@ def fit(a, K=3, epochs=1, **kw):
     m.train(epochs, progress=False)
     assert np.isfinite(m.get_latent_representation()).all()
     assert np.isfinite(m.history.to_numpy()).all()
-    np.testing.assert_allclose(m.predict_proba(n_draws=2).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(m.predict_proba(n_samples=2).sum(1), 1, atol=1e-5)
     return m
 
 
@@ -229,6 +229,18 @@ BAD |= {
     "preset None": (lambda: fit(cells(), preset=None), "preset None is unknown"),
     "preset a dict": (lambda: fit(cells(), preset={"M": 1}), "is unknown; expected"),
     "preset a list": (lambda: fit(cells(), preset=["blog"]), "is unknown; expected"),
+    "both warm-ups": (
+        lambda: replace(SMALL, kl_warmup_epochs=2.0),
+        "kl_warmup_epochs is 2.0 and kl_warmup_share 0.3; give one",
+    ),
+    "M_w no divisor of M": (
+        lambda: replace(SMALL, M=5, M_w=2),
+        "M_w is 2 and M 5; .*give a divisor of M",
+    ),
+    "merge without parameters": (
+        lambda: replace(SMALL, prior="network"),
+        'prior is "network"; .*need components .*prior="parameters"',
+    ),
     "seed text": (lambda: fit(cells(), seed="a"), "seed is 'a'"),
     "seed negative": (lambda: fit(cells(), seed=-1), "seed is -1"),
     "seed 1.5": (lambda: fit(cells(), seed=1.5), "seed is 1.5"),
@@ -247,8 +259,8 @@ BAD |= {
     "max_epochs 1.5": (lambda: fit(cells(), epochs=1.5), "max_epochs is 1.5"),
     "max_epochs text": (lambda: fit(cells(), epochs="5"), "max_epochs is '5'"),
     "max_epochs True": (lambda: fit(cells(), epochs=True), "max_epochs is True"),
-    "n_draws 0": (lambda: model(1).predict_proba(n_draws=0), "n_draws is 0"),
-    "n_draws 2.5": (lambda: model(1).get_iwae(n_draws=2.5), "n_draws is 2.5"),
+    "n_samples 0": (lambda: model(1).predict_proba(n_samples=0), "n_samples is 0"),
+    "n_samples 2.5": (lambda: model(1).get_iwae(n_samples=2.5), "n_samples is 2.5"),
     "genes missing": (
         lambda: model(1).get_latent_representation(cells()[:, :10].copy()),
         "10 of the model's 20 genes are in the data, fewer than 90% .10 missing: gene10",
@@ -283,7 +295,8 @@ BAD_SETTINGS = {
     "input_dropout": [1],
     "encoder_hidden": [(), 300, (0,)],
     "decoder_hidden": [("a",)],
-    "kl_warmup": [-1],
+    "kl_warmup_epochs": [-1, "5"],
+    "kl_warmup_share": [-0.1, 1],
     "batch_size": [1.5, "16"],
     "lam": [-1],
     "min_steps": [-1],

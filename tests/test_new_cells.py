@@ -181,7 +181,7 @@ def test_on_disk_in_memory_any_order_any_chunk_all_the_same(model, layer, tmp_pa
                 assert_close(from_disk, in_memory, rtol=2e-4, atol=2e-5)
 
 
-def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_draws(model):
+def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_samples(model):
     adata = simulated(60, seed=3)
     other = copy.copy(model)
     other.preset = replace(model.preset, batch_size=7)
@@ -192,7 +192,7 @@ def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_draws(model
     again = other.posterior_predictive(adata, 2)
     # products of other sizes may round otherwise, and a draw may tip over
     assert (one != again[0]).nnz < 0.01 * one.nnz
-    with pytest.raises(ValueError, match="n_draws is 0"):
+    with pytest.raises(ValueError, match="n_samples is 0"):
         model.posterior_predictive(adata, 0)
 
 
@@ -201,13 +201,13 @@ def test_expected_expression_has_shares_depths_and_batches(model):
     shares = expression(adata)
     assert_close(shares.sum(1), 1, rtol=1e-5)
     assert_close(expression(adata, library_size=500), 500 * shares, rtol=1e-5)
-    latent = expression(adata, library_size="latent", n_draws=1)
+    latent = expression(adata, library_size="latent", n_samples=1)
     latent_shares = latent.div(latent.sum(1), axis=0)
-    assert_close(latent_shares, expression(adata, n_draws=1), rtol=1e-4, atol=1e-7)
+    assert_close(latent_shares, expression(adata, n_samples=1), rtol=1e-4, atol=1e-7)
     twice = adata.copy()
     twice.X = twice.X * 2
     if model.preset.library_size:  # and the encoder sees shares
-        at_twice = expression(twice, library_size="latent", n_draws=1)
+        at_twice = expression(twice, library_size="latent", n_samples=1)
         assert_close(at_twice, 2 * latent, rtol=1e-3)
     for name in model.batches:
         here = (adata.obs["batch"] == name).to_numpy()
@@ -227,7 +227,7 @@ def test_expected_expression_has_shares_depths_and_batches(model):
 def test_the_mean_of_many_simulated_counts_is_what_is_expected(model):
     adata = simulated(60, seed=3)
     drawn = np.stack([np.asarray(y.sum(0)).ravel() for y in model.posterior_predictive(adata, 300)])
-    expected = model.get_normalized_expression(adata, library_size="latent", n_draws=3000).sum()
+    expected = model.get_normalized_expression(adata, library_size="latent", n_samples=3000).sum()
     assert np.median(abs(drawn.mean(0) / expected - 1)) < 0.02
     np.testing.assert_allclose(drawn.mean(0), expected, rtol=0.06)
 

@@ -6,12 +6,13 @@ In large: make soak.
 import ast
 import gzip
 import hashlib
-import http.server
 import json
 import math
 import os
 import pickle
 import random
+import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -25,12 +26,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import platformdirs
 import pytest
 import torch
-from gmvae_nb import commands, data, h5ad, train
+from gmvae_nb import commands, data, h5ad
 from gmvae_nb.data import load_data
 from gmvae_nb.files import locked_folder, write_atomically
-from gmvae_nb.model_folder import FORMAT, read_model, verify
+from gmvae_nb.model_folder import FORMAT, model_digest, read_model, verify
+from gmvae_nb.network import PRESETS
 from gmvae_nb.runs import read_input, train_run
 from gmvae_nb.sweep import train_or_reason
 from gmvae_nb.train import GMVAE
@@ -38,6 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import sparse
 
+import test_files
 from hazards import (
     HOSTILE,
     ROOT,
@@ -60,6 +64,7 @@ from hazards import (
     write_for_ever,
 )
 
+server = test_files.server  # a fixture
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
@@ -101,74 +106,6 @@ def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
         # which wrote history.csv
         models[0].save(tmp_path)
         assert not list(tmp_path.glob(".*"))  # what the kill has left is gone
-
-
-def left_by(work) -> int:
-    "A writer that is killed with its file half written, and is no zombie any more; its number."
-
-    def half(path):
-        path.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    pid = fork(lambda: work(half))
-    assert outcome(pid) == -signal.SIGKILL
-    return pid
-
-
-@needs_linux
-def test_left_over_files_are_deleted_by_the_next_writer_and_no_others(tmp_path):
-    """The others: of a writer that is alive, of another machine, of an older version.
-
-    Or of a writer whose number somebody else has now."""
-    left_by(lambda write: write_atomically(tmp_path / "cells.h5ad", write))
-    (dead,) = tmp_path.iterdir()
-    space, pid, chance = dead.name[1:17], int(dead.name[17:25], 16), dead.name[25:]
-    others = [
-        tmp_path / f".{space}{os.getppid():08x}{chance}",
-        tmp_path / f".{'0' * 16}{pid:08x}{chance}",
-        tmp_path / f".{space}1{chance}",
-        tmp_path / ".hidden",
-    ]
-    for other in others:
-        other.write_bytes(b"not ours")
-    write_atomically(tmp_path / "a.txt", lambda path: path.write_text("a"))
-    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.txt"])
-
-
-@needs_linux
-def test_left_over_files_are_told_from_those_of_a_live_writer(tmp_path):
-    "Another process writes from two threads, while this one writes a hundred times."
-    read, write = os.pipe()
-
-    def slow(path):
-        with open(path, "wb") as f:
-            f.write(b"first half, ")
-            f.flush()
-            os.write(write, b".")
-            while not (tmp_path / "stop").exists():
-                time.sleep(0.01)
-            f.write(b"second half")
-
-    def both():
-        thread = threading.Thread(target=write_atomically, args=(tmp_path / "1.bin", slow))
-        thread.start()
-        write_atomically(tmp_path / "2.bin", slow)
-        thread.join()
-
-    pid = fork(both)
-    assert os.read(read, 1) + os.read(read, 1) == b".."
-    for i in range(100):
-        write_atomically(tmp_path / "a.txt", lambda path, i=i: path.write_text(str(i)))
-    (tmp_path / "stop").touch()
-    assert outcome(pid) == 0
-    os.close(read)
-    os.close(write)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
-        "1.bin": b"first half, second half",
-        "2.bin": b"first half, second half",
-        "a.txt": b"99",
-        "stop": b"",
-    }
 
 
 def test_a_file_is_flushed_then_renamed_then_its_folder_is_flushed(tmp_path, monkeypatch):
@@ -258,7 +195,7 @@ WRITERS = set(
     "write_text write_bytes to_csv to_parquet to_pickle write_h5ad "
     "savefig save_file savez savetxt dump".split()
 )
-MODES = ("w", "wb", "a", "x", "r+", "rb+")  # of open, for writing
+MODES = "w wb a ab x xb r+ r+b rb+".split()  # of open, for writing
 SOURCES = [*sorted((ROOT / "gmvae_nb").glob("*.py")), ROOT / "nbs/06_results.ipynb"]
 
 
@@ -281,8 +218,9 @@ def writes(call: ast.Call) -> bool:
     "Whether a call writes a file."
     if name_of(call) != "open":
         return name_of(call) in WRITERS
-    arguments = [*call.args[1:], *(k.value for k in call.keywords)]
-    return any(isinstance(a, ast.Constant) and a.value in MODES for a in arguments)
+    words = [*call.args[1:], *(k.value for k in call.keywords)]
+    parts = [part for word in words for part in ast.walk(word)]
+    return any(isinstance(part, ast.Constant) and part.value in MODES for part in parts)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.name)
@@ -302,8 +240,8 @@ def test_everything_is_written_in_one_way(source):
         name = name_of(node)
         in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
         to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
-        # write_atomically itself, and the .part of a download
-        own = name == "open" and source.name in ("files.py", "data.py")
+        # write_atomically itself, the .part of a download, who has a lock
+        own = name == "open" and source.name == "files.py"
         assert in_memory or to_temporary or own, f"{source.name}: {ast.unparse(node)}"
 
 
@@ -329,7 +267,7 @@ def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
     old = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     model(2).save(tmp_path)
     (tmp_path / "config.json").write_bytes(old["config.json"])
-    (tmp_path / f".{'0' * 32}.safetensors").write_bytes(b"half")
+    (tmp_path / f".{'0' * 32}.new.safetensors").write_bytes(b"half")
     newer, left = verify(tmp_path)["notes"]
     assert "after 2 epochs, is newer than config.json" in newer and "killed has left" in left
     (tmp_path / "history.csv").unlink()
@@ -430,7 +368,7 @@ def poison(m, step):
 
     def hit(i):
         if i == step:
-            m.network.heads.second.weight.grad[7, 0] = float("nan")
+            m.network.heads.mean_or_logits.weight.grad[7, 0] = float("nan")
 
     before_steps(m, hit)
 
@@ -490,7 +428,7 @@ def test_the_command_exits_with_code_3(tmp_path, monkeypatch, capsys):
         optimizer.param_groups[0]["params"][0].grad[0] = math.nan
 
     count_steps(monkeypatch, 37, spoil)
-    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
     source, run = tmp_path / "cells.h5ad", tmp_path / "run"
     command = f"gmvae_train {source} --out {run} --max_epochs 9 --quiet"
     monkeypatch.setattr(sys, "argv", command.split())
@@ -567,7 +505,7 @@ def rewritten(folder: Path, change) -> None:
         state = {n: f.get_tensor(n) for n in f.keys()}
     header, state = change(header, state) or (header, state)
     try:
-        header["sha256"] = train.model_digest(header["config"], header["history"], state)
+        header["sha256"] = model_digest(header["config"], header["history"], state)
     except Exception:
         pass
     text = header if isinstance(header, str) else json.dumps(header)
@@ -607,7 +545,7 @@ CHANGED = {
     "header_text": lambda h, s: ("x", s),
     "header_number": lambda h, s: ('{"config": {"K": ' + "9" * 6000 + "}}", s),
     "format_text": setting("format", "__import__('os')"),
-    "format_3": setting("format", FORMAT + 1),
+    "format_newer": setting("format", FORMAT + 1),
     "format_0": setting("format", 0),
     "preset_list": setting("preset", []),
     "preset_unknown": setting("evil", 1, True),
@@ -778,7 +716,7 @@ def test_no_more_than_a_mini_batch_is_ever_dense(monkeypatch):
         m = model(3, preset, n=400)
         m.predict_proba()
         m.get_elbo()
-        m.get_iwae(n_draws=2)
+        m.get_iwae(n_samples=2)
         m.cluster_report()
         m.get_latent_representation(cells(50, seed=1))
     assert max(made, default=0) <= 16, made
@@ -851,58 +789,32 @@ assert used  # the trap is set
 """
 
 
-class Cut:
-    "A server that knows ranges, and breaks off the first answer."
-
-    def __init__(self, content: bytes, stop_at: int):
-        self.asked = asked = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append(self.headers.get("Range") or "bytes=0-")
-                start = int(asked[-1].removeprefix("bytes=").removesuffix("-"))
-                self.send_response(206 if start < len(content) else 416)
-                self.send_header("Content-Length", str(max(0, len(content) - start)))
-                self.end_headers()
-                self.wfile.write(content[start : stop_at if len(asked) == 1 else None])
-                self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/cells.h5ad.gz"
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_a_download_goes_on_where_it_was_cut_off_and_is_verified_before_use(
-    tmp_path, monkeypatch, capsys, right
+    server, tmp_path, monkeypatch, capsys, right
 ):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(cache))
     cells(3000, 100).write_h5ad(tmp_path / "a.h5ad")
     whole = gzip.compress((tmp_path / "a.h5ad").read_bytes(), 1)
-    monkeypatch.setattr(data.pooch, "os_cache", lambda name: tmp_path / "cache")
-    server = Cut(whole, len(whole) // 3)
+    monkeypatch.setattr(test_files, "CONTENT", whole)  # which the server serves
+    server.cut = len(whole) // 3
     sha256 = hashlib.sha256(whole).hexdigest() if right else "0" * 64
-    try:
-        with pytest.raises(OSError, match="call again, which goes on where it stopped") as error:
-            data._download(server.url, sha256)
+    with pytest.raises(OSError, match="call again, which goes on where it stopped") as error:
+        data.download_h5ad(server.url, sha256)
+    sentence(error)
+    assert [p.name for p in cache.iterdir()] == ["a.bin.gz.part"]
+    if right:
+        y = load_data(data.download_h5ad(server.url, sha256)).X
+        assert (y != cells(3000, 100).X).nnz == 0
+        assert int(server.asked[1][6:-1]) > server.cut - 2**16
+        assert "as expected" in capsys.readouterr().out
+        assert data.download_h5ad(server.url, sha256) and len(server.asked) == 2  # once
+    else:
+        with pytest.raises(ValueError, match="does not match the known hash") as error:
+            data.download_h5ad(server.url, sha256)
         sentence(error)
-        assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad.gz.part"]
-        if right:
-            y = load_data(data._download(server.url, sha256)).X
-            assert (y != cells(3000, 100).X).nnz == 0
-            assert int(server.asked[1][6:-1]) > len(whole) // 3 - 2**16
-            assert "as expected" in capsys.readouterr().out
-            assert data._download(server.url, sha256) and len(server.asked) == 2  # once
-        else:
-            with pytest.raises(ValueError, match="does not match the known hash") as error:
-                data._download(server.url, sha256)
-            sentence(error)
-        assert [p.name for p in (tmp_path / "cache").iterdir()] == ["cells.h5ad"] * right
-    finally:
-        server.server.shutdown()
-        server.server.server_close()
+    assert [p.name for p in cache.iterdir()] == ["a.bin"] * right
 
 
 # --- one process in a folder ----------------------------------------------------------------------
@@ -973,7 +885,7 @@ def count_steps(monkeypatch, at=None, do=None) -> list:
 # of 4 runs of 2 epochs of 6 steps: in a first epoch, and in a second
 @pytest.mark.parametrize("at", [15, 33])
 def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch, at):
-    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
     torch.set_num_threads(1)
     whole = sweep(tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -993,7 +905,7 @@ def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch,
 
 
 def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setitem(train.PRESETS, "recommended", SMALL)
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
 
     def spoil(optimizer):
         optimizer.param_groups[0]["params"][0].grad.fill_(math.nan)
@@ -1015,3 +927,31 @@ def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_pa
     # the failed one; the half-written one was trained, and is scored again
     assert len(table) == 4 and len(steps) == 12
     json.loads(half.read_text())
+
+
+# --- the page and the mutants name tests that exist -----------------------------------------------
+
+
+def commands_of_page() -> list[tuple[set[str], str]]:
+    "Files and words of each command in the table of promises."
+    cells = json.loads((ROOT / "nbs/promises.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    found = re.findall(r'`pytest ([^`"]*)(?: -k "(.*)")?`', text)
+    return [(set(re.findall(r"tests/\w+\.py", files)), chosen) for files, chosen in found]
+
+
+def test_the_page_and_the_mutants_choose_tests_that_exist():
+    mutants = runpy.run_path(str(ROOT / "tests/soak/mutants.py"))["MUTANTS"]
+    chosen = [*commands_of_page(), *(({m.test}, m.chosen) for m in mutants)]
+    assert len(chosen) - len(mutants) == 16
+    files = sorted(set().union(*(files for files, _ in chosen)))
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *files]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    ids = [line.lower() for line in said.split("\n") if "::" in line]
+    for files, words in chosen:
+        if "tests/test_ray.py" in files and "tests/test_ray.py" not in said:
+            continue  # without ray, or not on Linux
+        for file in files:
+            assert any(i.startswith(file) for i in ids), file
+        for word in set(re.findall(r"\w+", words)) - {"and", "or"}:
+            assert any(i.split("::")[0] in files and word.lower() in i for i in ids), (files, word)
