@@ -154,7 +154,7 @@ def same(folder: Path, serial: Path) -> None:
 
 def epochs_of(run: Path) -> int:
     try:
-        return read_json(run / "config.json")["epochs"]
+        return read_json(run / "config.json", hint="")["epochs"]
     except (ValueError, KeyError):
         return 0
 
