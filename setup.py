@@ -28,7 +28,9 @@ setup(
         "Topic :: Scientific/Engineering :: Bio-Informatics",
     ],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    include_package_data=True,
+    # by name: what include_package_data takes for packages, setuptools warns of
+    include_package_data=False,
+    package_data={cfg["lib_name"]: ["py.typed", "datasets/*.h5ad", "templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={

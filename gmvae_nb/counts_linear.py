@@ -6,7 +6,6 @@
 __all__ = ['EncoderInput', 'CountsProduct', 'CountsLinear']
 
 # %% ../nbs/counts_linear.ipynb #23ab0115
-#| code-fold: true
 from typing import NamedTuple
 
 import torch

@@ -6,7 +6,6 @@
 __all__ = ['check_indices', 'canonical', 'CountsOnDisk', 'row_blocks', 'take_genes', 'MatchedCounts', 'shuffle_blocks']
 
 # %% ../nbs/counts_on_disk.ipynb #8706d823
-#| code-fold: true
 from collections.abc import Iterator
 
 import numpy as np

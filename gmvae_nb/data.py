@@ -8,7 +8,6 @@ __all__ = ['PARTIAL_LAYERS', 'BMMC_FILES', 'kang_pbmc', 'is_count', 'get_counts'
            'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch', 'minibatches']
 
 # %% ../nbs/00_data.ipynb #190d4cec
-#| code-fold: true
 import importlib
 import importlib.resources
 import warnings
@@ -35,7 +34,6 @@ from .counts_on_disk import CountsOnDisk, canonical, check_indices
 from .h5ad import checked_h5ad, decompress, read_h5ad
 
 # %% ../nbs/00_data.ipynb #5194f322
-#| code-fold: true
 from .counts_on_disk import row_blocks, shuffle_blocks
 
 # %% ../nbs/00_data.ipynb #fcf0de8d

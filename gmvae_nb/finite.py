@@ -6,7 +6,6 @@
 __all__ = ['not_finite', 'bad_count', 'bad_weight', 'locate_not_finite']
 
 # %% ../nbs/finite.ipynb #12e6b0db
-#| code-fold: true
 from collections.abc import Mapping, Sequence
 
 import numpy as np

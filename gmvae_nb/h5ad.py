@@ -6,7 +6,6 @@
 __all__ = ['UnsafeFile', 'memory_needed', 'main', 'decompress', 'checked_h5ad', 'read_h5ad', 'open_h5ad']
 
 # %% ../nbs/h5ad.ipynb #05ff6af3
-#| code-fold: true
 import contextlib
 import gzip
 import json

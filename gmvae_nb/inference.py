@@ -8,7 +8,6 @@ __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in
            'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
-#| code-fold: true
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, Literal
@@ -101,7 +100,7 @@ def cluster_probabilities(
     cells: Cells,
     noise: Noise,
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
-    "Probability of each cluster for each cell (@eq-inference-proba)."
+    "Probability of each cluster for each cell (eq-inference-proba)."
 
     def probabilities(y: Tensor, b: Tensor) -> Tensor:
         gamma = network.log_responsibilities(y, b, *noise).exp().mean(0)
@@ -110,9 +109,7 @@ def cluster_probabilities(
     return for_each_cell(network, cells, probabilities).numpy()
 
 # %% ../nbs/inference.ipynb #2683d568
-MAX_SAMPLED_CELLS = (
-    20_000  # cells that are looked at to place and merge components
-)
+MAX_SAMPLED_CELLS = 20_000  # looked at to place and to merge components
 N_RESAMPLES = 40
 
 # %% ../nbs/inference.ipynb #43dc4de3
@@ -203,8 +200,8 @@ def normalized_expression(
     cells: Cells,
     noise: Noise,  # of x; that of w is not looked at
     columns: Tensor,  # genes to return
-    batches: Sequence[int]
-    | None,  # decode as of these, and average; None: its own
+    # decode as of these, and average; None: its own
+    batches: Sequence[int] | None,
     library_size: LibrarySize,  # sum over genes; "latent": at its own depth
 ) -> np.ndarray:  # (N, len(columns)), float32
     "Expected expression of each cell without the noise of counting."

@@ -6,7 +6,6 @@
 __all__ = ['MIN_MATCHED', 'GeneMatch', 'first_names', 'other_gene_column', 'match_genes', 'map_batches', 'Cells', 'match_cells']
 
 # %% ../nbs/match.ipynb #48d140a7
-#| code-fold: true
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -62,8 +61,8 @@ def match_genes(
     genes: Sequence[str],  # the model's, (G,)
     names: Sequence[str],  # those of the data, all different
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
-    columns: pd.DataFrame
-    | None = None,  # var of the data: other names to suggest
+    # var of the data: other names to suggest
+    columns: pd.DataFrame | None = None,
 ) -> GeneMatch:
     """Match genes by name.
 
@@ -137,8 +136,8 @@ def match_cells(
     batch_key: str | None,  # column of obs; None: the model has one batch
     layer: str | None,  # layer with the counts; None: X
     *,
-    map_batch: Mapping[str, str]
-    | None = None,  # new -> known; "*": every other one
+    # new -> known; "*": every other one
+    map_batch: Mapping[str, str] | None = None,
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
 ) -> Cells:
     """Match genes and batches by name, and check the counts; those on disk stay

@@ -8,11 +8,9 @@ __all__ = ['FORMAT', 'ADDED_SETTINGS', 'KINDS', 'DAMAGE', 'model_digest', 'write
            'read_model', 'read_config', 'epoch_seconds', 'listed_checksums', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
-#| code-fold: true
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from . import __version__
-from .files import LOCK_FILE, sha256_of, write_atomically
+from .files import LOCK_FILE, is_temporary, sha256_of, write_atomically
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
 
@@ -124,9 +122,8 @@ def expected_tensors(
         step = torch.empty(())
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     for i, p in enumerate(network.parameters()):
-        tensors[f"optimizer.{i}.exp_avg"] = tensors[
-            f"optimizer.{i}.exp_avg_sq"
-        ] = p
+        tensors[f"optimizer.{i}.exp_avg"] = p
+        tensors[f"optimizer.{i}.exp_avg_sq"] = p
         tensors[f"optimizer.{i}.step"] = step
     return tensors
 
@@ -262,11 +259,10 @@ def read_model(
             is_known = version in range(1, FORMAT + 1)
             if is_known:
                 state = {name: file.get_tensor(name) for name in file.keys()}
-                if (
-                    version > 1
-                    and model_digest(config, rows, state) != header["sha256"]
-                ):
-                    raise ValueError("its checksum differs")
+                if version > 1:
+                    digest = model_digest(config, rows, state)
+                    if digest != header["sha256"]:
+                        raise ValueError("its checksum differs")
                 check_model(config, rows, state)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300]
@@ -370,7 +366,7 @@ def verify(
         )
     known = {*sums, "model.safetensors", "config.json", LOCK_FILE}
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        if re.fullmatch(r"\.[0-9a-f]{32}\.(lock|new.*)", file.name):
+        if is_temporary(file.name):
             notes.append(
                 f"{file.name} is being written, or is what a write that was "
                 "killed has left: the next write deletes it then"

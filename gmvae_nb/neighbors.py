@@ -244,8 +244,8 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sp.csr_matrix:
     rho = np.where(d > 0, d, np.inf).min(axis=1)  # to the nearest distinct cell
     rho[np.isinf(rho)] = 0
     excess = np.maximum(d - rho[:, None], 0)
-    mean = np.where(rho > 0, distances.mean(axis=1), distances.mean())
-    sigma = np.maximum(_umap_sigma(excess, k), 1e-3 * mean)  # UMAP's floor
+    floor = 1e-3 * distances.mean(axis=1)
+    sigma = np.maximum(_umap_sigma(excess, k), floor)
     zero = np.zeros_like(excess)
     w = np.exp(-np.divide(excess, sigma[:, None], out=zero, where=excess > 0))
     w = w.astype(np.float32)  # as UMAP stores it: what underflows is no edge

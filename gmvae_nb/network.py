@@ -8,10 +8,10 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
            'epochs_wanted']
 
 # %% ../nbs/network.ipynb #0c717c70
-#| code-fold: true
 import math
 import warnings
 from dataclasses import InitVar, asdict, dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -53,14 +53,11 @@ class Preset:
     norm_first: bool = False  # LayerNorm before GELU instead of after it
     # --- likelihood
     library_size: bool = False  # means scale with the cell's total count
-    dispersion: str = (
-        "cell"  # r of each cell and gene; "gene": of each gene alone
-    )
+    dispersion: str = "cell"  # r of cell and gene; "gene": of the gene alone
     mean_head: bool = False  # the second head gives the log mean, not the logits
-    weight_decay: float = (
-        0.0  # of the heads' weights, in cells: a step shrinks them
-    )
-    # by the rate times this over the number of training cells
+    # of the heads' weights, in cells: a step shrinks them by the rate times this
+    # over the number of training cells
+    weight_decay: float = 0.0
     # --- prior
     prior: str = "network"  # components from w; "parameters": without w
     learn_weights: bool = False  # mixture weights are learned, not 1/K each
@@ -72,33 +69,30 @@ class Preset:
     merge: bool = False  # a cluster may be several components that share cells
     original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
     # --- training
-    kl_warmup_epochs: float = (
-        0.0  # epochs in which the prior terms' weight rises to 1
-    )
+    kl_warmup_epochs: float = 0.0  # in which the prior terms' weight rises to 1
     kl_warmup_share: float = 0.0  # the same as a share of the training
-    refit: float = (
-        0.0  # share of the training, its last, in which the encoder rests
-    )
-    min_steps: int = (
-        0  # small data: more epochs, until so many mini-batches are seen
-    )
+    refit: float = 0.0  # share of the training, its last: the encoder rests
+    min_steps: int = 0  # small data: epochs until so many mini-batches are seen
     lr_schedule: str = "step"  # or "cosine": to 0 at the end of training
     lr_factor: float = 0.7  # "step": the rate is multiplied by this ...
     lr_step: int = 25  # ... after so many epochs
     M_heads: int = 2  # so many of the M draws for each tile of genes
     M_w: int = 2  # draws of w per cell, M at most
-    dtype: str = (
-        "auto"  # of the heads' products: "float32", "bfloat16", or the faster
-    )
+    # of the heads' products: "float32", "bfloat16", or the faster of the two
+    dtype: str = "auto"
     kl_warmup: InitVar[float | None] = None  # the two kl_warmup_* in one; old
 
     def __post_init__(self, kl_warmup: float | None):
         if kl_warmup is not None:
-            name = "kl_warmup_share" if kl_warmup < 1 else "kl_warmup_epochs"
+            is_epochs = isinstance(kl_warmup, Real) and kl_warmup >= 1
+            name, other = "kl_warmup_share", "kl_warmup_epochs"
+            if is_epochs:
+                name, other = other, name
             warnings.warn(
                 f"kl_warmup is now {name}", DeprecationWarning, stacklevel=3
             )
             object.__setattr__(self, name, kl_warmup)
+            object.__setattr__(self, other, 0.0)
         check_settings(asdict(self))
         for name in ("encoder_hidden", "decoder_hidden"):  # a list, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -439,9 +433,7 @@ class GMVAENetwork(nn.Module):
 
     y_mean: Tensor  # of all training counts, ()
     y_std: Tensor  # of all training counts, ()
-    cluster_of: (
-        Tensor  # cluster of each component, (K,), for a preset that merges
-    )
+    cluster_of: Tensor  # of each component, (K,), for a preset that merges
 
     def __init__(
         self,

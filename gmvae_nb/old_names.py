@@ -6,7 +6,6 @@
 __all__ = ['MOVED', 'P', 'R', 'moved', 'renamed_argument']
 
 # %% ../nbs/old_names.ipynb #37e9d80a
-#| code-fold: true
 import importlib
 import warnings
 from collections.abc import Callable

@@ -7,7 +7,6 @@ __all__ = ['SHARE', 'FROM_0', 'ABOVE_0', 'WIDTHS', 'SWITCH', 'ALLOWED', 'Allowed
            'check_settings']
 
 # %% ../nbs/preset_checks.ipynb #feba1dc2
-#| code-fold: true
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real

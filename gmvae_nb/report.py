@@ -10,7 +10,6 @@ __all__ = ['MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palett
            'cluster_values', 'unsure_values', 'score_rows', 'settings_rows', 'page_values', 'write_report']
 
 # %% ../nbs/report.ipynb #7260671d
-#| code-fold: true
 import base64
 import io
 import warnings

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATA_SETS', 'PACKAGES', 'USAGE', 'UNSURE_BELOW', 'Input', 'fingerprint', 'variable_genes', 'open_data',
-           'choose_genes', 'read_input', 'versions', 'read_run_json', 'run_settings', 'claim_folder', 'finished_run',
-           'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored', 'describe_run', 'train_run',
-           'annotate', 'umap', 'write_annotated', 'annotate_run', 'cells_for', 'embed_file', 'peak_memory',
-           'some_cells', 'expected']
+           'choose_genes', 'read_input', 'versions', 'read_run_json', 'run_settings', 'in_todays_terms', 'claim_folder',
+           'finished_run', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored',
+           'describe_run', 'train_run', 'annotate', 'umap', 'write_annotated', 'annotate_run', 'cells_for',
+           'embed_file', 'peak_memory', 'some_cells', 'expected']
 
 # %% ../nbs/runs.ipynb #db802327
 import hashlib
@@ -42,7 +42,7 @@ from .files import locked_folder, read_json, write_atomically, write_json
 from .h5ad import open_h5ad
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
-from .model_folder import record_checksums
+from .model_folder import read_preset, record_checksums
 from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
 
@@ -254,6 +254,18 @@ def run_settings(
         preset=asdict(preset),
     )
 
+# %% ../nbs/runs.ipynb #5f0a1c10
+def in_todays_terms(
+    settings: Mapping[str, object],  # from run_settings, or an older run.json
+) -> dict:
+    "As JSON holds the settings, with the preset's fields as they are called now."
+    settings = {"hold_out": True, **settings}  # which older runs did not note
+    try:
+        preset = asdict(read_preset(settings["preset"]))
+    except (KeyError, TypeError, ValueError):  # a newer version's, or damaged
+        preset = settings.get("preset")
+    return json.loads(json.dumps({**settings, "preset": preset}))
+
 # %% ../nbs/runs.ipynb #b5a9543b
 def claim_folder(
     out: Path,  # made if need be
@@ -268,18 +280,18 @@ def claim_folder(
                 "another folder"
             )
         return
-    old = read_run_json(out / "run.json").get("settings", {})
-    old = {"hold_out": True, **old}  # which older runs did not note
-    new = json.loads(json.dumps(settings))  # tuples are lists there
+    stored = read_run_json(out / "run.json").get("settings", {})
+    old, new = in_todays_terms(stored), in_todays_terms(settings)
     for key in new:
         if old.get(key) == new[key]:
             continue
         if isinstance(new[key], dict) and isinstance(old.get(key), dict):
             old, new = old[key], new[key]
-            key = next(name for name in new if old.get(name) != new[name])
+            names = [*new, *old]
+            key = next(name for name in names if old.get(name) != new.get(name))
         raise ValueError(
             f"{out} holds a run with other settings ({key} was "
-            f"{old.get(key)!r}, now {new[key]!r}): choose another folder"
+            f"{old.get(key)!r}, now {new.get(key)!r}): choose another folder"
         )
     if not resume:
         raise ValueError(

@@ -6,7 +6,6 @@
 __all__ = ['STARTING_COMPONENTS', 'MapBatch', 'seeded', 'training_split', 'epoch_means', 'GMVAE']
 
 # %% ../nbs/04_train.ipynb #9ad4b4f4
-#| code-fold: true
 import json
 import math
 import time
@@ -47,6 +46,9 @@ from .network import training_loss
 
 # isort: on
 from .old_names import moved, renamed_argument
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
 
 # %% ../nbs/04_train.ipynb #6f99c5e3
 @contextmanager
@@ -96,9 +98,8 @@ def training_split(
 
 # %% ../nbs/04_train.ipynb #3ad24c5b
 def epoch_means(
-    parts: list[
-        dict[str, Tensor]
-    ],  # terms of mini-batches, from GMVAENetwork.forward
+    # terms of mini-batches, from GMVAENetwork.forward
+    parts: list[dict[str, Tensor]],
     prefix: str,  # "train" or "test"
 ) -> dict[str, float]:  # e.g. train_neg_elbo, train_rec, ..., nats per cell
     "Mean of each term over cells, whichever mini-batch they were in."
@@ -107,10 +108,9 @@ def epoch_means(
     parts = [{**part, "neg_elbo": neg_elbo(part)} for part in parts]
     means = {}
     for term in ELBO_TERMS:
-        of_part = torch.stack(
-            [part[term].double().mean() for part in parts]
-        ).cpu()
-        means[f"{prefix}_{term}"] = (of_part @ sizes / sizes.sum()).item()
+        of_part = [part[term].double().mean() for part in parts]
+        mean = torch.stack(of_part).cpu() @ sizes / sizes.sum()
+        means[f"{prefix}_{term}"] = mean.item()
     return means
 
 # %% ../nbs/04_train.ipynb #cbc4a54c
@@ -283,12 +283,10 @@ def _train(
     self: "GMVAE",
     max_epochs: int | None = None,  # in all; None: as many as the preset wants
     *,
-    test_idx: np.ndarray
-    | None = None,  # held out; None: random 15 %; empty: none
-    out: str
-    | Path
-    | None = None,  # folder for a checkpoint after every epoch; one
-    # of the same run is gone on from
+    # held out; None: random 15 %; empty: none
+    test_idx: np.ndarray | None = None,
+    # folder for a checkpoint after every epoch; one of this run is gone on from
+    out: str | Path | None = None,
     progress: bool = True,  # show a progress bar
 ) -> "GMVAE":  # the model itself
     """Train until `max_epochs` epochs are done; called again, go on from there.
@@ -332,9 +330,8 @@ def _train(
         for epoch in range(len(self._rows), max_epochs):
             self._train_epoch_or_restore(epoch, max_epochs)
             if out is not None:
-                self._write(
-                    out, self._state()
-                )  # with Adam's moments, to go on from
+                # with Adam's moments, to go on from
+                self._write(out, self._state())
             row = self._rows[-1]
             shown = ("train_neg_elbo", "test_neg_elbo", "effective_K")
             bar.update()
@@ -369,25 +366,19 @@ def _merge(self: "GMVAE") -> None:
     "Merge components that share cells, with noise of its own for each cell."
     net = self.network
 
-    def gamma(
-        y: Tensor, b: Tensor
-    ) -> Tensor:  # shared noise would not average out
-        return (
-            net.log_responsibilities(y, b, *net.noise(20, len(y))).exp().mean(0)
-        )
+    def gamma(y: Tensor, b: Tensor) -> Tensor:
+        noise = net.noise(20, len(y))  # shared noise would not average out
+        return net.log_responsibilities(y, b, *noise).exp().mean(0)
 
     with seeded(self.seed):
-        found = for_each_cell(
-            net, self._own_cells(), gamma, self._sampled_cells()
-        )
+        rows = self._sampled_cells()
+        found = for_each_cell(net, self._own_cells(), gamma, rows)
     net.cluster_of.copy_(merge_components(found))
 
 # %% ../nbs/04_train.ipynb #2abf044a
 def _state(
     self: "GMVAE",
-) -> dict[
-    str, Tensor
-]:  # weights under "network.*", Adam's moments under "optimizer.*"
+) -> dict[str, Tensor]:  # weights "network.*", Adam's moments "optimizer.*"
     "A copy of all that training changes."
     state = {
         f"network.{name}": t for name, t in self.network.state_dict().items()
@@ -483,9 +474,8 @@ def _resume(
     if done == max_epochs or has_moments:
         self._restore(state)
         self._rows = rows
-        if (
-            read_config(folder).get("epochs") != done
-        ):  # a write was stopped in between
+        # a write was stopped in between
+        if read_config(folder).get("epochs") != done:
             describe_model(folder, self._config(), self._rows)
 
 # %% ../nbs/04_train.ipynb #5b6a17b0
@@ -573,9 +563,8 @@ def _ask(
     *args: Any,
 ) -> Any:
     "A function of the network and the cells."
-    return function(
-        self.network, self._cells(adata, map_batch, MIN_MATCHED), *args
-    )
+    cells = self._cells(adata, map_batch, MIN_MATCHED)
+    return function(self.network, cells, *args)
 
 
 def _noise(self: "GMVAE", n_samples: int) -> tuple[Tensor, Tensor]:
@@ -701,10 +690,8 @@ def _get_normalized_expression(
             f"library_size is {library_size!r}; expected a positive number, or "
             "'latent'"
         )
-    noise, cells = (
-        self._noise(n_samples),
-        self._cells(adata, map_batch, MIN_MATCHED),
-    )
+    noise = self._noise(n_samples)
+    cells = self._cells(adata, map_batch, MIN_MATCHED)
     columns = torch.from_numpy(column).to(self.device)
     found = inference.normalized_expression(
         self.network, cells, noise, columns, codes, library_size
@@ -790,17 +777,16 @@ class GMVAE:
     def __init__(
         self,
         adata: AnnData,  # cells x genes with raw counts
-        K: int
-        | None = 20,  # number of mixture components (clusters); None: let the
-        # data choose, for a preset with `merge`
+        # number of mixture components (clusters); None: let the data choose, for
+        # a preset with `merge`
+        K: int | None = 20,
         *,
-        batch_key: str
-        | None = None,  # column of obs with the batch; None: one batch
+        batch_key: str | None = None,  # column of obs; None: one batch
         layer: str | None = None,  # layer with the counts; None: X
         preset: str | Preset = "blog",  # a name in PRESETS, or a Preset
         seed: int = 0,  # one seed, one result (same machine and threads)
-        device: str
-        | None = None,  # "cpu", "cuda", ...; None: CUDA if there is one
+        # "cpu", "cuda", ...; None: CUDA if there is one
+        device: str | None = None,
     ):
         "Raises ValueError, before anything is trained, for what cannot be used."
         preset = get_preset(preset)
@@ -842,11 +828,9 @@ class GMVAE:
     @property
     def n_clusters(self) -> int:
         "Number of clusters: K, or what is left once components are merged."
-        return (
-            int(self.network.cluster_of.max()) + 1
-            if self.preset.merge
-            else self.K
-        )
+        if not self.preset.merge:
+            return self.K
+        return int(self.network.cluster_of.max()) + 1
 
     def __repr__(self) -> str:
         cells = "no cells"
@@ -891,7 +875,3 @@ class GMVAE:
     _cells = _cells
     _ask = _ask
     _noise = _noise
-
-# %% ../nbs/04_train.ipynb #f3b42b67
-if not TYPE_CHECKING:  # names that live elsewhere now
-    __getattr__ = moved(__name__)

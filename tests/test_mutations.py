@@ -138,7 +138,7 @@ def test_the_history_is_a_mean_over_cells_also_when_the_last_mini_batch_is_small
     model = untrained(still, with_heavy_cells())
     held_out = np.r_[:16, 100:104]  # 16 cells and 4; 84 to train on are five times 16, and 4
     model.train(3, test_idx=held_out, progress=False)
-    neg_elbo = -model.get_elbo(n_draws=20)
+    neg_elbo = -model.get_elbo(n_samples=20)
     heavy, others = neg_elbo[held_out[16:]].mean(), neg_elbo[held_out[:16]].mean()
     assert heavy > 5 * others
     history = model.history
@@ -183,7 +183,7 @@ def test_draws_depend_on_the_seed_and_on_the_cell():
     assert (one != again).nnz == 0 and (one != seed_1).nnz > 0
     assert (one[0] != one[1]).nnz > 0
     for method in ("predict_proba", "get_elbo", "get_iwae"):
-        ours, others = (getattr(m, method)(adata, n_draws=2) for m in (model, other))
+        ours, others = (getattr(m, method)(adata, n_samples=2) for m in (model, other))
         assert not np.array_equal(ours, others), method
 
 

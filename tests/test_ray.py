@@ -40,10 +40,10 @@ for name, value in dict(
 ).items():
     os.environ.setdefault(name, value)
 
-from gmvae_nb.files import LOCK_FILE, locked_folder, read_json  # noqa: E402
+from gmvae_nb.files import LOCK_FILE, locked_folder  # noqa: E402
 from gmvae_nb.model_folder import verify  # noqa: E402
 from gmvae_nb.results import collect_runs  # noqa: E402
-from gmvae_nb.runs import read_input  # noqa: E402
+from gmvae_nb.runs import read_input, read_run_json  # noqa: E402
 from gmvae_nb.sweep import (  # noqa: E402
     find_cluster,
     sees_lock,
@@ -154,7 +154,7 @@ def same(folder: Path, serial: Path) -> None:
 
 def epochs_of(run: Path) -> int:
     try:
-        return read_json(run / "config.json", hint="")["epochs"]
+        return read_run_json(run / "config.json")["epochs"]
     except (ValueError, KeyError):
         return 0
 

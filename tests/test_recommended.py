@@ -73,7 +73,7 @@ def test_any_number_of_components_trains(K):
     model = fitted(K, epochs=8)
     assert 1 <= model.n_clusters <= K
     assert np.isfinite(model.get_latent_representation()).all()
-    assert np.isfinite(model.get_iwae(n_draws=5)).all()
+    assert np.isfinite(model.get_iwae(n_samples=5)).all()
 
 
 def test_more_components_than_cells():

@@ -166,7 +166,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(page, monkeypatch):
             raise OSError("disk full")
         plain(source, target)
 
-    monkeypatch.setattr("gmvae_nb.data.os.replace", full_disk)
+    monkeypatch.setattr("gmvae_nb.files.os.replace", full_disk)
     with pytest.raises(OSError):
         write_report(folder)
     monkeypatch.undo()

@@ -136,7 +136,7 @@ def test_duplicate_genes_are_named():
         {},
         {"bound": "exact"},
         {"prior": "parameters", "learn_weights": True, "library_size": True},
-        {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup": 2, "lam": 0.5},
+        {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
     ],
 )
 def test_every_option_trains_and_lowers_the_loss(K, options):
@@ -146,7 +146,7 @@ def test_every_option_trains_and_lowers_the_loss(K, options):
     assert np.isfinite(history.to_numpy()).all()
     assert (history["test_kl_z"] <= np.log(K) + 1e-5).all()
     np.testing.assert_allclose(model.predict_proba().sum(1), 1, atol=1e-5)
-    assert model.get_iwae(n_draws=30).mean() > model.get_elbo(n_draws=30).mean() - 0.5
+    assert model.get_iwae(n_samples=30).mean() > model.get_elbo(n_samples=30).mean() - 0.5
     assert sum(model.cluster_report()["cells"].values()) == 120
 
 
@@ -186,7 +186,8 @@ def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_over(tmp_path):
-    fitted(2, seed=1)._checkpoint(tmp_path)
+    other = fitted(2, seed=1)
+    other._write(tmp_path, other._state())
     model = fitted(0).train(1, out=tmp_path, progress=False)
     assert len(model.history) == 1 and model.seed == 0
     assert read_model(tmp_path)[0]["seed"] == 0
@@ -296,18 +297,18 @@ def test_the_library_size_scales_the_means_and_leaves_the_dispersion():
 
 def test_bounds_against_the_importance_weights_of_each_draw(model):
     "A mean of weights lies between the smallest and the largest; -ELBO is the sum of four terms."
-    net, noise = model.network.eval(), model._shared_noise(20)
+    net, noise = model.network.eval(), model._noise(20)
     y, b = to_torch(model.counts), torch.from_numpy(model.batch)
     with torch.no_grad():
         log_w = net.log_importance_weights(y, b, *noise)
         terms = net(y, b, *noise)
-    iwae = torch.from_numpy(model.get_iwae(n_draws=20))
+    iwae = torch.from_numpy(model.get_iwae(n_samples=20))
     assert (log_w.mean(0) <= iwae + 1e-3).all()
     assert (iwae <= log_w.max(0).values + 1e-3).all()
     plain = log_w.double().exp().mean(0).log()
     torch.testing.assert_close(iwae.double(), plain, rtol=1e-3, atol=1e-3)
     parts = sum(terms[name] for name in ("rec", "kl_w", "kl_z", "cond"))
-    elbo = torch.from_numpy(model.get_elbo(n_draws=20))
+    elbo = torch.from_numpy(model.get_elbo(n_samples=20))
     torch.testing.assert_close(-elbo, parts, rtol=1e-4, atol=1e-3)
 
 

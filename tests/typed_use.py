@@ -39,14 +39,14 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
     history: pd.DataFrame = model.history
     rows: np.ndarray | None = model.test_idx
     X: np.ndarray = model.get_latent_representation(cells)
-    prob: np.ndarray = model.predict_proba(new, n_draws=20, map_batch={"*": "donor1"})
+    prob: np.ndarray = model.predict_proba(new, n_samples=20, map_batch={"*": "donor1"})
     clusters: pd.Categorical = model.predict(cells)
     elbo: np.ndarray = model.get_elbo(new)
     iwae: np.ndarray = model.get_iwae()
     shares: pd.DataFrame = model.get_normalized_expression(
-        cells, transform_batch=["a", "b"], gene_list=["CD3D"], library_size="latent", n_draws=3
+        cells, transform_batch=["a", "b"], gene_list=["CD3D"], library_size="latent", n_samples=3
     )
-    drawn: list[csr_matrix] = model.posterior_predictive(n_draws=2)
+    drawn: list[csr_matrix] = model.posterior_predictive(n_samples=2)
     report = model.cluster_report(cells)
     n: int = model.n_clusters + model.K + len(missing) + len(model.genes)
     print(X.shape, clusters, shares, report, rows, len(history), len(drawn))

@@ -33,7 +33,7 @@ CHANGES = {  # from `recommended` with K = None
     "heads of r and logits": dict(mean_head=False),
     "no weight decay": dict(weight_decay=0.0),
     "weights learned": dict(learn_weights=True),
-    "no warm-up": dict(kl_warmup=0.0),
+    "no warm-up": dict(kl_warmup_share=0.0),
     "no alignment": dict(align=0.0),
     "no input dropout": dict(input_dropout=0.0),
     "input dropout 0.25": dict(input_dropout=0.25),

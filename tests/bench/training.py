@@ -141,7 +141,7 @@ def worker(a) -> None:
         adata = adata[:, seen].copy()
     settings = FORMS[a.contender] | json.loads(a.settings)
     model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(PRESETS["blog"], **settings))
-    model._hold_out(np.arange(0))
+    model.train_idx, model.test_idx = np.arange(adata.n_obs), np.arange(0)
     del adata.obs  # the model holds what it needs
     network = {"plain": Plain, "sparse": Sparse}.get(a.contender)
     if network:
