@@ -30,7 +30,9 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
     # by name: what include_package_data takes for packages, setuptools warns of
     include_package_data=False,
-    package_data={cfg["lib_name"]: ["py.typed", "datasets/*.h5ad", "templates/*"]},
+    package_data={
+        cfg["lib_name"]: ["py.typed", "datasets/*.h5ad", "templates/*"]
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={

@@ -118,7 +118,8 @@ def moved(
     return find
 
 # %% ../nbs/old_names.ipynb #8b72316f
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")  # apart: a checker of types knows them so
+R = TypeVar("R")
 
 
 def renamed_argument(

@@ -254,7 +254,7 @@ def run_settings(
         preset=asdict(preset),
     )
 
-# %% ../nbs/runs.ipynb #5f0a1c10
+# %% ../nbs/runs.ipynb #7c3e91d4
 def in_todays_terms(
     settings: Mapping[str, object],  # from run_settings, or an older run.json
 ) -> dict:

@@ -1,6 +1,7 @@
 """The rules of the house: modules and their imports, the size of a page, lint and format."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_a_map_out_of_step_is_told_and_written_anew(tmp_path, capsys):
 def test_the_page_about_training_is_one_that_a_person_reads():
     cells = json.loads((ROOT / "nbs/04_train.ipynb").read_text(encoding="utf-8"))["cells"]
     assert len(cells) < MOST_CELLS
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_page_has_no_cell_twice_and_no_marks_of_a_merge(page):
+    "nbdev's merge driver leaves both versions of a cell, and marks as cells of their own."
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    ids = [cell.get("id") for cell in cells]
+    assert None not in ids and len(set(ids)) == len(ids)
+    marks = re.compile(r"^`?(<<<<<<<|=======|>>>>>>>)", re.MULTILINE)
+    assert not [i for i, cell in zip(ids, cells) if marks.search("".join(cell["source"]))]
 
 
 def test_lint_and_format_are_clean():

@@ -1,6 +1,10 @@
-"""The wheel and the sdist, installed where nothing of the project is."""
+"""The wheel and the sdist, installed where nothing of the project is; what the package requires."""
 
+import ast
+import configparser
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,8 +15,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SETTINGS = configparser.ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+SETTINGS = SETTINGS["DEFAULT"]
+NOT_IMPORTED = {  # and why it is required
+    "scib": "the page of scores compares with it",
+    "papermill": "make results runs a notebook",
+    "ipykernel": "make results runs a notebook",
+    "pynndescent": "a pin of what umap-learn and scanpy draw in",
+}
 USE = """
 from gmvae_nb.all import *
+from gmvae_nb.report import template_text
+assert "<html" in template_text("report.html")
 adata = kang_pbmc()
 small = Preset(n_x=4, n_w=2, M=1)
 model = GMVAE(adata, K=3, batch_key="batch", layer="counts", preset=small)
@@ -32,6 +47,51 @@ def run(*command, **kw):
     return done.stdout
 
 
+def distribution(name: str) -> str:
+    "One spelling of its name."
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(setting: str) -> set[str]:
+    words = SETTINGS[setting].split()
+    return {distribution(re.match(r"[\w.-]+", word)[0]) for word in words}
+
+
+def imported() -> dict[str, str]:
+    "Distribution -> a module of the package that imports it, on top or in a function."
+    provides, found = importlib.metadata.packages_distributions(), {}
+    for path in sorted((ROOT / "gmvae_nb").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                found |= {distribution(d): path.name for d in provides.get(name, [name])}
+    return found
+
+
+def test_what_the_package_imports_is_declared():
+    allowed = declared("requirements") | declared("ray_requirements")
+    undeclared = {name: module for name, module in imported().items() if name not in allowed}
+    assert undeclared == {}
+    # the extra, where the package can do without it
+    assert imported()["ray"] == "sweep.py" and "ray" not in declared("requirements")
+
+
+def test_what_is_declared_is_imported_or_has_a_reason():
+    assert declared("requirements") - set(imported()) == set(NOT_IMPORTED)
+
+
+def test_every_requirement_is_explained_in_one_place():
+    "settings.ini says what each is for."
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    reasons = " ".join(re.findall(r"^# (.*)$", text, re.MULTILINE))
+    unexplained = {name for name in declared("requirements") if name not in reasons}
+    assert unexplained - {"joblib", "threadpoolctl"} == set() and "joblib" in reasons
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     "A wheel built from the sdist, which is built from the files git knows."
@@ -41,19 +101,42 @@ def built(tmp_path_factory):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", out, source)
-    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
+    told = run("sh", "-c", 'exec "$@" 2>&1', "sh", *command)
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz")), told
 
 
 def test_wheel_and_sdist_hold_the_data_and_nothing_foreign(built):
-    wheel, sdist = built
-    data, version = "gmvae_nb/datasets/kang_pbmc.h5ad", wheel.name.split("-")[1]
-    names = zipfile.ZipFile(wheel).namelist()
-    assert data in names and "gmvae_nb/py.typed" in names
-    folders = {name.split("/")[0] for name in names}
+    wheel, sdist, _ = built
+    version = wheel.name.split("-")[1]
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gmvae_nb/templates").iterdir()]
+    assert len(files) >= 5
+    files += ["gmvae_nb/datasets/kang_pbmc.h5ad", "gmvae_nb/py.typed", "gmvae_nb/commands.py"]
+    in_wheel = zipfile.ZipFile(wheel).namelist()
+    in_sdist = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    assert set(files) <= set(in_wheel) and set(files) <= in_sdist
+    folders = {name.split("/")[0] for name in in_wheel}
     assert folders == {"gmvae_nb", f"gmvae_nb-{version}.dist-info"}
-    assert any(name.endswith(data) for name in tarfile.open(sdist).getnames())
     assert wheel.stat().st_size < 4e6
+
+
+def test_it_is_built_without_a_warning(built):
+    "setuptools warns of data it takes for packages, of old fields, and the like."
+    assert "Successfully built" in built[2]
+    assert not re.findall(r".*Warning.*", built[2])
+
+
+def test_the_wheel_has_the_commands(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
+        entries = configparser.ConfigParser(delimiters=["="])
+        entries.read_string(wheel.read(name).decode())
+    scripts = dict(entries["console_scripts"])
+    assert {"gmvae_table", "gmvae_verify", "gmvae_train"} <= set(scripts)
+    source = ast.parse((ROOT / "gmvae_nb/commands.py").read_text(encoding="utf-8"))
+    functions = {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+    commands = {name for name in functions if name.startswith("gmvae_")}
+    assert scripts == {name: f"gmvae_nb.commands:{name}" for name in commands}
 
 
 def test_installed_into_an_empty_environment_it_works_offline_and_without_development_packages(
@@ -63,10 +146,13 @@ def test_installed_into_an_empty_environment_it_works_offline_and_without_develo
     python = tmp_path / "env/bin/python"
     constraints = ROOT / "constraints.txt"
     # torch first, so that no other build of it is drawn in
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, "torch")
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, built[0])
+    install = [python, "-m", "pip", "install", "-q", "--no-compile", "-c", constraints]
+    run(*install, "torch")
+    run(*install, built[0])
     nowhere = "http://127.0.0.1:9"
     proxies = {"http_proxy": nowhere, "https_proxy": nowhere}
     no_network = {**os.environ, **proxies, "PYTHONPATH": ""}
     assert "(4000, 2000) (4000, 4)" in run(python, "-c", USE, cwd=tmp_path, env=no_network)
-    assert "finished runs" in run(tmp_path / "env/bin/gmvae_table", "--help", cwd=tmp_path)
+    told = {"gmvae_table": "finished runs", "gmvae_verify": "checksums"}
+    for command, words in told.items():
+        assert words in run(tmp_path / "env/bin" / command, "--help", cwd=tmp_path)

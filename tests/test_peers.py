@@ -120,6 +120,17 @@ def test_table_has_mean_and_sd_and_sorts_by_total():
     assert table.loc[("d", "b"), "ilisi"] == ""
 
 
+def test_the_table_of_the_page_is_of_todays_presets(monkeypatch):
+    "A field that got another name or place would have hours of runs made again."
+    seen = []
+    monkeypatch.setattr(peers, "prepare", lambda *a: pytest.fail("a finished run is not found"))
+    monkeypatch.setattr(peers, "table", lambda rows: seen.append(rows) or pd.DataFrame())
+    monkeypatch.setattr(pd.DataFrame, "droplevel", lambda self, level: self)
+    words = ["--data", "kang_pbmc", "vangalen_bm_normal_2000hvg.h5ad", "--methods", "gmvae"]
+    run(monkeypatch, BENCH.parents[1] / "nbs/peers.csv", *words)
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -57,7 +57,7 @@ def finished(rows: pd.DataFrame, data: str, donor: str, seed: int) -> bool:
     "Whether the csv has these two rows."
     if rows.empty:
         return False
-    same = (rows["data"] == data) & (rows["donor"] == donor) & (rows["seed"] == seed)
+    same = (rows["data"] == data) & (rows["donor"].astype(str) == donor) & (rows["seed"] == seed)
     return bool(same.any())
 
 
@@ -95,7 +95,7 @@ def main():
                 rows = pd.concat([rows, pd.DataFrame(new)], ignore_index=True)
                 write_rows(args.csv, rows)
     rows = read(args.csv)
-    methods = rows["donor"] + ", trained on " + rows["trained_on"]
+    methods = rows["donor"].astype(str) + ", trained on " + rows["trained_on"]
     print(table(rows.assign(method=methods), SHOWN).to_string())
 
 

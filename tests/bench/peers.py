@@ -200,7 +200,8 @@ def finished(rows: pd.DataFrame, data: str, contender: Contender, seed: int) -> 
     if rows.empty:
         return False
     same = (rows["data"] == data) & (rows["method"] == contender.method) & (rows["seed"] == seed)
-    return bool((same & (rows["settings"] == contender.settings)).any())
+    settings = rows["settings"].fillna("")  # none: a preset as it is
+    return bool((same & (settings == contender.settings)).any())
 
 
 def add(rows: pd.DataFrame, row: dict) -> pd.DataFrame:

@@ -1,0 +1,176 @@
+"""The scripts of tests/bench in tiny form: they start, run through, and keep what they made."""
+
+import contextlib
+import io
+import json
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from gmvae_nb.network import PRESETS
+
+from hazards import cells
+
+BENCH = Path(__file__).parent / "bench"
+sys.path.insert(0, str(BENCH))
+import donor  # noqa: E402
+import evaluation  # noqa: E402
+import heads  # noqa: E402
+import partition  # noqa: E402
+import peers  # noqa: E402
+import search  # noqa: E402
+import study  # noqa: E402
+import training  # noqa: E402
+
+TINY = dict(
+    n_x=3, encoder_hidden=(8,), decoder_hidden=(8,), batch_size=32, min_steps=0, max_epochs=1
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    "240 cells of three types in two batches, whose names are numbers."
+    path = tmp_path_factory.mktemp("bench") / "tiny.h5ad"
+    cells(240, 40).write_h5ad(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_presets(monkeypatch):
+    "Presets of one epoch, of the same names."
+    for name in ("blog", "recommended"):
+        monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **TINY))
+
+
+def run(monkeypatch, script, *words) -> None:
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+    script.main()
+
+
+def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
+    "The table, which a second call leaves as it is: it trains nothing."
+    run(monkeypatch, script, csv, *words)
+    before = csv.read_bytes()
+    if hasattr(script, "train_run"):
+        monkeypatch.setattr(script, "train_run", lambda *a, **k: pytest.fail("trained again"))
+    run(monkeypatch, script, csv, *words)
+    assert csv.read_bytes() == before
+    return pd.read_csv(csv)
+
+
+@pytest.mark.parametrize(
+    "script", "donor evaluation heads partition peers search study training".split()
+)
+def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
+    module = __import__(script)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 0
+    printed, first = capsys.readouterr().out, module.__doc__.split("\n")[0]
+    assert first[:40] in printed.replace("\n", " ")
+
+
+class AtOnce:
+    "The pool of processes, in this one."
+
+    def __init__(self, jobs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *args):
+        return Namespace(result=lambda: function(*args))
+
+
+def test_study_makes_a_row_for_each_setting(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(study, "as_completed", list)
+    words = ["--data", file, "--K", 3, "--seeds", 1, "--set", "M=1,2", "--set", "lam=0.5"]
+    rows = twice(monkeypatch, study, tmp_path / "study.csv", *words)
+    assert list(rows["M"]) == [1, 2] and set(rows["lam"]) == {0.5} and set(rows["data"]) == {"tiny"}
+    assert rows[["ari_oracle", "kbet", "neg_elbo", "effective_K"]].notna().all(axis=None)
+    assert "mean" in capsys.readouterr().out
+
+
+def test_search_changes_one_thing_at_a_time(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--seeds", 0, "--changes", "recommended", "no warm-up"]
+    rows = twice(monkeypatch, search, tmp_path / "search.csv", *words)
+    assert list(rows["method"]) == ["recommended", "no warm-up"]
+    assert rows.loc[1, "settings"] == "kl_warmup_share=0.0"
+    assert rows[["total", "iwae", "n_clusters", "cpu_seconds"]].notna().all(axis=None)
+    assert "no warm-up" in capsys.readouterr().out
+
+
+def test_every_change_of_the_search_makes_a_preset():
+    for options in search.CHANGES.values():
+        options = {k: v for k, v in options.items() if k != "K"}
+        preset = PRESETS[options.pop("preset", "recommended")]
+        assert not options or replace(preset, **options) != preset
+
+
+def test_the_table_of_the_search_is_of_todays_settings():
+    rows = pd.read_csv(BENCH.parents[1] / "nbs/search.csv", keep_default_na=False)
+    for name, part in rows.groupby("method"):
+        change = peers.Contender("gmvae", name, search.CHANGES[name])
+        assert set(part["settings"]) == {change.settings}
+
+
+def test_donor_trains_with_and_without_it(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--seeds", 0, "--donors", 1]
+    rows = twice(monkeypatch, donor, tmp_path / "donor.csv", *words)
+    assert list(rows["trained_on"]) == ["all", "others"]
+    assert rows[["total", "donor_nmi", "donor_asw"]].notna().all(axis=None)
+    assert "1, trained on others" in capsys.readouterr().out
+
+
+def test_heads_times_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(heads, "peaks_mb", lambda a: {})  # in processes of their own
+    sizes = ["--N", 4, "--M", 2, "--H", 5, "--G", 70, "--repeats", 1, "--threads", 1]
+    run(monkeypatch, heads, *sizes, "--csv", tmp_path / "heads.csv")
+    table = pd.read_csv(tmp_path / "heads.csv", index_col=0)
+    assert {"dense", "sparse", "fused fp32", "fused bf16"} <= set(table.index)
+    assert (table["wall s"] > 0).all()
+
+
+def test_partition_measures_every_choice(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(partition, "load_data", lambda name: cells(240, 40))
+    words = ["--data", "tiny", "--epochs", 1, "--pairs", 2, "--K", 3, "--threads", 1]
+    run(monkeypatch, partition, tmp_path / "partition.csv", *words)
+    table = pd.read_csv(tmp_path / "partition.csv")
+    assert len(table) == len(partition.CHOICES) and (table[list(partition.PARTS)] > 0).all(
+        axis=None
+    )
+
+
+@pytest.mark.parametrize("contender", ["plain", "sparse", "default"])
+def test_a_contender_of_training_trains_a_turn_when_told(file, monkeypatch, capsys, contender):
+    "Here in this process; training.py gives each one its own."
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nstop\n"))
+    words = ["--contender", contender, "--data", file, "--K", 3, "--N", 32, "--steps", 2]
+    run(monkeypatch, training, "--worker", *words, "--settings", "{}", "--threads", 1)
+    ready, turn = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ready["ready"] and turn["cells"] == 64 and turn["seconds"] > 0
+
+
+def test_evaluation_measures_a_contender(tmp_path, monkeypatch):
+    def here(contender, key, seed):
+        "What a process of its own does."
+        args = Namespace(**key | {"cells": [key["cells"]], "seed": seed})
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            evaluation.measure(contender, args)
+        return json.loads(printed.getvalue().splitlines()[-1])
+
+    monkeypatch.setattr(evaluation, "measured", here)
+    sizes = "--cells 200 --dims 4 --labels 3 --batches 2 --repeats 1 --contenders five".split()
+    run(monkeypatch, evaluation, tmp_path / "e.csv", *sizes)
+    row = pd.read_csv(tmp_path / "e.csv").loc[0]
+    assert row["contender"] == "five" and row["cells"] == 200 and 0 <= row["kbet"] <= 1
+    assert row["wall"] > 0 and row["gb"] > 0
