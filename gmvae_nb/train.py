@@ -484,7 +484,7 @@ def _resume(
     if self._rows:  # more epochs of the model in memory
         if not same_history(rows, self._rows[:done]):
             raise ValueError(
-                f"{folder} holds another training of this model, of {done} epochs: "
+                f"{folder} holds another training of this model, {done} epochs: "
                 f"{ways_out}"
             )
         return
