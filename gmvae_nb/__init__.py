@@ -1,6 +1,10 @@
 """Gaussian-mixture variational autoencoder for single-cell RNA-seq counts."""
 import os
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .train import GMVAE as GMVAE
 
 __version__ = "0.1.0"
 
@@ -14,3 +18,11 @@ if "OMP_NUM_THREADS" in os.environ:
 warnings.filterwarnings("ignore", message="IProgress not found")
 # torch says so of every sparse tensor; the operations used here are tested
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+
+def __getattr__(name: str) -> Any:
+    "`from gmvae_nb import GMVAE`, without importing torch before it is asked for."
+    if name == "GMVAE":
+        from .train import GMVAE
+        return GMVAE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,8 +38,10 @@ from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch
 
 # isort: off
-from .model_folder import FORMAT, describe_model, read_config, read_model
-from .model_folder import read_preset, write_model
+from .model_folder import FORMAT, data_sha256, describe_model
+from .model_folder import first_difference, names_sha256, read_config
+from .model_folder import read_model, read_preset, same_history
+from .model_folder import write_model
 from .network import ELBO_TERMS, GMVAENetwork, Preset, epochs_wanted
 from .network import get_preset, kl_weight, learning_rate, neg_elbo
 from .network import training_loss
@@ -287,6 +289,7 @@ def _train(
     test_idx: np.ndarray | None = None,
     # folder for a checkpoint after every epoch; one of this run is gone on from
     out: str | Path | None = None,
+    overwrite: bool = False,  # replace another model that is in `out`
     progress: bool = True,  # show a progress bar
 ) -> "GMVAE":  # the model itself
     """Train until `max_epochs` epochs are done; called again, go on from there.
@@ -316,7 +319,7 @@ def _train(
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
-    if out is not None and not self._rows:
+    if out is not None and not overwrite:
         self._resume(Path(out), max_epochs)
 
     bar = tqdm(
@@ -407,6 +410,17 @@ def _restore(
     self.optimizer.load_state_dict({**groups, "state": moments})
 
 # %% ../nbs/04_train.ipynb #d7e3780b
+def _data_sha256(self: "GMVAE") -> str | None:
+    "Of counts, names and batches of the model's own cells; None: it has none."
+    if (
+        self._digest is None
+        and self.counts is not None
+        and self.batch is not None
+    ):
+        self._digest = data_sha256(self.counts, self.batch, self._names_sha256)
+    return self._digest
+
+
 def _config(self: "GMVAE") -> dict[str, Any]:
     "Everything but tensors that `load` needs."
     return dict(
@@ -422,6 +436,7 @@ def _config(self: "GMVAE") -> dict[str, Any]:
         batches=self.batches,
         n_cells=None if self.counts is None else self.counts.shape[0],
         test_idx=None if self.test_idx is None else self.test_idx.tolist(),
+        data_sha256=self._data_sha256(),
         genes=self.genes,
     )
 
@@ -455,15 +470,24 @@ def _resume(
 ) -> None:
     """Take over what `folder` holds if it is an earlier part of this very run.
 
-    ValueError if it is this run, and has gone further."""
+    ValueError, naming what differs, for any other model: it is not replaced."""
     if not (folder / "model.safetensors").exists():
         return
     config, rows, state = read_model(folder)
-    ours = json.loads(json.dumps(self._config()))
-    may_differ = ("epochs", "torch", "gmvae_nb")
-    if any(config.get(k) != ours[k] for k in ours if k not in may_differ):
-        return
+    ways_out = "choose another folder, or overwrite=True"
+    difference = first_difference(config, json.loads(json.dumps(self._config())))
+    if difference:
+        raise ValueError(
+            f"{folder} holds another model ({difference}): {ways_out}"
+        )
     done = len(rows)
+    if self._rows:  # more epochs of the model in memory
+        if not same_history(rows, self._rows[:done]):
+            raise ValueError(
+                f"{folder} holds another training of this model, {done} epochs: "
+                f"{ways_out}"
+            )
+        return
     if done > max_epochs:
         raise ValueError(
             f"{folder} holds this run after {done} epochs, more than the "
@@ -471,12 +495,16 @@ def _resume(
             "folder"
         )
     has_moments = any(name.startswith("optimizer.") for name in state)
-    if done == max_epochs or has_moments:
-        self._restore(state)
-        self._rows = rows
-        # a write was stopped in between
-        if read_config(folder).get("epochs") != done:
-            describe_model(folder, self._config(), self._rows)
+    if done < max_epochs and not has_moments:
+        raise ValueError(
+            f"{folder} holds this model after {done} epochs as GMVAE.save wrote "
+            f"it, without what training needs to go on: {ways_out}"
+        )
+    self._restore(state)
+    self._rows = rows
+    # a write was stopped in between
+    if read_config(folder).get("epochs") != done:
+        describe_model(folder, self._config(), self._rows)
 
 # %% ../nbs/04_train.ipynb #5b6a17b0
 def _load(
@@ -495,10 +523,12 @@ def _load(
         device=device, preset=preset, **{name: config[name] for name in names}
     )
     model._restore(state)
-    model._rows = rows
+    model._rows, model._digest = rows, config.get("data_sha256")
     if adata is not None:
+        model._digest = None  # these cells may be others
         cells = model._cells(adata)
         model.counts, model.batch = cells.counts, cells.batch
+        model._names_sha256 = names_sha256(cells.names)
         if config["test_idx"] is not None and adata.n_obs == config["n_cells"]:
             test_idx = np.array(config["test_idx"], dtype=np.int64)
             split = training_split(
@@ -548,6 +578,11 @@ def _cells(
     min_matched: float = 1.0,  # of the genes: all of them for cells to train on
 ) -> Cells:
     "Checked cells. Raises ValueError for missing genes and unknown batches."
+    if map_batch and (adata is None or isinstance(adata, Cells)):
+        raise ValueError(
+            f"map_batch is {dict(map_batch)!r}, but these cells have the model's "
+            "batches already: leave it out, or pass an AnnData"
+        )
     if adata is None:
         return self._own_cells()
     if isinstance(adata, Cells):
@@ -750,7 +785,7 @@ def _build(
     parameters = self.network.parameters()
     self.optimizer = torch.optim.Adam(parameters, lr=preset.lr, fused=True)
     self.counts = self.batch = self.train_idx = self.test_idx = None
-    self._rows = []
+    self._rows, self._names_sha256, self._digest = [], "", None
 
 # %% ../nbs/04_train.ipynb #7e94fb71
 class GMVAE:
@@ -773,6 +808,8 @@ class GMVAE:
     train_idx: np.ndarray | None  # rows that are trained on, and ...
     test_idx: np.ndarray | None  # ... rows that are held out
     _rows: list[dict[str, Any]]  # of the history
+    _names_sha256: str  # of the model's own cells
+    _digest: str | None  # of their counts, names and batches
 
     def __init__(
         self,
@@ -807,6 +844,8 @@ class GMVAE:
                 f"seed is {seed!r}; expected a whole number, 0 or more"
             )
         counts = get_counts(adata, layer)
+        if not isinstance(counts, CountsOnDisk):
+            counts = counts.copy()  # adata may be changed in place later
         batch, batches = batch_codes(adata, batch_key)
         self._build(
             K=int(K),
@@ -819,6 +858,7 @@ class GMVAE:
             device=device,
         )
         self.counts, self.batch = counts, batch
+        self._names_sha256 = names_sha256(adata.obs_names)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -859,6 +899,7 @@ class GMVAE:
     _state = _state
     _restore = _restore
     _config = _config
+    _data_sha256 = _data_sha256
     _write = _write
     _resume = _resume
     # questions

@@ -141,6 +141,7 @@ def test_an_at_sign_that_is_no_reference(verbatim):
         ([code("#| label: fig-a\nplot()", ERROR)], {}, "fig-a: the cell has no picture"),
         ([code("#| label: tbl-a\ndf")], {}, "tbl-a: the cell has no output"),
         ([code("#| label: fig-a\n#| fig-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
+        ([code("#| code-fold: show\n#| echo: true\n#| code-fold: true\nx")], {}, "code-fold twice"),
     ],
 )
 def test_faults_in_numbering_are_told(cells, home, told):

@@ -22,7 +22,7 @@ from gmvae_nb.network import PRESETS, Preset, training_loss
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
-from hazards import stop_at_step
+from hazards import cells, stop_at_step
 
 TINY = Preset(
     n_x=4,
@@ -185,12 +185,67 @@ def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
     assert all(whole[name].equal(t) for name, t in again._state().items())
 
 
-def test_a_checkpoint_of_another_run_is_not_taken_over(tmp_path):
-    other = fitted(2, seed=1)
-    other._write(tmp_path, other._state())
-    model = fitted(0).train(1, out=tmp_path, progress=False)
-    assert len(model.history) == 1 and model.seed == 0
-    assert read_model(tmp_path)[0]["seed"] == 0
+def test_another_model_in_the_folder_is_neither_taken_over_nor_replaced(tmp_path):
+    fitted(2, seed=1)._write(tmp_path, fitted(2, seed=1)._state())
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="seed is 1 there, 0 here.*overwrite=True"):
+        untrained().train(1, out=tmp_path, progress=False)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    model = untrained().train(1, out=tmp_path, overwrite=True, progress=False)
+    assert len(model.history) == 1 and read_model(tmp_path)[0]["seed"] == 0
+
+
+@pytest.mark.parametrize("change", ["counts", "names", "batches"])
+def test_a_checkpoint_of_other_cells_is_not_taken_over(tmp_path, change):
+    one, other = cells(), cells()
+    if change == "counts":
+        other.X = other.X[::-1].copy()
+    elif change == "names":
+        other.obs_names = [f"other{i}" for i in range(other.n_obs)]
+    else:
+        other.obs["batch"] = other.obs["batch"].to_numpy()[::-1]
+    options = dict(K=3, batch_key="batch", preset=TINY)
+    GMVAE(one, **options).train(1, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="trained on other counts, cells or batches"):
+        GMVAE(other, **options).train(2, out=tmp_path, progress=False)
+    GMVAE(one, **options).train(2, out=tmp_path, progress=False)  # its own go on
+
+
+def test_a_saved_model_is_not_begun_again_by_training_into_its_folder(tmp_path):
+    options = dict(K=3, batch_key="batch", preset=TINY)
+    saved = GMVAE(cells(), **options).train(2, progress=False)
+    saved.save(tmp_path)
+    with pytest.raises(ValueError, match="after 2 epochs as GMVAE.save wrote it"):
+        GMVAE(cells(), **options).train(3, out=tmp_path, progress=False)
+    saved.train(3, out=tmp_path, progress=False)  # the very model goes on
+    assert read_model(tmp_path)[0]["epochs"] == 3
+    fork = GMVAE.load(tmp_path, cells())
+    fork._rows[0]["lr"] = 0.5  # another training of the same settings
+    with pytest.raises(ValueError, match="another training of this model, 3 epochs"):
+        fork.train(4, out=tmp_path, progress=False)
+
+
+def test_what_happens_to_the_anndata_later_does_not_reach_the_model():
+    adata = cells()
+    model = GMVAE(adata, K=3, batch_key="batch", preset=TINY).train(1, progress=False)
+    before = model.get_latent_representation()
+    adata.X.data[:] = np.log1p(adata.X.data)
+    np.testing.assert_array_equal(model.get_latent_representation(), before)
+
+
+def test_a_map_of_batches_that_cannot_be_used_is_refused():
+    model = GMVAE(cells(), K=3, batch_key="batch", preset=TINY)
+    for own in (None, model.match_cells(cells())):
+        with pytest.raises(ValueError, match="have the model's batches already"):
+            model.predict_proba(own, map_batch={"nonsense": "nowhere"})
+
+
+def test_the_estimator_is_at_the_top_of_the_package():
+    import gmvae_nb
+
+    assert gmvae_nb.GMVAE is GMVAE
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        gmvae_nb.__getattr__("nonsense")
 
 
 def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):

@@ -58,6 +58,15 @@ def options(source: str) -> tuple[dict, str]:
     return (found if isinstance(found, dict) else {}), "\n".join(lines[n:])
 
 
+def repeated_options(source: str) -> list[str]:
+    """The keys that the `#|` lines at the top of a code cell give more than once.
+
+    Quarto refuses such a page; YAML's readers in Python take the last one."""
+    top = re.match(r"(?:#\|.*\n?)*", source).group()
+    keys = Counter(re.findall(r"(?m)^#\|[ \t]*([\w-]+):", top))
+    return [key for key, times in keys.items() if times > 1]
+
+
 def labels(cells: list[dict]) -> list[str]:
     "Every label that the cells define, in order, repeated ones too."
     found = []
@@ -207,6 +216,9 @@ class Numbered:
             why = str(e).splitlines()[0]
             self.problems.append(f"the #| lines of {source[:60]!r} are no YAML: {why}")
             return
+        for key in repeated_options(source):
+            first = code.strip().split("\n")[0]
+            self.problems.append(f"the cell {first!r} says {key} twice, which quarto refuses")
         label = str(opts.pop("label", ""))
         kind = label.partition("-")[0]
         if kind not in ("fig", "tbl"):

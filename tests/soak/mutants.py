@@ -99,8 +99,8 @@ MUTANTS = [
     ),
     Mutant(
         "the model's checksum not compared",
-        "version > 1 and model_digest(config, rows, state)",
-        "False and model_digest(config, rows, state)",
+        'if digest != header["sha256"]:',
+        "if False:",
         PROMISES,
         "nothing_runs",
     ),
@@ -364,7 +364,7 @@ MUTANTS = [
     ),
     Mutant(
         "other hidden files deleted",
-        r'if not re.fullmatch(r"\.[0-9a-f]{32}\.lock", path.name):',
+        "if not is_temporary(path.name):",
         "if False:",
         FILES,
         "nothing_else",
