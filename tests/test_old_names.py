@@ -160,6 +160,7 @@ def as_before(folder: Path) -> None:
     "The folder as the version before would have left it: format 2, and one kl_warmup."
     config, rows, state = read_model(folder)
     config |= {"format": 2, "preset": old_settings(config["preset"])}
+    config.pop("data_sha256", None)
     write_model(folder, config, rows, state)
     change_run(folder, lambda s: s.update(preset=old_settings(s["preset"])))
     change_run(folder, lambda s: s.pop("hold_out"))
