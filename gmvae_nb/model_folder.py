@@ -332,11 +332,10 @@ def read_model(
             is_known = version in range(1, FORMAT + 1)
             if is_known:
                 state = {name: file.get_tensor(name) for name in file.keys()}
-                if (
-                    version > 1
-                    and model_digest(config, rows, state) != header["sha256"]
-                ):
-                    raise ValueError("its checksum differs")
+                if version > 1:
+                    digest = model_digest(config, rows, state)
+                    if digest != header["sha256"]:
+                        raise ValueError("its checksum differs")
                 check_model(config, rows, state)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300]

@@ -220,8 +220,8 @@ MUTANTS = [
     ),
     Mutant(
         "wall time in the model file",
-        'if key != "seconds"}',
-        "}",
+        'v for key, v in row.items() if key != "seconds"}',
+        "v for key, v in row.items()}",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
