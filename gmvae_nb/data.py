@@ -25,24 +25,21 @@ import pandas as pd
 import platformdirs
 import torch
 from anndata import AnnData
-from anndata.abc import CSRDataset
+from anndata.abc import CSCDataset, CSRDataset
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from scipy import sparse
 from tqdm import tqdm
 
 from . import files
-from gmvae_nb.counts_on_disk import (
-    CountsOnDisk,
-    canonical,
-    check_indices,
-    computable,
-    rounded,
-)
-from .h5ad import checked_h5ad, decompress, read_h5ad
+from .counts_on_disk import CountsOnDisk, canonical, check_indices
+from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
 
 # %% ../nbs/00_data.ipynb #5194f322
 from .counts_on_disk import row_blocks, shuffle_blocks
+
+# %% ../nbs/00_data.ipynb #5c0de141
+from .counts_on_disk import computable, rounded
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
 def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
@@ -89,19 +86,18 @@ def _read_matrix(adata: AnnData, layer: str | None) -> Any:
     m = adata.X if layer is None else adata.layers[layer]
     if isinstance(m, CSRDataset):
         return CountsOnDisk(m)
-    if hasattr(m, "to_memory"):
-        m = m.to_memory()  # CSC on disk: its rows cannot be read one by one
+    if isinstance(m, CSCDataset):
+        # CSC on disk: its rows cannot be read one by one
+        stored = {part: m.group[part][:] for part in ("indices", "indptr")}
+        values = computable(m.group["data"][:])
+        parts = (values, stored["indices"], stored["indptr"])
+        m = sparse.csc_matrix(parts, shape=m.shape)
     if isinstance(m, np.ma.MaskedArray):
         raise ValueError(
             f"{_matrix_name(layer)} is a masked array: say what the masked "
             "counts are, with .filled(0)."
         )
-    if not sparse.issparse(m):
-        return computable(np.asarray(m))
-    if m.dtype == np.float16 or not m.dtype.isnative:
-        m = m.copy()
-        m.data = computable(m.data)
-    return m
+    return m if sparse.issparse(m) else computable(np.asarray(m))
 
 # %% ../nbs/00_data.ipynb #8035f71b
 #| code-fold: true
@@ -694,7 +690,8 @@ def load_data(
     }
     if str(data) in named:
         return named[str(data)]()
-    if not Path(data).expanduser().exists():
+    path = Path(data).expanduser()
+    if not path.is_file() and not (path.is_dir() and other_format(path)):
         raise ValueError(
             f"data={str(data)!r} is neither one of {', '.join(named)} nor a file "
             "that exists: check the path of your .h5ad."

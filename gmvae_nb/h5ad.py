@@ -391,6 +391,12 @@ def read_h5ad(
                 "cannot stay on disk: renew it with "
                 f"ad.read_h5ad({str(path)!r}).write_h5ad('mine.h5ad')."
             ) from e
+        if "does not support dtype" in str(e):
+            raise ValueError(
+                f"{str(path)!r} is whole, but anndata cannot read the kind of "
+                "numbers in it (16 bits, or another byte order): the commands, "
+                f"and read_input({str(path)!r}), can."
+            ) from e
         # a damaged file can fail in any of the libraries below
         raise _damaged(path, f"{type(e).__name__}: {e}") from e
 

@@ -37,12 +37,7 @@ from scipy.sparse import csr_matrix
 
 from . import __version__
 from .counts_on_disk import CountsOnDisk
-from gmvae_nb.data import (
-    CountsLocation,
-    find_counts,
-    gene_features,
-    get_categories,
-)
+from .data import CountsLocation, find_counts, get_categories
 from .files import locked_folder, read_json, write_atomically, write_json
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .match import MIN_MATCHED, Cells
@@ -52,7 +47,7 @@ from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
-from .data import get_counts, load_data, split_cells
+from .data import gene_features, get_counts, load_data, split_cells
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
