@@ -39,7 +39,7 @@ from . import __version__
 from .counts_on_disk import CountsOnDisk
 from .data import CountsLocation, find_counts, get_categories
 from .files import locked_folder, read_json, write_atomically, write_json
-from .h5ad import open_h5ad
+from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 from .model_folder import read_preset, record_checksums
@@ -47,7 +47,7 @@ from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
-from .data import get_counts, load_data, split_cells
+from .data import gene_features, get_counts, load_data, split_cells
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -131,12 +131,12 @@ def open_data(
         yield None, data
     elif str(data) in DATA_SETS:
         yield None, load_data(data)
-    elif not Path(data).expanduser().is_file():
-        raise ValueError(
-            f"there is no file {str(data)!r}: check the path, or name one of "
-            f"{', '.join(DATA_SETS)}"
-        )
     else:
+        if not Path(data).expanduser().exists():
+            raise ValueError(
+                f"there is no file {str(data)!r}: check the path, or name one of "
+                f"{', '.join(DATA_SETS)}"
+            )
         with open_h5ad(data) as opened:
             yield opened
 
@@ -177,10 +177,16 @@ def read_input(
             if key is not None:
                 get_categories(adata, key, role)
         place = find_counts(adata, layer)
-        y = get_counts(place.adata, place.layer, allow_empty_genes=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is among the notes
+            y = get_counts(place.adata, place.layer, allow_empty_genes=True)
         if isinstance(y, CountsOnDisk):
             y = y[np.arange(len(adata))]
-    notes, genes = [], place.adata.var_names.astype(str)
+    notes, genes = [*place.notes], place.adata.var_names.astype(str)
+    is_gene, other_features = gene_features(place.adata.var)
+    if other_features:
+        notes += [f"{note}: they are left out" for note in other_features]
+        y, genes = y[:, is_gene], genes[is_gene]
     if not genes.is_unique:
         again = genes[genes.duplicated()]
         notes.append(
@@ -573,7 +579,12 @@ def write_annotated(
 
     def write(path: Path) -> None:
         if is_file:
-            shutil.copyfile(source, path)
+            with h5py.File(source) as f:
+                old = is_old_layout(f)
+            if old:  # it is written as anndata does it now
+                read_h5ad(source).write_h5ad(path)
+            else:
+                shutil.copyfile(source, path)
         else:
             source.write_h5ad(path)
         with h5py.File(path, "r+") as f, warnings.catch_warnings():
