@@ -110,8 +110,10 @@ def print_result(
     text: str,  # the same for people
     json: bool,
 ) -> dict:  # the result
-    "Prints what came out to stdout."
-    print(json_.dumps(result, indent=1) if json else text, flush=True)
+    "Prints what came out to stdout; NaN is null in JSON."
+    from .files import json_text
+
+    print(json_text(result) if json else text, flush=True)
     return result
 
 

@@ -23,7 +23,13 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from . import __version__
-from .files import LOCK_FILE, is_temporary, sha256_of, write_atomically
+from gmvae_nb.files import (
+    LOCK_FILE,
+    is_temporary,
+    sha256_of,
+    write_atomically,
+    write_json,
+)
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
 
@@ -92,11 +98,8 @@ def describe_model(
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
-    "config.json as a whole file."
-    text = json.dumps(config, indent=1) + "\n"
-    write_atomically(
-        folder / "config.json", lambda tmp: tmp.write_text(text, encoding="utf-8")
-    )
+    "config.json as a whole file; seconds that are not known are null."
+    write_json(folder / "config.json", config)
 
 # %% ../nbs/model_folder.ipynb #d13799bf
 def record_checksums(
@@ -295,7 +298,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def epoch_seconds(folder: Path, n: int) -> list[float]:
     "How long each of n epochs took, from config.json; NaN where it does not say."
     try:
-        found = [float(s) for s in read_config(folder)["seconds"]]
+        found = [
+            math.nan if s is None else float(s)
+            for s in read_config(folder)["seconds"]
+        ]
     except (ValueError, KeyError, TypeError, OverflowError):
         found = []
     return (found + [math.nan] * n)[:n]

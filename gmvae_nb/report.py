@@ -30,7 +30,7 @@ from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
 from .data import find_counts, get_categories, get_counts
-from .files import write_atomically
+from .files import nan_for_null, write_atomically
 from .h5ad import read_h5ad
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
@@ -377,6 +377,7 @@ def read_report_input(
     "ValueError if the folder holds no finished run."
     run = read_run_json(out / "run.json")
     metrics = read_run_json(out / "metrics.json")
+    metrics["test"] = nan_for_null(metrics["test"])
     if not (out / "annotated.h5ad").is_file():
         raise ValueError(
             f"{out} has no annotated.h5ad: the run is not finished; "

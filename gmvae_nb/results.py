@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .files import nan_for_null
+
 # %% ../nbs/06_results.ipynb #c42f90d3
 def plot_loss(
     history: pd.DataFrame,  # GMVAE.history
@@ -123,12 +125,13 @@ def read_run(
 ) -> dict:  # a row of the table
     "A finished run. ValueError for a folder without a readable metrics.json."
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        text = (folder / "metrics.json").read_text(encoding="utf-8")
+        metrics = json.loads(text)
         return {
             **{k: metrics[k] for k in ("data", "preset", "K", "seed")},
-            **metrics["scores"].get("latent", {}),
-            **metrics["test"],
-            **metrics["clusters"],
+            **nan_for_null(metrics["scores"].get("latent", {})),
+            **nan_for_null(metrics["test"]),
+            **nan_for_null(metrics["clusters"]),
             "train_seconds": metrics["train_seconds"],
         }
     except FileNotFoundError:
@@ -136,7 +139,13 @@ def read_run(
             f"{folder} has no metrics.json: the run is not finished; run it "
             "again, or leave it out"
         ) from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotADirectoryError,
+    ) as error:
         raise ValueError(
             f"{folder}/metrics.json was not written by a run of 06_results or of "
             f"gmvae_train ({error!r})"
