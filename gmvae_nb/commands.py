@@ -675,8 +675,8 @@ METRICS = """examples:
   gmvae_metrics run/annotated.h5ad --batch_key donor --clusters gmvae_cluster
   gmvae_metrics cells.h5ad --embed X_scVI --labels_key celltype --json
 
-The counts stay on disk. Without labels_key in the file there is nothing to
-score."""
+The counts stay on disk. Cells without a label are left out; without any labels
+the scores that need none remain: iLISI, and PCR with --baseline."""
 
 # %% ../nbs/commands.ipynb #9eb05ac4
 @command(METRICS)
@@ -684,9 +684,15 @@ def gmvae_metrics(
     file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
     embed: Param("key of the embedding in obsm", str) = "X_gmvae",
     batch_key: Param(
-        "column of obs with the batch; '' if there are no batches", str
-    ) = "batch",
-    labels_key: Param("column of obs with the cell type", str) = "cell_type",
+        "column of obs with the batch, '' if there are no batches; by default "
+        "batch, if there is one",
+        str,
+    ) = None,
+    labels_key: Param(
+        "column of obs with the cell type, '' if there are no labels; by default "
+        "cell_type, if there is one",
+        str,
+    ) = None,
     clusters: Param(
         "column of obs with clusters to score, for example the model's own", str
     ) = None,
@@ -704,11 +710,16 @@ def gmvae_metrics(
     from .h5ad import read_h5ad
     from .metrics import evaluate
 
+    adata = read_h5ad(file, backed=True)
+    if batch_key is None and "batch" in adata.obs:
+        batch_key = "batch"
+    if labels_key is None and "cell_type" in adata.obs:
+        labels_key = "cell_type"
     scores = evaluate(
-        read_h5ad(file, backed=True),
+        adata,
         embed,
         batch_key or None,
-        labels_key,
+        labels_key or None,
         clusters,
         seed,
         progress=sys.stderr.isatty(),
@@ -717,5 +728,5 @@ def gmvae_metrics(
     )
     table = scores.table[["score", "low", "high", "note"]].astype(object)
     rows = table.where(table.notna(), None).to_dict("index")
-    result = dict(file=str(file), embed=embed, scores=rows)
+    result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
     return print_result(result, repr(scores), json)
