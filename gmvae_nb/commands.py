@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CODES', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command',
-           'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost', 'train_and_annotate', 'summarise_run',
-           'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'print_table', 'gmvae_report', 'describe_embedding',
-           'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
+           'take_every_character', 'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost',
+           'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'check_table',
+           'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
+           'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import argparse
 import inspect
+import io
 import json as json_
 import re
 import shlex
@@ -65,6 +67,7 @@ def command(
         def run(*args, **kwargs):
             if args or kwargs:
                 return func(*args, **kwargs)
+            take_every_character()
             options = parsed()
             # what batch systems send
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,6 +85,13 @@ def command(
         return run
 
     return decorate
+
+
+def take_every_character() -> None:
+    "A console that is not UTF-8 gets ? for characters that it has not."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def exit_code(
@@ -197,8 +207,9 @@ def train_and_annotate(
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
     from .model_folder import record_checksums
-    from .runs import annotate_run, train_run
+    from .runs import annotate_run, check_annotation, train_run
 
+    check_annotation(data, out / "annotated.h5ad")
     log("training")
     model = train_run(data, out, **options)
     log("annotating the cells: clusters, UMAP")
@@ -290,6 +301,9 @@ def gmvae_train(
         int,
     ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
+    overwrite: Param(
+        "replace files in the folder that no run has made", store_true
+    ) = False,
     dry_run: Param(
         "only say what is in the file, and what time and memory training will "
         "take",
@@ -308,10 +322,12 @@ def gmvae_train(
         )
     log = speaker(quiet)
     log("importing")
-    from .runs import claim_folder, read_input
+    from .network import get_preset
+    from .runs import claim_folder, fitting_preset, note_on_batch_size, read_input
 
     if not dry_run:
-        claim_folder(Path(out), {}, resume)  # before anything takes time
+        # before anything takes time
+        claim_folder(Path(out), {}, resume, overwrite)
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
@@ -319,7 +335,9 @@ def gmvae_train(
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
     )
-    for note in read.notes:
+    wanted = get_preset(preset)
+    fitting = fitting_preset(wanted, cells)
+    for note in read.notes + note_on_batch_size(wanted, fitting):
         log(note)
     settings = dict(K=K, **keys, preset=preset, seed=seed, max_epochs=max_epochs)
     if dry_run:
@@ -331,6 +349,7 @@ def gmvae_train(
         log,
         **settings,
         resume=resume,
+        overwrite=overwrite,
         progress=not quiet,
         command="gmvae_train " + shlex.join(sys.argv[1:]),
     )
@@ -363,8 +382,15 @@ def gmvae_demo(
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
-    log(f"writing the shipped data to {file}")
-    write_atomically(file, kang_pbmc().write_h5ad)
+    cells = kang_pbmc()
+    if not file.exists():
+        log(f"writing the shipped data to {file}")
+        write_atomically(file, cells.write_h5ad)
+    elif read_input(file).sha256 != read_input(cells).sha256:
+        raise ValueError(
+            f"{file} is there and does not hold the shipped data: choose another "
+            "folder"
+        )
     keys = dict(batch_key="batch", labels_key="cell_type")
     read = read_input(file, **keys)
     cells, genes = read.cells.shape
@@ -438,14 +464,25 @@ def gmvae_sweep(
     log = speaker(quiet)
     log("importing")
     from .network import get_preset
-    from .runs import claim_folder, epochs_in_all, read_input, run_settings
+    from .runs import (
+        claim_folder,
+        epochs_in_all,
+        fitting_preset,
+        note_on_batch_size,
+        read_input,
+        run_settings,
+    )
     from .sweep import find_cluster, train_grid, train_on_ray, train_serially
 
-    settings, out = get_preset(preset), Path(out)
+    wanted_preset, out = get_preset(preset), Path(out)
+    check_table(out / "results.csv")
     if ray_address is not None:
         find_cluster(ray_address)  # before anything takes time
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    settings = fitting_preset(wanted_preset, read.cells.n_obs)
+    for note in read.notes + note_on_batch_size(wanted_preset, settings):
+        log(note)
     common = dict(
         **keys,
         preset=preset,
@@ -470,6 +507,22 @@ def gmvae_sweep(
     if failed:
         raise FloatingPointError(
             f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
+        )
+
+
+def check_table(
+    path: Path,
+    overwrite: bool = False,
+) -> None:
+    "ValueError if the file is there and is no table of runs."
+    if overwrite or not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        ours = file.readline().startswith("data,preset,K,seed,")
+    if not ours:
+        raise ValueError(
+            f"{path} is there and is no table of runs: name another file or "
+            "folder, or delete it"
         )
 
 
@@ -503,12 +556,15 @@ The page is one file that holds everything it shows, and can be sent as it is.""
 @command(REPORT)
 def gmvae_report(
     run: Param("folder of a finished run of gmvae_train", str),
+    overwrite: Param("replace files that no run has made", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
     "Make the page of a run again, from what is in its folder."
+    from .files import check_own_files
     from .model_folder import record_checksums
     from .report import write_report
 
+    check_own_files(Path(run), ("markers.csv", "report.html"), overwrite)
     page = write_report(run)
     record_checksums(run, "markers.csv", "report.html")
     size = page.stat().st_size
@@ -583,6 +639,9 @@ def gmvae_embed(
     min_matched: Param(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
+    overwrite: Param(
+        "replace the file --out, whatever it is", store_true
+    ) = False,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -608,6 +667,7 @@ def gmvae_embed(
         layer=layer,
         gene_key=gene_key,
         min_matched=min_matched,
+        overwrite=overwrite,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)
@@ -624,6 +684,9 @@ exit codes: 0 done, 2 a folder holds no finished run"""
 def gmvae_table(
     runs: Param("folders of finished runs", str, nargs="+"),
     csv: Param("also write one row per run to this file", str) = None,
+    overwrite: Param(
+        "replace the file --csv, whatever it is", store_true
+    ) = False,
 ):
     """Print the table of finished runs.
 
@@ -631,6 +694,8 @@ def gmvae_table(
     from .files import write_atomically
     from .results import collect_runs, results_table
 
+    if csv:
+        check_table(Path(csv), overwrite)
     rows = collect_runs(runs)
     print(results_table(rows).to_string(index=False))
     if csv:

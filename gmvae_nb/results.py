@@ -78,11 +78,16 @@ def plot_umaps(
     fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for row, key in zip(axes, obs.columns):
         groups = obs.groupby(key, observed=True).indices
+        without = obs[key].isna().to_numpy()
         for ax, (name, xy) in zip(row, umaps.items()):
+            size_of_dot = max(1, 3000 / len(xy))
+            if without.any():  # cells without a name lie under the others
+                style = dict(color="0.8", label="none", rasterized=True)
+                ax.scatter(*xy[without].T, s=size_of_dot, **style)
             for i, (group, cells) in enumerate(groups.items()):
                 ax.scatter(
                     *xy[cells].T,
-                    s=max(1, 3000 / len(xy)),
+                    s=size_of_dot,
                     color=colours[i % len(colours)],
                     label=group,
                     rasterized=True,
