@@ -483,7 +483,7 @@ _MEANING = {
     "chosen by the labels",
     "asw": "cells nearer to their own label than to the next (silhouette width); "
     "0.5 = no structure",
-    "nmi_oracle": "NMI of labels and Leiden, best of resolutions 0.1 … 2.0: "
+    "nmi_oracle": "NMI of labels and Leiden, best of resolutions 0.1 to 2.0: "
     "chosen by the labels",
     "batch_asw": "within labels, batches with one centre and spread (silhouette "
     "width); 1 = mixed",
