@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CODES', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command',
-           'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost', 'train_and_annotate', 'summarise_run',
-           'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'print_table', 'gmvae_report', 'describe_embedding',
-           'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
+           'take_every_character', 'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost',
+           'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'check_table',
+           'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
+           'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import argparse
 import inspect
+import io
 import json as json_
 import re
 import shlex
@@ -65,6 +67,7 @@ def command(
         def run(*args, **kwargs):
             if args or kwargs:
                 return func(*args, **kwargs)
+            take_every_character()
             options = parsed()
             # what batch systems send
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,6 +85,13 @@ def command(
         return run
 
     return decorate
+
+
+def take_every_character() -> None:
+    "A console that is not UTF-8 gets ? for characters that it has not."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def exit_code(
@@ -110,8 +120,10 @@ def print_result(
     text: str,  # the same for people
     json: bool,
 ) -> dict:  # the result
-    "Prints what came out to stdout."
-    print(json_.dumps(result, indent=1) if json else text, flush=True)
+    "Prints what came out to stdout; NaN is null in JSON."
+    from .files import json_text
+
+    print(json_text(result) if json else text, flush=True)
     return result
 
 
@@ -195,8 +207,9 @@ def train_and_annotate(
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
     from .model_folder import record_checksums
-    from .runs import annotate_run, train_run
+    from .runs import annotate_run, check_annotation, train_run
 
+    check_annotation(data, out / "annotated.h5ad")
     log("training")
     model = train_run(data, out, **options)
     log("annotating the cells: clusters, UMAP")
@@ -288,6 +301,9 @@ def gmvae_train(
         int,
     ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
+    overwrite: Param(
+        "replace files in the folder that no run has made", store_true
+    ) = False,
     dry_run: Param(
         "only say what is in the file, and what time and memory training will "
         "take",
@@ -306,10 +322,12 @@ def gmvae_train(
         )
     log = speaker(quiet)
     log("importing")
-    from .runs import claim_folder, read_input
+    from .network import get_preset
+    from .runs import claim_folder, fitting_preset, note_on_batch_size, read_input
 
     if not dry_run:
-        claim_folder(Path(out), {}, resume)  # before anything takes time
+        # before anything takes time
+        claim_folder(Path(out), {}, resume, overwrite)
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
@@ -317,7 +335,9 @@ def gmvae_train(
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
     )
-    for note in read.notes:
+    wanted = get_preset(preset)
+    fitting = fitting_preset(wanted, cells)
+    for note in read.notes + note_on_batch_size(wanted, fitting):
         log(note)
     settings = dict(K=K, **keys, preset=preset, seed=seed, max_epochs=max_epochs)
     if dry_run:
@@ -329,6 +349,7 @@ def gmvae_train(
         log,
         **settings,
         resume=resume,
+        overwrite=overwrite,
         progress=not quiet,
         command="gmvae_train " + shlex.join(sys.argv[1:]),
     )
@@ -361,8 +382,15 @@ def gmvae_demo(
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
-    log(f"writing the shipped data to {file}")
-    write_atomically(file, kang_pbmc().write_h5ad)
+    cells = kang_pbmc()
+    if not file.exists():
+        log(f"writing the shipped data to {file}")
+        write_atomically(file, cells.write_h5ad)
+    elif read_input(file).sha256 != read_input(cells).sha256:
+        raise ValueError(
+            f"{file} is there and does not hold the shipped data: choose another "
+            "folder"
+        )
     keys = dict(batch_key="batch", labels_key="cell_type")
     read = read_input(file, **keys)
     cells, genes = read.cells.shape
@@ -436,14 +464,25 @@ def gmvae_sweep(
     log = speaker(quiet)
     log("importing")
     from .network import get_preset
-    from .runs import claim_folder, epochs_in_all, read_input, run_settings
+    from .runs import (
+        claim_folder,
+        epochs_in_all,
+        fitting_preset,
+        note_on_batch_size,
+        read_input,
+        run_settings,
+    )
     from .sweep import find_cluster, train_grid, train_on_ray, train_serially
 
-    settings, out = get_preset(preset), Path(out)
+    wanted_preset, out = get_preset(preset), Path(out)
+    check_table(out / "results.csv")
     if ray_address is not None:
         find_cluster(ray_address)  # before anything takes time
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    settings = fitting_preset(wanted_preset, read.cells.n_obs)
+    for note in read.notes + note_on_batch_size(wanted_preset, settings):
+        log(note)
     common = dict(
         **keys,
         preset=preset,
@@ -468,6 +507,22 @@ def gmvae_sweep(
     if failed:
         raise FloatingPointError(
             f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
+        )
+
+
+def check_table(
+    path: Path,
+    overwrite: bool = False,
+) -> None:
+    "ValueError if the file is there and is no table of runs."
+    if overwrite or not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        ours = file.readline().startswith("data,preset,K,seed,")
+    if not ours:
+        raise ValueError(
+            f"{path} is there and is no table of runs: name another file or "
+            "folder, or delete it"
         )
 
 
@@ -501,12 +556,15 @@ The page is one file that holds everything it shows, and can be sent as it is.""
 @command(REPORT)
 def gmvae_report(
     run: Param("folder of a finished run of gmvae_train", str),
+    overwrite: Param("replace files that no run has made", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
     "Make the page of a run again, from what is in its folder."
+    from .files import check_own_files
     from .model_folder import record_checksums
     from .report import write_report
 
+    check_own_files(Path(run), ("markers.csv", "report.html"), overwrite)
     page = write_report(run)
     record_checksums(run, "markers.csv", "report.html")
     size = page.stat().st_size
@@ -581,6 +639,9 @@ def gmvae_embed(
     min_matched: Param(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
+    overwrite: Param(
+        "replace the file --out, whatever it is", store_true
+    ) = False,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -606,6 +667,7 @@ def gmvae_embed(
         layer=layer,
         gene_key=gene_key,
         min_matched=min_matched,
+        overwrite=overwrite,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)
@@ -622,6 +684,9 @@ exit codes: 0 done, 2 a folder holds no finished run"""
 def gmvae_table(
     runs: Param("folders of finished runs", str, nargs="+"),
     csv: Param("also write one row per run to this file", str) = None,
+    overwrite: Param(
+        "replace the file --csv, whatever it is", store_true
+    ) = False,
 ):
     """Print the table of finished runs.
 
@@ -629,6 +694,8 @@ def gmvae_table(
     from .files import write_atomically
     from .results import collect_runs, results_table
 
+    if csv:
+        check_table(Path(csv), overwrite)
     rows = collect_runs(runs)
     print(results_table(rows).to_string(index=False))
     if csv:
@@ -673,8 +740,8 @@ METRICS = """examples:
   gmvae_metrics run/annotated.h5ad --batch_key donor --clusters gmvae_cluster
   gmvae_metrics cells.h5ad --embed X_scVI --labels_key celltype --json
 
-The counts stay on disk. Without labels_key in the file there is nothing to
-score."""
+The counts stay on disk. Cells without a label are left out; without any labels
+the scores that need none remain: iLISI, and PCR with --baseline."""
 
 # %% ../nbs/commands.ipynb #9eb05ac4
 @command(METRICS)
@@ -682,9 +749,15 @@ def gmvae_metrics(
     file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
     embed: Param("key of the embedding in obsm", str) = "X_gmvae",
     batch_key: Param(
-        "column of obs with the batch; '' if there are no batches", str
-    ) = "batch",
-    labels_key: Param("column of obs with the cell type", str) = "cell_type",
+        "column of obs with the batch, '' if there are no batches; by default "
+        "batch, if there is one",
+        str,
+    ) = None,
+    labels_key: Param(
+        "column of obs with the cell type, '' if there are no labels; by default "
+        "cell_type, if there is one",
+        str,
+    ) = None,
     clusters: Param(
         "column of obs with clusters to score, for example the model's own", str
     ) = None,
@@ -702,11 +775,16 @@ def gmvae_metrics(
     from .h5ad import read_h5ad
     from .metrics import evaluate
 
+    adata = read_h5ad(file, backed=True)
+    if batch_key is None and "batch" in adata.obs:
+        batch_key = "batch"
+    if labels_key is None and "cell_type" in adata.obs:
+        labels_key = "cell_type"
     scores = evaluate(
-        read_h5ad(file, backed=True),
+        adata,
         embed,
         batch_key or None,
-        labels_key,
+        labels_key or None,
         clusters,
         seed,
         progress=sys.stderr.isatty(),
@@ -715,5 +793,5 @@ def gmvae_metrics(
     )
     table = scores.table[["score", "low", "high", "note"]].astype(object)
     rows = table.where(table.notna(), None).to_dict("index")
-    result = dict(file=str(file), embed=embed, scores=rows)
+    result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
     return print_result(result, repr(scores), json)

@@ -483,7 +483,7 @@ _MEANING = {
     "chosen by the labels",
     "asw": "cells nearer to their own label than to the next (silhouette width); "
     "0.5 = no structure",
-    "nmi_oracle": "NMI of labels and Leiden, best of resolutions 0.1 … 2.0: "
+    "nmi_oracle": "NMI of labels and Leiden, best of resolutions 0.1 to 2.0: "
     "chosen by the labels",
     "batch_asw": "within labels, batches with one centre and spread (silhouette "
     "width); 1 = mixed",
@@ -516,7 +516,8 @@ class Evaluation:
     """The scores of one embedding, with the curves and the table behind them.
 
     Prints as a table. Columns of `table`: score, low and high (95 % over
-    cells), meaning, note (why a score is NaN).
+    cells), meaning, note (why a score is NaN). `note` says which cells were
+    scored, if not all.
     """
 
     scores: dict[str, float]
@@ -524,6 +525,7 @@ class Evaluation:
     nmi_curve: pd.Series  # NMI by Leiden resolution
     ari_curve: pd.Series  # ARI by k of k-means
     kbet_table: pd.DataFrame  # kBET by label (empty without batches)
+    note: str = ""  # which cells were scored, if not all
 
     def __repr__(self) -> str:
         lines = []
@@ -533,6 +535,7 @@ class Evaluation:
             note = f" ({note})" if note else ""
             numbers = f"{score:6.3f}  {interval:<14}"
             lines.append(f"{name:<20}{numbers} {meaning}{note}")
+        lines += [self.note] if self.note else []
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -553,6 +556,7 @@ class _Cells:
     clusters: np.ndarray | None  # (n,)
     n_clusters: int | None  # of the label-free k-means
     baseline: Embedding | None  # (n, d')
+    note: str  # of which cells these are, or nothing
 
 
 def _check_keys(adata, obsm: dict, obs: dict) -> None:
@@ -571,31 +575,49 @@ def _check_keys(adata, obsm: dict, obs: dict) -> None:
             )
 
 
+def _labelled(adata, labels_key: str | None) -> tuple[slice | np.ndarray, str]:
+    "The cells that have a label, and how many they are if not all have one."
+    if labels_key is None:
+        return slice(None), "no labels: scores that need none"
+    known = adata.obs[labels_key].notna().to_numpy()
+    if known.all():
+        return slice(None), ""
+    of = f"{known.sum():,} of {len(known):,} cells"
+    if not known.any():
+        name = f"obs[{labels_key!r}] has a label for {of}"
+        raise ValueError(f"{name}: choose another column by labels_key=")
+    return known, f"scores of the {of} that have a label in obs[{labels_key!r}]"
+
+
 def _checked_cells(
     adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
 ) -> _Cells:
     "The arguments of `evaluate`, checked."
     columns = dict(batch_key=batch_key, labels_key=labels_key, clusters=clusters)
     _check_keys(adata, dict(embed=embed, baseline=baseline), columns)
-    X = checked_embedding(adata.obsm[embed])
+    labelled, note = _labelled(adata, labels_key)
+    X = checked_embedding(adata.obsm[embed])[labelled]
     n = len(X)
 
     def column(key):
-        values = np.asarray(adata.obs[key])
+        if key is None:
+            return np.zeros(n, dtype=int), np.zeros(n, dtype=int), 1
+        values = np.asarray(adata.obs[key])[labelled]
         codes, names = integer_codes(values, n, f"obs[{key!r}]")
         return values, codes, len(names)
 
     labels, label_codes, n_labels = column(labels_key)
-    if not 2 <= n_labels < n:
+    batch, batch_codes, n_batches = column(batch_key)
+    if n_labels == n:
         raise ValueError(
             f"obs[{labels_key!r}] holds {n_labels} label(s) for {n} cells; "
-            "the scores need at least two labels, and labels shared by cells"
+            "the scores need labels that are shared by cells"
         )
-    if batch_key is None:
-        batch = batch_codes = np.zeros(n, dtype=int)
-        n_batches = 1
-    else:
-        batch, batch_codes, n_batches = column(batch_key)
+    if n_labels == n_batches == 1:
+        raise ValueError(
+            f"there is nothing to compare: one label (labels_key={labels_key!r}) "
+            f"and one batch (batch_key={batch_key!r}); name other columns of obs"
+        )
     values = None
     if clusters is not None:
         values, _, n_values = column(clusters)
@@ -614,7 +636,8 @@ def _checked_cells(
         n_batches,
         clusters=values,
         n_clusters=n_clusters,
-        baseline=None if baseline is None else adata.obsm[baseline],
+        baseline=None if baseline is None else adata.obsm[baseline][labelled],
+        note=note,
     )
 
 # %% ../nbs/05_metrics.ipynb #b8a33c32
@@ -629,6 +652,8 @@ def _label_scores(
 ) -> tuple[dict[str, float], _ByCell]:
     "Scores that look at labels, and their values by cell."
     codes = cells.label_codes
+    if cells.n_labels == 1:
+        return {}, {}
     s = silhouettes(cells.X, cells.labels, progress=progress)
     by_cell = dict(
         asw=((s + 1) / 2, None),
@@ -650,14 +675,20 @@ def _label_scores(
 def _batch_scores(
     X, batch, labels, neighbors, near, progress=False
 ) -> tuple[dict[str, float], pd.DataFrame, _ByCell]:
-    "Scores that look at batches, the table of kBET, and the values by cell."
+    """Scores that look at batches, the table of kBET, and the values by cell.
+
+    Without labels (None) iLISI alone."""
+    mixed = _ilisi_cells(*near, batch)
+    ilisi = {"ilisi": float(np.median(mixed))}
+    if labels is None:
+        return ilisi, pd.DataFrame(), {"ilisi": (mixed, None)}
     by_cell = dict(
         batch_asw=_batch_widths(X, batch, labels, silhouettes),
         bras=_bras_widths(X, batch, labels),
-        ilisi=(_ilisi_cells(*near, batch), None),
+        ilisi=(mixed, None),
     )
     score = {k: _mean_of_labels(*by_cell[k]) for k in ("batch_asw", "bras")}
-    score["ilisi"] = float(np.median(by_cell["ilisi"][0]))
+    score |= ilisi
     score["kbet"], table, accepted = kbet_by_cell(
         X, batch, labels, neighbors=neighbors, progress=progress
     )
@@ -690,7 +721,38 @@ def _clusterings(
         clusterings |= dict.fromkeys(keys, cells.clusters)
     return clusterings
 
+
+def _agreement(
+    cells: _Cells, graph, seed: int, progress: bool, bar: tqdm
+) -> tuple[pd.Series, pd.Series, dict[str, np.ndarray]]:
+    "Curves of NMI and ARI, and the clusterings; empty where there is one label."
+    labels = cells.labels
+    if cells.n_labels == 1:
+        bar.update(2)
+        nothing = pd.Series(dtype=float)
+        return nothing, nothing, {}
+    with _step(bar, "Leiden"):
+        cuts = leiden(graph, seed=seed, progress=progress)
+        by_cut = [nmi(labels, c) for c in cuts]
+        nmi_curve = _curve(by_cut, RESOLUTIONS, "resolution", "nmi")
+    with _step(bar, "k-means"):
+        ks = list(range(1, cells.n_labels + 1))
+        means = _kmeans_by_k(cells, ks, seed, progress)
+        by_k = [ari(labels, means[k]) for k in ks]
+        ari_curve = _curve(by_k, ks, "k", "ari")
+    cut = _clusterings(cells, cuts, means, nmi_curve, ari_curve)
+    return nmi_curve, ari_curve, cut
+
 # %% ../nbs/05_metrics.ipynb #83ce0400
+def _notes_without_types(scores, labelled: bool) -> dict[str, str]:
+    "Why scores are NaN where there is one label, or none."
+    reason, known = "no labels: nothing to compare", {"ilisi", "pcr"}
+    if labelled:
+        reason = "one label: nothing to compare"
+        known |= {"batch_asw", "kbet", "bras"}
+    return {key: reason for key in scores if key not in known}
+
+
 def _notes(scores, n_batches: int, kbet_table: pd.DataFrame) -> dict[str, str]:
     "Why a score is NaN, or what to know about it."
     if n_batches == 1:
@@ -704,7 +766,7 @@ def _notes(scores, n_batches: int, kbet_table: pd.DataFrame) -> dict[str, str]:
         isolated_labels_asw="every label is in every batch: none is isolated",
     )
     note = {k: v for k, v in reasons.items() if np.isnan(scores.get(k, 0))}
-    n_set = int(kbet_table["note"].str.startswith("set").sum())
+    n_set = sum(str(x).startswith("set") for x in kbet_table.get("note", ()))
     if n_set:
         n_labels = len(kbet_table)
         note["kbet"] = f"{n_set} of {n_labels} labels set to 0: see kbet_table"
@@ -732,7 +794,7 @@ def evaluate(
     adata: AnnData,  # AnnData with an embedding and labels
     embed: str = "X_gmvae",  # key of the embedding in obsm
     batch_key: str | None = "batch",  # column of obs; None: no batches
-    labels_key: str = "cell_type",  # column of obs
+    labels_key: str | None = "cell_type",  # column of obs; None: no labels
     clusters: str | None = None,  # column of obs with clusters to score
     seed: int = 0,  # of Leiden, k-means and the intervals
     progress: bool = True,  # show a bar
@@ -744,15 +806,18 @@ def evaluate(
 
     The neighbours are computed once.
     With one batch (or `batch_key=None`) the batch scores are NaN and the note
-    says so. `pcr` needs `baseline`, `ari_kmeans` needs `clusters` or
-    `n_clusters`; without them they are left out. ValueError for a missing key,
-    NaN in the embedding or in a column, fewer than two labels, or a label for
-    every cell.
+    says so; with one label so are the scores that compare labels, and without
+    labels (`labels_key=None`) all but iLISI and PCR. Cells without a label are
+    left out, and the note says how many were scored. `pcr` needs `baseline`,
+    `ari_kmeans` needs `clusters` or `n_clusters`; without them they are left
+    out. ValueError for a missing key, NaN in the embedding or in a batch or
+    cluster, neither labels nor batches to compare, or a label for every cell.
     """
     cells = _checked_cells(
         adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
     )
     X, labels, batch = cells.X, cells.labels, cells.batch
+    known_labels = None if labels_key is None else labels
     with tqdm(total=6, disable=not progress) as bar:
         with _step(bar, "neighbours"):
             neighbors = knn(X, 90, progress=progress)
@@ -764,20 +829,12 @@ def evaluate(
         with _step(bar, "batches"):
             if cells.n_batches > 1:
                 more, kbet_table, more_by_cell = _batch_scores(
-                    X, batch, labels, neighbors, near, progress
+                    X, batch, known_labels, neighbors, near, progress
                 )
                 score, by_cell = score | more, by_cell | more_by_cell
                 if baseline is not None:
                     score["pcr"] = pcr(X, cells.baseline, batch)
-        with _step(bar, "Leiden"):
-            cuts = leiden(graph, seed=seed, progress=progress)
-            by_cut = [nmi(labels, c) for c in cuts]
-            nmi_curve = _curve(by_cut, RESOLUTIONS, "resolution", "nmi")
-        with _step(bar, "k-means"):
-            ks = list(range(1, cells.n_labels + 1))
-            means = _kmeans_by_k(cells, ks, seed, progress)
-            by_k = [ari(labels, means[k]) for k in ks]
-            ari_curve = _curve(by_k, ks, "k", "ari")
+        nmi_curve, ari_curve, cut = _agreement(cells, graph, seed, progress, bar)
         with _step(bar, "intervals"):
             interval = {}
             for key, (values, groups) in by_cell.items():
@@ -786,7 +843,6 @@ def evaluate(
             if "pcr" in score:
                 both = X, cells.baseline
                 interval["pcr"] = _bootstrap_pcr(*both, batch, seed=seed)
-            cut = _clusterings(cells, cuts, means, nmi_curve, ari_curve)
             for key, clustering in cut.items():
                 kind = key[:3]
                 score[key] = dict(nmi=nmi, ari=ari)[kind](labels, clustering)
@@ -801,8 +857,11 @@ def evaluate(
         absent.add("ari_kmeans")
     scores = {k: score.get(k, np.nan) for k in _MEANING if k not in absent}
     note = _notes(scores, cells.n_batches, kbet_table)
+    if cells.n_labels == 1:
+        note |= _notes_without_types(scores, labels_key is not None)
     table = _score_table(scores, interval, note)
-    return Evaluation(scores, table, nmi_curve, ari_curve, kbet_table)
+    curves = nmi_curve, ari_curve
+    return Evaluation(scores, table, *curves, kbet_table, cells.note)
 
 # %% ../nbs/05_metrics.ipynb #ded8a0cc
 def baselines(

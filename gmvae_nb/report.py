@@ -6,7 +6,7 @@
 __all__ = ['MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palette', 'png', 'on_map', 'draw_map', 'draw_curve',
            'draw_curves', 'rank_genes', 'marker_genes', 'cluster_row', 'cluster_rows', 'unsure_pairs',
            'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page', 'ReportInput',
-           'read_report_input', 'report_markers', 'base64_of', 'cells_on_map', 'group_map', 'map_values',
+           'get_labels', 'read_report_input', 'report_markers', 'base64_of', 'cells_on_map', 'group_map', 'map_values',
            'cluster_values', 'unsure_values', 'score_rows', 'settings_rows', 'page_values', 'write_report']
 
 # %% ../nbs/report.ipynb #7260671d
@@ -30,7 +30,7 @@ from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
 from .data import find_counts, get_categories, get_counts
-from .files import write_atomically
+from .files import nan_for_null, write_atomically
 from .h5ad import read_h5ad
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
@@ -209,6 +209,7 @@ def marker_genes(
         obs=pd.DataFrame({"cluster": clusters}, index=cell_names),
         var=pd.DataFrame(index=list(genes)),
     )
+    cells.obs["cluster"] = cells.obs["cluster"].cat.remove_unused_categories()
     ranked = rank_genes(cells, tested, n_genes)
     ranked = ranked[(ranked["logfoldchanges"] > 0) & (ranked["scores"] > 0)]
     rank = ranked.groupby("group", observed=True).cumcount() + 1
@@ -240,8 +241,10 @@ def cluster_row(
         cells = np.bincount(batch.codes[inside], minlength=len(batch.categories))
         row["batches"] = list(cells / inside.sum())
     if labels is not None:
-        shares = pd.Series(labels[inside]).value_counts(normalize=True)
-        row |= dict(label=shares.index[0], label_share=shares.iloc[0])
+        cells_of = pd.Series(labels[inside]).value_counts()
+        if cells_of.sum():  # some cell of the cluster has a label
+            shares = cells_of / cells_of.sum()
+            row |= dict(label=shares.index[0], label_share=shares.iloc[0])
     return row
 
 # %% ../nbs/report.ipynb #d984184a
@@ -371,12 +374,21 @@ class ReportInput:
     labels: pd.Categorical | None  # (N,)
 
 # %% ../nbs/report.ipynb #910028e8
+def get_labels(
+    column: pd.Series,  # of obs
+) -> pd.Categorical:  # (N,) some may be missing
+    "Labels as text, in the order of their names."
+    text = column.astype(str).astype(object)
+    return pd.Categorical(text.where(column.notna(), None))
+
+
 def read_report_input(
     out: Path,  # the folder of a finished run
 ) -> ReportInput:
     "ValueError if the folder holds no finished run."
     run = read_run_json(out / "run.json")
     metrics = read_run_json(out / "metrics.json")
+    metrics["test"] = nan_for_null(metrics["test"])
     if not (out / "annotated.h5ad").is_file():
         raise ValueError(
             f"{out} has no annotated.h5ad: the run is not finished; "
@@ -389,7 +401,7 @@ def read_report_input(
     if key is not None:
         batch = get_categories(cells, key, "batch_key")
     if labels_key is not None:
-        labels = get_categories(cells, labels_key, "labels_key")
+        labels = get_labels(cells.obs[labels_key])
     return ReportInput(run, metrics, history, cells, batch, labels)
 
 # %% ../nbs/report.ipynb #21e55b87
@@ -427,14 +439,18 @@ def group_map(
     with_names: bool = False,  # on the map; for short ones that we gave
 ) -> dict[str, Any]:
     "The map of a grouping: a picture, and what its legend needs."
-    colours = palette(len(groups.categories))
-    names = groups if with_names else None
+    colours, names = palette(len(groups.categories)), list(groups.categories)
+    codes = groups.codes
+    if (codes < 0).any():  # cells without a name, in grey
+        codes = np.where(codes < 0, len(names), codes)
+        colours, names = [*colours, "#cccccc"], [*names, "none"]
+    on_it = groups if with_names else None
     return dict(
         title=title,
-        names=list(groups.categories),
+        names=names,
         colours=colours,
-        src=png(draw_map(place, np.array(colours)[groups.codes], names)),
-        codes=base64_of(groups.codes),
+        src=png(draw_map(place, np.array(colours)[codes], on_it)),
+        codes=base64_of(codes),
     )
 
 # %% ../nbs/report.ipynb #adeb4182

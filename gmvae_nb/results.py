@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .files import nan_for_null
+
 # %% ../nbs/06_results.ipynb #c42f90d3
 def plot_loss(
     history: pd.DataFrame,  # GMVAE.history
@@ -76,11 +78,16 @@ def plot_umaps(
     fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for row, key in zip(axes, obs.columns):
         groups = obs.groupby(key, observed=True).indices
+        without = obs[key].isna().to_numpy()
         for ax, (name, xy) in zip(row, umaps.items()):
+            size_of_dot = max(1, 3000 / len(xy))
+            if without.any():  # cells without a name lie under the others
+                style = dict(color="0.8", label="none", rasterized=True)
+                ax.scatter(*xy[without].T, s=size_of_dot, **style)
             for i, (group, cells) in enumerate(groups.items()):
                 ax.scatter(
                     *xy[cells].T,
-                    s=max(1, 3000 / len(xy)),
+                    s=size_of_dot,
                     color=colours[i % len(colours)],
                     label=group,
                     rasterized=True,
@@ -123,12 +130,13 @@ def read_run(
 ) -> dict:  # a row of the table
     "A finished run. ValueError for a folder without a readable metrics.json."
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        text = (folder / "metrics.json").read_text(encoding="utf-8")
+        metrics = json.loads(text)
         return {
             **{k: metrics[k] for k in ("data", "preset", "K", "seed")},
-            **metrics["scores"].get("latent", {}),
-            **metrics["test"],
-            **metrics["clusters"],
+            **nan_for_null(metrics["scores"].get("latent", {})),
+            **nan_for_null(metrics["test"]),
+            **nan_for_null(metrics["clusters"]),
             "train_seconds": metrics["train_seconds"],
         }
     except FileNotFoundError:
@@ -136,7 +144,13 @@ def read_run(
             f"{folder} has no metrics.json: the run is not finished; run it "
             "again, or leave it out"
         ) from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotADirectoryError,
+    ) as error:
         raise ValueError(
             f"{folder}/metrics.json was not written by a run of 06_results or of "
             f"gmvae_train ({error!r})"

@@ -34,7 +34,9 @@ def train_grid(
 
     def unfinished() -> Iterator[dict]:
         for i, run in enumerate(runs, 1):
-            finished = finished_run(run["out"], run["max_epochs"])
+            finished = finished_run(
+                run["out"], run["max_epochs"], run.get("labels_key")
+            )
             ending = " is finished" if finished else ""
             log(f"{i} of {len(runs)}: {run['out'].name}{ending}")
             if not finished:

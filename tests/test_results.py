@@ -167,8 +167,8 @@ def run_notebook(**parameters) -> None:
     "parameters, words",
     [
         ({"data": "no.h5ad"}, "no.h5ad"),
-        ({"data": "mine.h5ad"}, "batch_key='batch'"),
-        ({"data": "mine.h5ad", "batch_key": "donor"}, "labels_key='cell_type'"),
+        ({"data": "mine.h5ad", "batch_key": "nobody"}, "batch_key='nobody'"),
+        ({"data": "mine.h5ad", "batch_key": "donor", "labels_key": "x"}, "labels_key='x'"),
         ({"data": "mine.h5ad", "layer": "raw", **KEYS}, "has no 'raw'"),
         ({"K": 0}, "K is 0"),
     ],
