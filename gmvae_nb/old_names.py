@@ -82,6 +82,8 @@ MOVED: dict[
         "open_h5ad": "h5ad",
         "find_counts": "data",
         "Found": "data.CountsLocation",
+        "expected": "cost",
+        "peak_memory": "cost",
         "read_json": "files",
         "write_json": "files",
         "hold": "files.locked_folder",

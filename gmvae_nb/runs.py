@@ -8,7 +8,7 @@ __all__ = ['DATA_SETS', 'PACKAGES', 'USAGE', 'UNSURE_BELOW', 'Input', 'fingerpri
            'run_settings', 'in_todays_terms', 'claim_folder', 'finished_run', 'fitting_preset', 'note_on_batch_size',
            'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored', 'describe_run', 'train_run',
            'annotate', 'umap', 'add_columns', 'add_arrays', 'write_annotated', 'write_cells', 'check_annotation',
-           'annotate_run', 'gene_columns', 'cells_for', 'embed_file', 'peak_memory', 'some_cells', 'expected']
+           'annotate_run', 'gene_columns', 'cells_for', 'embed_file']
 
 # %% ../nbs/runs.ipynb #db802327
 import hashlib
@@ -16,9 +16,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,24 +32,19 @@ import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 from anndata.utils import make_index_unique
-from scipy import sparse
 from scipy.sparse import csr_matrix
 
 from . import __version__
 from .counts_on_disk import CountsOnDisk
 from .data import CountsLocation, find_counts, get_categories
-from gmvae_nb.files import (
-    OWN_FILES,
-    check_own_files,
-    check_target,
-    is_annotated,
-    listed_files,
-    locked_folder,
-    read_json,
-    write_atomically,
-    write_json,
-)
-from .h5ad import open_h5ad
+
+# isort: off
+from .files import OWN_FILES, check_own_files, check_target
+from .files import is_annotated, listed_files, locked_folder
+from .files import read_json, write_atomically, write_json
+
+# isort: on
+from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 from .model_folder import read_preset, record_checksums
@@ -59,7 +52,7 @@ from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
-from .data import get_counts, load_data, split_cells
+from .data import gene_features, get_counts, load_data, split_cells
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -143,12 +136,12 @@ def open_data(
         yield None, data
     elif str(data) in DATA_SETS:
         yield None, load_data(data)
-    elif not Path(data).expanduser().is_file():
-        raise ValueError(
-            f"there is no file {str(data)!r}: check the path, or name one of "
-            f"{', '.join(DATA_SETS)}"
-        )
     else:
+        if not Path(data).expanduser().exists():
+            raise ValueError(
+                f"there is no file {str(data)!r}: check the path, or name one of "
+                f"{', '.join(DATA_SETS)}"
+            )
         with open_h5ad(data) as opened:
             yield opened
 
@@ -228,10 +221,16 @@ def read_input(
             get_categories(adata, batch_key, "batch_key")
         notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
         place = find_counts(adata, layer)
-        y = get_counts(place.adata, place.layer, allow_empty_genes=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is among the notes
+            y = get_counts(place.adata, place.layer, allow_empty_genes=True)
         if isinstance(y, CountsOnDisk):
             y = y[np.arange(len(adata))]
-    genes = place.adata.var_names.astype(str)
+    notes, genes = [*notes, *place.notes], place.adata.var_names.astype(str)
+    is_gene, other_features = gene_features(place.adata.var)
+    if other_features:
+        notes += [f"{note}: they are left out" for note in other_features]
+        y, genes = y[:, is_gene], genes[is_gene]
     if not genes.is_unique:
         again = genes[genes.duplicated()]
         notes.append(
@@ -306,7 +305,7 @@ def run_settings(
         preset=asdict(preset),
     )
 
-# %% ../nbs/runs.ipynb #5f0a1c10
+# %% ../nbs/runs.ipynb #7c3e91d4
 def in_todays_terms(
     settings: Mapping[str, object],  # from run_settings, or an older run.json
 ) -> dict:
@@ -725,7 +724,12 @@ def write_annotated(
 
     def write(path: Path) -> None:
         if is_file:
-            shutil.copyfile(source, path)
+            with h5py.File(source) as f:
+                old = is_old_layout(f)
+            if old:  # it is written as anndata does it now
+                read_h5ad(source).write_h5ad(path)
+            else:
+                shutil.copyfile(source, path)
         else:
             write_cells(source, path)
         with h5py.File(path, "r+") as f, warnings.catch_warnings():
@@ -917,76 +921,6 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-    )
-
-# %% ../nbs/runs.ipynb #30ee49fe
-def peak_memory() -> int:
-    "The most memory this process has held so far, bytes."
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-# %% ../nbs/runs.ipynb #9056cca5
-def some_cells(
-    data: Input,
-    n: int,  # at most all
-) -> AnnData:  # (n, G)
-    "Cells drawn at random; the last is made one in which no gene is empty."
-    y = get_counts(data.cells, data.layer)
-    rows = np.sort(np.random.default_rng(0).choice(len(data.cells), n, False))
-    full = csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))
-    part = sparse.vstack([y[rows[:-1]], full], format="csr")
-    layer = data.layer
-    matrix = {"X": part} if layer is None else {"layers": {layer: part}}
-    obs = data.cells.obs.iloc[rows]
-    return AnnData(obs=obs, var=data.cells.var, **matrix)
-
-# %% ../nbs/runs.ipynb #5f0a1c11
-def expected(
-    data: Input,
-    *,
-    K: int | None = None,  # components; None: the data choose
-    batch_key: str | None = None,
-    labels_key: str | None = None,
-    preset: str | Preset = "recommended",
-    seed: int = 0,
-    max_epochs: int | None = None,
-) -> dict:  # seconds_per_epoch, train_seconds, seconds (in all), memory_gb
-    """Expected time and memory of a run, its annotation and its page.
-
-    From a few timed steps; the memory is the highest, of the whole process."""
-    y = get_counts(data.cells, data.layer)
-    N = y.shape[0]
-    preset = fitting_preset(get_preset(preset), N)
-    n = min(N, max(5 * preset.batch_size, 256))
-    model = GMVAE(
-        some_cells(data, n),
-        K=K,
-        batch_key=batch_key,
-        layer=data.layer,
-        preset=fitting_preset(preset, n),
-        seed=seed,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        model.train(2, out=folder, progress=False)
-    start = time.perf_counter()
-    model.predict_proba()
-    embedding = (time.perf_counter() - start) * N / n
-    per_epoch = float(model.history["seconds"].iloc[-1]) * N / n
-    training = epochs_in_all(preset, N, max_epochs) * per_epoch
-    page, scores = 15 + 0.004 * N, 5 + 0.003 * N
-    copies = 2 * (y.data.nbytes + y.indices.nbytes + y.indptr.nbytes)
-    umap_bytes = 200e6 + 4000 * N
-    return dict(
-        seconds_per_epoch=per_epoch,
-        train_seconds=training,
-        seconds=training + embedding + page + scores * (labels_key is not None),
-        memory_gb=(peak_memory() + copies + umap_bytes) / 1e9,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

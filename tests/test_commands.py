@@ -65,7 +65,7 @@ PEAK = """
 import sys
 from gmvae_nb.commands import gmvae_train
 gmvae_train()
-from gmvae_nb.runs import peak_memory
+from gmvae_nb.cost import peak_memory
 print(peak_memory(), file=sys.stderr)
 """
 

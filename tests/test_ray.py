@@ -44,13 +44,7 @@ from gmvae_nb.files import LOCK_FILE, locked_folder  # noqa: E402
 from gmvae_nb.model_folder import verify  # noqa: E402
 from gmvae_nb.results import collect_runs  # noqa: E402
 from gmvae_nb.runs import read_input, read_run_json  # noqa: E402
-from gmvae_nb.sweep import (  # noqa: E402
-    find_cluster,
-    sees_lock,
-    train_grid,
-    train_on_ray,
-    train_serially,
-)
+from gmvae_nb.sweep import find_cluster, sees_lock, train_grid, train_on_ray, train_serially  # noqa: E402
 
 EPOCHS = 24
 SOON = {
