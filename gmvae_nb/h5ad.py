@@ -192,7 +192,7 @@ def other_format(
         return ""
     line = f"{read.format(repr(str(path)))}.write_h5ad('mine.h5ad')"
     return (
-        f"{str(path)!r} is {what}, no h5ad: make one, once, with {line} "
+        f"{str(path)!r} is {what} and is no h5ad file: make one with {line} "
         "(import anndata as ad, scanpy as sc)."
     )
 
