@@ -86,7 +86,7 @@ def is_temporary(name: str) -> bool:
 def _delete_left_over(folder: Path) -> None:
     "Delete what writers that are gone have left."
     for path in folder.glob(f".{_machine_id()}*.lock"):
-        if not is_temporary(path.name):
+        if not re.fullmatch(r"\.[0-9a-f]{32}\.lock", path.name):
             continue
         lock = FileLock(path, fallback_to_soft=False)
         try:
