@@ -256,9 +256,9 @@ def run_settings(
 
 # %% ../nbs/runs.ipynb #7c3e91d4
 def in_todays_terms(
-    settings: Mapping[str, object],  # from run_settings, or an older run.json
+    settings: Mapping[str, object],  # from a run.json, perhaps an older one
 ) -> dict:
-    "As JSON holds the settings, with the preset's fields as they are called now."
+    "The settings with the preset's fields as they are called now."
     settings = {"hold_out": True, **settings}  # which older runs did not note
     try:
         preset = asdict(read_preset(settings["preset"]))
@@ -281,7 +281,8 @@ def claim_folder(
             )
         return
     stored = read_run_json(out / "run.json").get("settings", {})
-    old, new = in_todays_terms(stored), in_todays_terms(settings)
+    old = in_todays_terms(stored)
+    new = json.loads(json.dumps(settings))  # tuples are lists there
     for key in new:
         if old.get(key) == new[key]:
             continue
