@@ -209,6 +209,13 @@ def test_a_run_of_the_version_before_with_other_settings_is_refused(begun, tmp_p
         claim_folder(tmp_path, settings, resume=True)
 
 
+def test_without_settings_to_compare_a_folder_is_claimed_by_who_goes_on(begun):
+    "gmvae_train asks so, before it reads the cells."
+    claim_folder(begun[0], {}, resume=True)
+    with pytest.raises(ValueError, match="already holds this run: add --resume"):
+        claim_folder(begun[0], {}, resume=False)
+
+
 def test_a_setting_of_a_newer_version_is_told(begun, tmp_path):
     _, settings = begun
     stored = settings | {"preset": settings["preset"] | {"of_a_newer_version": 1}}
