@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATA_SETS', 'PACKAGES', 'USAGE', 'UNSURE_BELOW', 'Input', 'fingerprint', 'variable_genes', 'open_data',
-           'choose_genes', 'read_input', 'versions', 'read_run_json', 'run_settings', 'in_todays_terms', 'claim_folder',
-           'finished_run', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored',
-           'describe_run', 'train_run', 'annotate', 'umap', 'write_annotated', 'annotate_run', 'cells_for',
-           'embed_file', 'peak_memory', 'some_cells', 'expected']
+           'choose_genes', 'check_labels', 'check_no_cell_is_empty', 'read_input', 'versions', 'read_run_json',
+           'run_settings', 'in_todays_terms', 'claim_folder', 'finished_run', 'fitting_preset', 'note_on_batch_size',
+           'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored', 'describe_run', 'train_run',
+           'annotate', 'umap', 'add_columns', 'add_arrays', 'write_annotated', 'write_cells', 'check_annotation',
+           'annotate_run', 'gene_columns', 'cells_for', 'embed_file']
 
 # %% ../nbs/runs.ipynb #db802327
 import hashlib
@@ -15,31 +16,35 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.io import read_elem, write_elem
+from anndata.io import write_elem
 from anndata.utils import make_index_unique
-from scipy import sparse
 from scipy.sparse import csr_matrix
 
 from . import __version__
 from .counts_on_disk import CountsOnDisk
 from .data import CountsLocation, find_counts, get_categories
-from .files import locked_folder, read_json, write_atomically, write_json
-from .h5ad import open_h5ad
+
+# isort: off
+from .files import OWN_FILES, check_own_files, check_target
+from .files import is_annotated, listed_files, locked_folder
+from .files import read_json, write_atomically, write_json
+
+# isort: on
+from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 from .model_folder import read_preset, record_checksums
@@ -47,7 +52,7 @@ from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
-from .data import get_counts, load_data, split_cells
+from .data import gene_features, get_counts, load_data, split_cells
 
 # %% ../nbs/runs.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -131,12 +136,12 @@ def open_data(
         yield None, data
     elif str(data) in DATA_SETS:
         yield None, load_data(data)
-    elif not Path(data).expanduser().is_file():
-        raise ValueError(
-            f"there is no file {str(data)!r}: check the path, or name one of "
-            f"{', '.join(DATA_SETS)}"
-        )
     else:
+        if not Path(data).expanduser().exists():
+            raise ValueError(
+                f"there is no file {str(data)!r}: check the path, or name one of "
+                f"{', '.join(DATA_SETS)}"
+            )
         with open_h5ad(data) as opened:
             yield opened
 
@@ -160,6 +165,44 @@ def choose_genes(
     return keep, notes
 
 # %% ../nbs/runs.ipynb #f52e02ec
+def check_labels(
+    obs: pd.DataFrame,
+    labels_key: str,
+) -> list[str]:  # a note, if some cells have no label
+    "ValueError for labels that cannot be used, or where no cell has one."
+    if labels_key not in obs:
+        get_categories(AnnData(obs=obs), labels_key, "labels_key")  # refuses
+    known = obs[labels_key].notna().to_numpy()
+    if known.any():
+        get_categories(
+            AnnData(obs=obs[[labels_key]][known]), labels_key, "labels_key"
+        )
+        if known.all():
+            return []
+    of = f"{known.sum():,} of {len(known):,} cells"
+    if not known.any():
+        raise ValueError(
+            f"labels_key={labels_key!r} has a label for {of}: name another "
+            "column, or leave labels_key out"
+        )
+    return [f"{of} have a label in {labels_key}: these are scored, all are used"]
+
+
+def check_no_cell_is_empty(
+    counts: csr_matrix,  # (n_cells, n_genes) of the genes that were chosen
+    names: pd.Index,  # of the cells
+) -> None:
+    "ValueError if the choice of genes leaves a cell without a count."
+    empty = np.flatnonzero(np.diff(counts.indptr) == 0)
+    if len(empty):
+        raise ValueError(
+            f"{len(empty):,} of {len(names):,} cells have no count in the "
+            f"{counts.shape[1]:,} chosen genes, the first is "
+            f"{names[empty[0]]!r}: raise n_top_genes, or leave it out to train "
+            "on all genes"
+        )
+
+
 def read_input(
     data: str | Path | AnnData,  # .h5ad file, data set by name, or cells
     *,
@@ -171,16 +214,23 @@ def read_input(
 ) -> Input:
     """The counts of the cells, found and checked; what is read is not changed.
 
-    ValueError, in one sentence, for data or a key that cannot be used."""
+    Labels are for scores and colours only: some cells may have none. ValueError,
+    in one sentence, for data or a key that cannot be used."""
     with open_data(data) as (path, adata):
-        for key, role in ((batch_key, "batch_key"), (labels_key, "labels_key")):
-            if key is not None:
-                get_categories(adata, key, role)
+        if batch_key is not None:
+            get_categories(adata, batch_key, "batch_key")
+        notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
         place = find_counts(adata, layer)
-        y = get_counts(place.adata, place.layer, allow_empty_genes=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is among the notes
+            y = get_counts(place.adata, place.layer, allow_empty_genes=True)
         if isinstance(y, CountsOnDisk):
             y = y[np.arange(len(adata))]
-    notes, genes = [], place.adata.var_names.astype(str)
+    notes, genes = [*notes, *place.notes], place.adata.var_names.astype(str)
+    is_gene, other_features = gene_features(place.adata.var)
+    if other_features:
+        notes += [f"{note}: they are left out" for note in other_features]
+        y, genes = y[:, is_gene], genes[is_gene]
     if not genes.is_unique:
         again = genes[genes.duplicated()]
         notes.append(
@@ -192,6 +242,7 @@ def read_input(
     keep, done = choose_genes(y, batch, n_top_genes)
     if not keep.all():
         y, genes = y[:, keep], genes[keep]
+    check_no_cell_is_empty(y, adata.obs_names)
     matrix = {"X": y} if place.layer is None else {"layers": {place.layer: y}}
     cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=genes), **matrix)
     get_counts(cells, place.layer)  # no cell may be without counts now
@@ -271,19 +322,24 @@ def claim_folder(
     out: Path,  # made if need be
     settings: Mapping[str, object],  # what training depends on
     resume: bool,  # go on with the run in the folder
+    overwrite: bool = False,  # files that no run has made
 ) -> None:
-    "ValueError if the folder holds another run, or this one and not `resume`."
+    """ValueError if the folder holds another run, or this one and not `resume`.
+
+    And for files of other people that the run would replace."""
     if not (out / "run.json").exists():
         if (out / "model.safetensors").exists():
             raise ValueError(
                 f"{out} holds a model that this command did not make: choose "
                 "another folder"
             )
+        names = (*OWN_FILES, "config.json", "history.csv")
+        check_own_files(out, names, overwrite)
         return
+    check_own_files(out, overwrite=overwrite)
     stored = read_run_json(out / "run.json").get("settings", {})
-    old = in_todays_terms(stored)
-    new = json.loads(json.dumps(settings))  # tuples are lists there
-    for key in new:
+    old, new = in_todays_terms(stored), in_todays_terms(settings)
+    for key in settings:
         if old.get(key) == new[key]:
             continue
         if isinstance(new[key], dict) and isinstance(old.get(key), dict):
@@ -304,8 +360,9 @@ def claim_folder(
 def finished_run(
     out: Path,
     max_epochs: int,
+    labels_key: str | None = None,  # of the scores that it shall have
 ) -> bool:
-    """Whether the run was trained for so many epochs, and scored.
+    """Whether the run was trained for so many epochs, and scored by these labels.
 
     ValueError if it has gone further."""
     epochs = 0
@@ -320,9 +377,38 @@ def finished_run(
     if not (out / "metrics.json").exists():
         return False
     try:
+        if labels_key is not None:
+            scored_by = read_run_json(out / "run.json")["labels_key"]
+            if scored_by != labels_key:
+                return False
         return read_run_json(out / "metrics.json")["epochs"] == max_epochs
     except (ValueError, KeyError):  # damaged: to be made again
         return False
+
+
+def fitting_preset(
+    preset: Preset,
+    n_cells: int,
+    hold_out: bool = True,
+) -> Preset:
+    "The preset; its mini-batch shrunk to the training cells if they are fewer."
+    n_train = len(split_cells(n_cells)[0]) if hold_out else n_cells
+    if not 0 < n_train < preset.batch_size:
+        return preset
+    return replace(preset, batch_size=n_train)
+
+
+def note_on_batch_size(
+    wanted: Preset,
+    fitting: Preset,  # from fitting_preset
+) -> list[str]:  # a sentence, or nothing
+    "That the mini-batch was shrunk."
+    if wanted.batch_size == fitting.batch_size:
+        return []
+    return [
+        f"{fitting.batch_size} cells to train on are fewer than a mini-batch of "
+        f"{wanted.batch_size}: the mini-batch is as large as they are"
+    ]
 
 
 def epochs_in_all(
@@ -343,7 +429,7 @@ class RunScores(NamedTuple):
 
     scores: dict[str, dict[str, float]]  # embedding -> its scores
     table: list[dict]  # of the latent space, with intervals
-    note: str  # why there are none, or nothing
+    note: str  # why there are none, or of which cells, or nothing
 
 
 def score_run(
@@ -359,8 +445,11 @@ def score_run(
     cells = cells.copy()
     cells.obsm["X_gmvae"] = model.get_latent_representation(cells)
     cells.obs["gmvae_cluster"] = model.predict(cells).remove_unused_categories()
-    for key in filter(None, (batch_key, labels_key)):
-        cells.obs[key] = get_categories(cells, key, "key")
+    if batch_key is not None:
+        cells.obs[batch_key] = get_categories(cells, batch_key, "batch_key")
+    known = cells.obs[labels_key].notna()
+    labels = cells.obs[labels_key].astype(str).astype(object)
+    cells.obs[labels_key] = pd.Categorical(labels.where(known, None))
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     options = dict(keys, seed=model.seed, progress=progress)
     scores = {}
@@ -374,7 +463,7 @@ def score_run(
         return RunScores({}, [], f"no scores: {error}")
     table = latent.table.reset_index(names="name").replace({np.nan: None})
     scores["latent"] = latent.scores
-    return RunScores(scores, table.to_dict("records"), "")
+    return RunScores(scores, table.to_dict("records"), latent.note)
 
 # %% ../nbs/runs.ipynb #5f0a1c07
 # columns of the history
@@ -459,15 +548,20 @@ def train_run(
     score_counts: bool = False,  # the raw counts beside the embedding
     resume: bool = False,  # go on with the run in the folder
     wait: bool = False,  # for another process that trains in the folder
+    overwrite: bool = False,  # files in the folder that no run has made
     progress: bool = True,
     command: str = "",  # kept in run.json
 ) -> GMVAE:
     """Train, score, and write the folder: model, run.json and metrics.json.
 
     A run that was stopped goes on from its last epoch. Without held-out cells all
-    are scored, and there are no terms of held-out cells."""
+    are scored, and there are no terms of held-out cells. Fewer cells than a
+    mini-batch shrink it, and the notes in run.json say so. ValueError for a
+    folder with files that were not made by such a run, unless `overwrite`."""
     out, name = Path(out), preset if isinstance(preset, str) else "custom"
-    preset = get_preset(preset)
+    wanted = get_preset(preset)
+    preset = fitting_preset(wanted, data.cells.n_obs, hold_out)
+    data = data._replace(notes=data.notes + note_on_batch_size(wanted, preset))
     model = GMVAE(
         data.cells,
         K=K,
@@ -481,7 +575,7 @@ def train_run(
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
     with locked_folder(out, wait):
-        claim_folder(out, settings, resume)
+        claim_folder(out, settings, resume, overwrite)
         finished_run(out, epochs)  # refuses to train less than was trained
         score_counts = score_counts or counts_were_scored(out)
         description = describe_run(
@@ -557,6 +651,64 @@ def umap(
         return reducer.fit_transform(X).astype(np.float32)
 
 # %% ../nbs/runs.ipynb #216d5097
+_OLD = (
+    "is stored as old versions of anndata did, to which nothing can be added: "
+    "read the file with anndata and write it again"
+)
+
+
+def add_columns(
+    f: h5py.File,
+    obs: Mapping[str, object],  # column -> one value per cell
+) -> None:
+    "Add columns to obs; those that are there stay as they are, byte for byte."
+    table = f["obs"]
+    if not isinstance(table, h5py.Group) or "column-order" not in table.attrs:
+        raise ValueError(f"obs {_OLD}")
+    index = table[table.attrs["_index"]]
+    if isinstance(index, h5py.Group):  # texts of which some may be missing
+        index = index["values"]
+    order = [str(name) for name in table.attrs["column-order"]]
+    for name, values in obs.items():
+        found, n_cells = len(values), len(index)
+        if found != n_cells:
+            raise ValueError(f"{name} has {found} values for {n_cells} cells")
+        if name in table:
+            del table[name]
+        is_plain = not isinstance(values, pd.Categorical)
+        write_elem(table, name, np.asarray(values) if is_plain else values)
+        if name not in order:
+            order.append(name)
+    table.attrs["column-order"] = order
+
+
+def add_arrays(
+    f: h5py.File,
+    obsm: Mapping[str, np.ndarray],  # key -> (N, d)
+    uns: Mapping[str, object],  # under uns["gmvae"]
+) -> None:
+    "Add to obsm and uns. `X_umap` is the map too, unless the input has its own."
+    for group in ("obsm", "uns"):
+        if group not in f:
+            write_elem(f, group, {})
+        elif not isinstance(f[group], h5py.Group):
+            raise ValueError(f"{group} {_OLD}")
+    stored = f["obsm"]
+    if "X_gmvae_umap" in obsm:
+        is_ours = "X_umap" not in stored
+        if not is_ours and "X_gmvae_umap" in stored:  # annotated before
+            before = (stored[key][()] for key in ("X_umap", "X_gmvae_umap"))
+            is_ours = np.array_equal(*before)
+        if is_ours:
+            obsm = {**obsm, "X_umap": obsm["X_gmvae_umap"]}
+    added = [(stored, obsm), (f["uns"], {"gmvae": dict(uns)})]
+    for group, content in added:
+        for name, value in content.items():
+            if name in group:
+                del group[name]
+            write_elem(group, name, value)
+
+
 def write_annotated(
     source: str | Path | AnnData,  # an .h5ad file, only read, or cells
     target: str | Path,  # the annotated copy; replaced if it exists
@@ -564,36 +716,78 @@ def write_annotated(
     obsm: Mapping[str, np.ndarray],  # key -> (N, d)
     uns: Mapping[str, object],  # under uns["gmvae"]
 ) -> None:
-    "Copy an h5ad and add to it. ValueError if the target is the source."
+    """Copy an h5ad and add to it; nothing that is in it is written anew.
+
+    ValueError if the target is the source, or nothing can be added to it."""
     target, is_file = Path(target), not isinstance(source, AnnData)
-    if is_file and target.exists() and Path(source).samefile(target):
-        raise ValueError(
-            f"{target} is the input, which is never changed: choose another "
-            "name or folder"
-        )
+    check_target(source if is_file else None, target)
 
     def write(path: Path) -> None:
         if is_file:
-            shutil.copyfile(source, path)
+            with h5py.File(source) as f:
+                old = is_old_layout(f)
+            if old:  # it is written as anndata does it now
+                read_h5ad(source).write_h5ad(path)
+            else:
+                shutil.copyfile(source, path)
         else:
-            source.write_h5ad(path)
+            write_cells(source, path)
         with h5py.File(path, "r+") as f, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # files of older anndata
-            table = read_elem(f["obs"])
-            for name, values in obs.items():
-                table[name] = values
-            del f["obs"]
-            write_elem(f, "obs", table)
-            added = {"obsm": obsm, "uns": {"gmvae": dict(uns)}}
-            for group, content in added.items():
-                if group not in f:
-                    write_elem(f, group, {})
-                for name, value in content.items():
-                    if name in f[group]:
-                        del f[group][name]
-                    write_elem(f[group], name, value)
+            add_columns(f, obs)
+            add_arrays(f, obsm, uns)
 
     write_atomically(target, write)
+
+
+def write_cells(cells: AnnData, path: Path) -> None:
+    "An h5ad of cells in memory. ValueError, naming what cannot be written."
+    nullable = anndata.settings.override(allow_write_nullable_strings=True)
+    try:
+        with nullable:
+            cells.write_h5ad(path)
+    except OSError:
+        raise
+    except Exception as error:  # of the libraries below, of many kinds
+        parts = [str(error), *getattr(error, "__notes__", [])]
+        reason = " ".join(" ".join(parts).split())[:300]
+        raise ValueError(
+            f"the cells cannot be written as h5ad ({reason}): change or delete "
+            "what is named there"
+        ) from error
+
+
+def check_annotation(
+    data: Input,
+    target: Path,  # what `write_annotated` is going to write
+) -> None:
+    """Try all that annotation will write, before anything takes time.
+
+    ValueError for a target that is the input, and for cells to which nothing can
+    be added, or which cannot be written."""
+    check_target(data.path, target)
+    n_cells = data.cells.n_obs
+    obs = {"gmvae_cluster": pd.Categorical(["0"] * n_cells)}
+    obsm = {"X_gmvae_umap": np.zeros((n_cells, 2), dtype=np.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tried.h5ad"
+        if data.path is None:
+            # all but the matrices, which have been read
+            cells = AnnData(
+                obs=data.source.obs, var=data.source.var, uns=data.source.uns
+            )
+            for name in ("obsm", "varm", "obsp", "varp"):
+                getattr(cells, name).update(getattr(data.source, name))
+            write_cells(cells, path)
+        else:
+            with h5py.File(data.path) as f, h5py.File(path, "w") as tried:
+                f.copy("obs", tried)
+                for name in {"obsm", "uns"} & set(f):
+                    if not isinstance(f[name], h5py.Group):
+                        f.copy(name, tried)
+        with h5py.File(path, "r+") as tried:
+            add_columns(tried, obs)
+            add_arrays(tried, obsm, {"K": 1})
 
 # %% ../nbs/runs.ipynb #d0e4d485
 def annotate_run(
@@ -622,6 +816,20 @@ def annotate_run(
     return pd.DataFrame(obs, index=data.cells.obs_names)
 
 # %% ../nbs/runs.ipynb #5f0a1c0e
+def gene_columns(
+    adata: AnnData,
+    place: CountsLocation,  # of the counts
+) -> pd.DataFrame:  # one row for each gene of the counts
+    "Columns of var; for counts in raw also those of raw.var, which come first."
+    if place.adata is adata:
+        return adata.var
+    var, others = adata.raw.var, adata.var
+    missing = [column for column in others if column not in var]
+    if others.index.is_unique:
+        var = pd.concat([var, others[missing].reindex(var.index)], axis=1)
+    return var
+
+
 def cells_for(
     model: GMVAE,
     adata: AnnData,  # the cells of another file
@@ -630,13 +838,16 @@ def cells_for(
     gene_key: str | None = None,  # column of var with gene names; None: index
 ) -> AnnData:
     "Counts, batch and gene names under the names that the model has for them."
-    var = place.adata.var
+    var = gene_columns(adata, place)
     if gene_key is not None and gene_key not in var:
         raise ValueError(
             f"gene_key={gene_key!r} is not a column of var, which has "
             f"{list(var.columns)}"
         )
-    names = pd.Index(var.index if gene_key is None else var[gene_key])
+    names = pd.Index(var.index)
+    if gene_key is not None:
+        given = var[gene_key].astype(object)
+        names = pd.Index(given.where(given.notna(), var.index))
     genes = make_index_unique(names.astype(str))  # as in training
     obs, key = adata.obs, batch_key or model.batch_key
     if model.batch_key is not None and key in obs:
@@ -662,11 +873,24 @@ def embed_file(
     layer: str | None = None,  # layer with the counts; None: look for them
     gene_key: str | None = None,  # column of var with gene names; None: index
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
+    overwrite: bool = False,  # a target that this function has not written
 ) -> dict:  # matched, missing, extra, batches, counts: what was done
     """Embed and cluster the cells of another file.
 
-    ValueError where genes, batches or counts don't fit."""
+    ValueError where genes, batches or counts don't fit, and for a target that is
+    there and is not such a copy."""
+    target = Path(target)
     with open_h5ad(path) as (path, adata):
+        check_target(path, target)
+        listed = listed_files(target.parent)
+        is_copy = is_annotated(target, "uns/gmvae/matched")
+        if target.exists() and not overwrite:
+            if target.name in listed or not is_copy:
+                raise ValueError(
+                    f"{target} is there and was not written by gmvae_embed: "
+                    "name another file with --out, or add --overwrite (in Python "
+                    "overwrite=True) to replace it"
+                )
         place = find_counts(adata, layer)
         cells = cells_for(model, adata, place, batch_key, gene_key)
         with warnings.catch_warnings():
@@ -697,75 +921,6 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-    )
-
-# %% ../nbs/runs.ipynb #30ee49fe
-def peak_memory() -> int:
-    "The most memory this process has held so far, bytes."
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-# %% ../nbs/runs.ipynb #9056cca5
-def some_cells(
-    data: Input,
-    n: int,  # at most all
-) -> AnnData:  # (n, G)
-    "Cells drawn at random; the last is made one in which no gene is empty."
-    y = get_counts(data.cells, data.layer)
-    rows = np.sort(np.random.default_rng(0).choice(len(data.cells), n, False))
-    full = csr_matrix(np.ones((1, y.shape[1]), dtype=np.float32))
-    part = sparse.vstack([y[rows[:-1]], full], format="csr")
-    layer = data.layer
-    matrix = {"X": part} if layer is None else {"layers": {layer: part}}
-    obs = data.cells.obs.iloc[rows]
-    return AnnData(obs=obs, var=data.cells.var, **matrix)
-
-# %% ../nbs/runs.ipynb #5f0a1c11
-def expected(
-    data: Input,
-    *,
-    K: int | None = None,  # components; None: the data choose
-    batch_key: str | None = None,
-    labels_key: str | None = None,
-    preset: str | Preset = "recommended",
-    seed: int = 0,
-    max_epochs: int | None = None,
-) -> dict:  # seconds_per_epoch, train_seconds, seconds (in all), memory_gb
-    """Expected time and memory of a run, its annotation and its page.
-
-    From a few timed steps; the memory is the highest, of the whole process."""
-    preset, y = get_preset(preset), get_counts(data.cells, data.layer)
-    N = y.shape[0]
-    n = min(N, max(5 * preset.batch_size, 256))
-    model = GMVAE(
-        some_cells(data, n),
-        K=K,
-        batch_key=batch_key,
-        layer=data.layer,
-        preset=preset,
-        seed=seed,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        model.train(2, out=folder, progress=False)
-    start = time.perf_counter()
-    model.predict_proba()
-    embedding = (time.perf_counter() - start) * N / n
-    per_epoch = float(model.history["seconds"].iloc[-1]) * N / n
-    training = epochs_in_all(preset, N, max_epochs) * per_epoch
-    page, scores = 15 + 0.004 * N, 5 + 0.003 * N
-    copies = 2 * (y.data.nbytes + y.indices.nbytes + y.indptr.nbytes)
-    umap_bytes = 200e6 + 4000 * N
-    return dict(
-        seconds_per_epoch=per_epoch,
-        train_seconds=training,
-        seconds=training + embedding + page + scores * (labels_key is not None),
-        memory_gb=(peak_memory() + copies + umap_bytes) / 1e9,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007
