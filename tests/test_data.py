@@ -724,18 +724,6 @@ def test_the_cache_is_where_it_has_always_been(tmp_path, monkeypatch):
     assert data.download_h5ad("http://127.0.0.1:9/a.h5ad.gz") == folder / "a.h5ad"
 
 
-def test_names_that_moved_can_still_be_imported():
-    from gmvae_nb import files
-
-    with pytest.warns(DeprecationWarning, match="write_atomically is in gmvae_nb.files now"):
-        from gmvae_nb.files import write_atomically
-    assert write_atomically is files.write_atomically
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = data.nothing
-    for name in ["CountsOnDisk", "read_h5ad", "shuffle_blocks"]:
-        assert name in data.__all__
-
-
 def test_addresses_and_checksum_of_the_competition():
     sums = {name: sha256 for name, (_, sha256) in data.BMMC_FILES.items()}
     assert sums == {

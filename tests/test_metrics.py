@@ -976,15 +976,6 @@ def test_a_cluster_stands_for_the_type_of_most_of_its_cells():
 # --- where things live ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fuzzy_graph", "kbet_pvalues", "diffusion_neighbours"])
-def test_names_that_moved_are_found_with_a_warning(name):
-    with pytest.warns(DeprecationWarning, match=f"{name} has moved: import it from gmvae_nb"):
-        moved = getattr(m, name)
-    assert moved.__name__ == name
-    with pytest.raises(AttributeError, match="'gmvae_nb.metrics' has no attribute 'nowhere'"):
-        m.nowhere  # noqa: B018
-
-
 def test_what_metrics_had_is_had_still():
     before = """RESOLUTIONS silhouettes silhouette_width batch_silhouette_width bras isolated_labels
         knn leiden nmi ari nmi_leiden kmeans ari_kmeans kbet lisi_weights lisi ilisi clisi

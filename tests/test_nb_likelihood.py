@@ -736,18 +736,6 @@ def test_bad_widths_are_named():
 
 # --- the old address ------------------------------------------------------------------------------
 
-MOVED = """SMALL_COUNT TILE_ENTRIES TILE_GENES TiledCounts tile_counts nonzero_terms fused_pass
-    FusedNB NBHeads partition""".split()
-
-
-@pytest.mark.parametrize("name", MOVED)
-def test_what_moved_answers_at_its_old_address_and_names_the_new_one(name):
-    message = f"from gmvae_nb.nb_heads import {name}"
-    with pytest.warns(DeprecationWarning, match=message) as warned:
-        found = getattr(nb_likelihood, name)
-    assert found is getattr(nb_heads, name)
-    assert len(warned) == 1 and warned[0].filename == __file__
-
 
 def test_the_old_name_of_the_head_beside_log_r():
     heads, _, _ = heads_and_batch(of_mean=True)

@@ -18,8 +18,7 @@ from gmvae_nb.files import write_atomically
 from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.network import Preset
 from gmvae_nb.runs import train_run
-from gmvae_nb.match import match_genes
-from gmvae_nb.train import GMVAE
+from gmvae_nb.train import GMVAE, match_genes
 
 
 def wrong(model: GMVAE) -> None:

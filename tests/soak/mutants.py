@@ -364,7 +364,7 @@ MUTANTS = [
     ),
     Mutant(
         "other hidden files deleted",
-        "if not is_temporary(path.name):",
+        r'if not re.fullmatch(r"\.[0-9a-f]{32}\.lock", path.name):',
         "if False:",
         FILES,
         "nothing_else",
