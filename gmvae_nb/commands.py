@@ -174,7 +174,7 @@ def describe_cost(
     **settings,
 ) -> dict:
     "What is in the data, and what training will take."
-    from .runs import expected
+    from .cost import expected
 
     cost = expected(data, **settings)
     cells, genes = data.cells.shape

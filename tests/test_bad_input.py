@@ -425,11 +425,9 @@ FILES = {
         lambda t: read_input(written(cells(), t), labels_key="x"),
         "labels_key='x' is not",
     ),
-    "labels with gaps": (
-        lambda t: read_input(
-            written(obs([None] + ["a"] * 99, "cell_type"), t), labels_key="cell_type"
-        ),
-        "labels_key='cell_type' has no value for 1",
+    "labels of no cell": (
+        lambda t: read_input(written(obs([np.nan] * 100, "cell_type"), t), labels_key="cell_type"),
+        "labels_key='cell_type' has a label for 0 of 100 cells",
     ),
     "n_top_genes 0": (lambda t: read_input(written(cells(), t), n_top_genes=0), "n_top_genes is 0"),
     "genes ranked in a batch of one": (
