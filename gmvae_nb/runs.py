@@ -743,9 +743,13 @@ def write_annotated(
 def write_cells(cells: AnnData, path: Path) -> None:
     "An h5ad of cells in memory. ValueError, naming what cannot be written."
     nullable = anndata.settings.override(allow_write_nullable_strings=True)
-    try:
+
+    def write(whole: Path) -> None:
         with nullable:
-            cells.write_h5ad(path)
+            cells.write_h5ad(whole)
+
+    try:
+        write_atomically(path, write)
     except OSError:
         raise
     except Exception as error:  # of the libraries below, of many kinds
