@@ -763,7 +763,7 @@ def write_cells(cells: AnnData, path: Path) -> None:
 
 def check_annotation(
     data: Input,
-    target: Path,  # what `write_annotated` is going to write
+    target: Path,  # what write_annotated is going to write
 ) -> None:
     """Try all that annotation will write, before anything takes time.
 

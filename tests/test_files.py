@@ -384,9 +384,15 @@ with locked_folder(sys.argv[1]):
     parent = start(code, tmp_path / "run")
     child = int(parent.stdout.readline())
     parent.wait()
-    try:
-        with locked_folder(tmp_path / "run"):
-            pass
+    try:  # the child lets go as soon as it comes to its turn, long before it ends
+        for _ in range(200):
+            try:
+                with locked_folder(tmp_path / "run"):
+                    break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            pytest.fail("the child keeps the folder locked")
     finally:
         os.kill(child, 9)
 
