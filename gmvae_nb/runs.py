@@ -653,7 +653,7 @@ def umap(
 # %% ../nbs/runs.ipynb #216d5097
 _OLD = (
     "is stored as old versions of anndata did, to which nothing can be added: "
-    "read the file with anndata and write it again"
+    "anndata.read_h5ad(old).write_h5ad(new) makes a file of today"
 )
 
 
@@ -785,6 +785,8 @@ def check_annotation(
             write_cells(cells, path)
         else:
             with h5py.File(data.path) as f, h5py.File(path, "w") as tried:
+                if is_old_layout(f):
+                    return  # written as anndata does it now, not copied
                 f.copy("obs", tried)
                 for name in {"obsm", "uns"} & set(f):
                     if not isinstance(f[name], h5py.Group):
