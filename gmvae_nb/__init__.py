@@ -8,10 +8,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenMP threads spin while they wait, which ruins training on a machine that has other work. They read this when torch is imported.
+# OpenMP threads spin while they wait, which ruins training on a machine that has other work.
+# They read this when torch is imported.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# numba, in scanpy's neighbours and UMAP, sets OpenMP's number of threads to its own when it starts; training after that would differ in its last bits
+# numba, in scanpy's neighbours and UMAP, sets OpenMP's number of threads to its own when it
+# starts; training after that would differ in its last bits
 if "OMP_NUM_THREADS" in os.environ:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"].split(",")[0])
 # anndata's progress bars ask for notebook widgets when they are imported; ours are plain text

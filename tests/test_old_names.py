@@ -222,3 +222,9 @@ def test_a_setting_of_a_newer_version_is_told(begun, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"settings": stored}))
     with pytest.raises(ValueError, match=r"\(of_a_newer_version was 1, now None\)"):
         claim_folder(tmp_path, settings, resume=True)
+
+
+def test_the_one_line_import_takes_no_letter_of_the_users():
+    "A matrix is called X in most scripts: `from gmvae_nb.all import *` must leave it alone."
+    public = vars(importlib.import_module("gmvae_nb.all"))
+    assert [name for name in public if len(name) == 1] == []
