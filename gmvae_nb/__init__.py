@@ -1,5 +1,6 @@
 """Gaussian-mixture variational autoencoder for single-cell RNA-seq counts."""
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,10 @@ __version__ = "0.1.0"
 
 # OpenMP threads spin while they wait, which ruins training on a machine that has other work.
 # They read this when torch is imported.
+threads_spin = "torch" in sys.modules and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# numba, in scanpy's neighbours and UMAP, sets OpenMP's number of threads to its own when it
-# starts; training after that would differ in its last bits
+# numba, in scanpy's neighbours and UMAP, does not look at OMP_NUM_THREADS by itself
 if "OMP_NUM_THREADS" in os.environ:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"].split(",")[0])
 # anndata's progress bars ask for notebook widgets when they are imported; ours are plain text
