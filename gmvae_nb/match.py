@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from .counts_on_disk import CountsOnDisk, MatchedCounts, take_genes
@@ -59,20 +60,15 @@ def other_gene_column(
 # %% ../nbs/match.ipynb #b76a0196
 def match_genes(
     genes: Sequence[str],  # the model's, (G,)
-    names: Sequence[str],  # those of the data, all different
+    names: Sequence[str],  # those of the data
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
     # var of the data: other names to suggest
     columns: pd.DataFrame | None = None,
 ) -> GeneMatch:
-    """Match genes by name.
+    """Match genes by name; those that occur again get a number, as in training.
 
-    ValueError for names that occur twice, and if fewer than `min_matched` of the
-    model's genes are there."""
-    index = pd.Index(names).astype(str)
-    if not index.is_unique:
-        raise ValueError(
-            "var_names has duplicates; call adata.var_names_make_unique()"
-        )
+    ValueError if fewer than `min_matched` of the model's genes are there."""
+    index = make_index_unique(pd.Index(names).astype(str))
     position = index.get_indexer(pd.Index(genes))
     missing = [gene for gene, at in zip(genes, position) if at < 0]
     matched = len(genes) - len(missing)

@@ -82,6 +82,7 @@ MAY_DIFFER = {
     "gmvae_nb",
     "torch",
     "epochs",
+    "planned_epochs",  # see GMVAE.train, which knows whether it matters
 }  # between parts of a training
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_totals', 'encoder_input', 'Posterior',
            'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate',
-           'epochs_wanted']
+           'epochs_wanted', 'is_planned']
 
 # %% ../nbs/network.ipynb #0c717c70
 import math
@@ -28,7 +28,12 @@ from .gmvae_loss import mixture_log_weights, responsibilities
 # isort: on
 from .nb_heads import NBHeads
 from .preset_checks import check_settings
-from .vae import MLP, GaussianHead, gaussian_log_prob, reparametrize
+
+# isort: off
+from .vae import MLP, Dropout, GaussianHead, gaussian_log_prob
+from .vae import reparametrize
+
+# isort: on
 
 # %% ../nbs/network.ipynb #a5b630cb
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ def _encode(
     p = self.preset
     batch = b if p.encoder_batch else None
     seen = encoder_input(y, p.encoder_input, self.y_mean, self.y_std, batch)
-    F.dropout(seen.v.values(), p.input_dropout, self.training, inplace=True)
+    seen.v.values().copy_(self.input_dropout(seen.v.values()))
     h = self.encoder(seen)
     w_mean = w_log_std = h.new_zeros(len(h), 0)
     x_mean, x_log_std = self.q_x(h)
@@ -326,14 +331,25 @@ def _paired_noise(
     M: int,  # draws of x
     N: int,  # cells
     M_w: int,  # draws of w
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
     "Noise in antithetic pairs: every second draw is minus the one before."
 
     def paired(half: Tensor, m: int) -> Tensor:
         return torch.stack([half, -half], 1).flatten(0, 1)[:m]
 
-    half_x, half_w = self.noise((M + 1) // 2, N, M_w=(M_w + 1) // 2)
+    half_x, half_w = self.noise((M + 1) // 2, N, generator, (M_w + 1) // 2)
     return paired(half_x, M), paired(half_w, M_w)
+
+# %% ../nbs/network.ipynb #5eed0104
+def _drop_by(
+    self: "GMVAENetwork",
+    generator: torch.Generator | None,  # None: torch's global numbers
+) -> None:
+    "Where all layers of dropout take their random numbers from."
+    for module in self.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
 
 # %% ../nbs/network.ipynb #8cc12a34
 def _log_responsibilities(
@@ -448,6 +464,7 @@ class GMVAENetwork(nn.Module):
         self.n_batches = n_batches
         self.n_w = p.n_w if p.prior == "network" else 0
 
+        self.input_dropout = Dropout(p.input_dropout)
         n_in = n_genes + p.encoder_batch * n_batches
         self.encoder = MLP((n_in, *p.encoder_hidden), *regular)
         self.encoder[0] = CountsLinear(self.encoder[0])
@@ -498,6 +515,7 @@ class GMVAENetwork(nn.Module):
     by_cluster = _by_cluster
     log_importance_weights = _log_importance_weights
     rest_encoder = _rest_encoder
+    drop_by = _drop_by
 
 # %% ../nbs/network.ipynb #45a6cbcd
 ELBO_TERMS = ("neg_elbo", "rec", "kl_w", "kl_z", "cond")
@@ -550,3 +568,10 @@ def epochs_wanted(
     "`max_epochs`, or more, until `min_steps` mini-batches are seen."
     steps_per_epoch = math.ceil(n_train / preset.batch_size)
     return max(preset.max_epochs, math.ceil(preset.min_steps / steps_per_epoch))
+
+# %% ../nbs/network.ipynb #5eed0106
+def is_planned(preset: Preset) -> bool:
+    "Whether the schedule depends on how many epochs there are in all."
+    in_shares = preset.kl_warmup_share or preset.refit
+    cosine = preset.lr_schedule == "cosine"
+    return bool(cosine or in_shares or preset.init == "data")

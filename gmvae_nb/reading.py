@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA_SETS', 'Input', 'fingerprint', 'variable_genes', 'open_data', 'choose_genes', 'check_labels',
-           'check_no_cell_is_empty', 'read_input']
+           'check_no_cell_is_empty', 'read_input', 'genes_in', 'counts_to_train_on']
 
 # %% ../nbs/reading.ipynb #67715121
 import hashlib
@@ -20,7 +20,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
-from .counts_on_disk import CountsOnDisk
+from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
 
 # isort: off
 from .data import find_counts, gene_features, get_categories
@@ -173,8 +173,8 @@ def check_no_cell_is_empty(
         raise ValueError(
             f"{len(empty):,} of {len(names):,} cells have no count in the "
             f"{counts.shape[1]:,} chosen genes, the first is "
-            f"{names[empty[0]]!r}: raise n_top_genes, or leave it out to train "
-            "on all genes"
+            f"{names[empty[0]]!r}: raise n_top_genes, or choose more with "
+            "mask_var, or leave them out to train on all genes"
         )
 
 
@@ -236,3 +236,65 @@ def read_input(
         path,
         adata if path is None else None,
     )
+
+# %% ../nbs/reading.ipynb #5eed0302
+def genes_in(
+    adata: AnnData, mask_var: str | None
+) -> tuple[np.ndarray, list[str]]:
+    "True for the genes that are asked for, (n_features,); and what to say."
+    keep, others = gene_features(adata.var)
+    notes = [f"{note}: they are left out" for note in others]
+    if mask_var is None:
+        return keep, notes
+    if mask_var not in adata.var or adata.var[mask_var].dtype != bool:
+        flags = [c for c in adata.var if adata.var[c].dtype == bool]
+        raise ValueError(
+            f"mask_var={mask_var!r} is no boolean column of adata.var; such are: "
+            f"{', '.join(flags) or 'none'}"
+        )
+    return keep & adata.var[mask_var].to_numpy(), notes
+
+
+def counts_to_train_on(
+    adata: AnnData,
+    layer: str | None = None,  # layer with the counts; None: X
+    mask_var: str | None = None,  # boolean column of var; None: all genes
+) -> tuple[csr_matrix | CountsOnDisk, list[str], list[str]]:
+    """Counts of the genes that have some, names that occur once, what was done.
+
+    What is in memory is a copy. ValueError for what cannot be trained on."""
+    counts = get_counts(adata, layer, allow_empty_genes=True)
+    asked, notes = genes_in(adata, mask_var)
+    seen = np.zeros(adata.n_vars, dtype=bool)
+    for _, block in row_blocks(counts):
+        seen[block.indices] = True
+    empty = asked & ~seen
+    if empty.any():
+        first = adata.var_names[empty.argmax()]
+        notes.append(
+            f"{empty.sum():,} of {asked.sum():,} genes have no count in any cell "
+            f"and are left out, the first is {first!r}"
+        )
+    names = pd.Index(adata.var_names).astype(str)
+    if not names.is_unique:
+        again = names[names.duplicated()]
+        notes.append(
+            f"{len(again):,} gene names occur again (the first is {again[0]!r}): "
+            "they got a number at their end"
+        )
+        names = make_index_unique(names)
+    keep = np.flatnonzero(asked & seen)
+    if not len(keep):
+        raise ValueError(
+            f"no gene with a count is left of {adata.n_vars:,}: check mask_var, "
+            f"which is {mask_var!r}"
+        )
+    if isinstance(counts, CountsOnDisk):
+        counts = MatchedCounts(counts, keep) if len(keep) < len(names) else counts
+    else:
+        counts = counts[:, keep]
+    if not asked[seen].all():
+        for start, block in row_blocks(counts):
+            of_block = adata.obs_names[start : start + block.shape[0]]
+            check_no_cell_is_empty(block, of_block)
+    return counts, names[keep].tolist(), notes
