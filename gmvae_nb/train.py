@@ -10,7 +10,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -293,8 +293,8 @@ def _train(
     on. A UserWarning says so if the mixture has collapsed. Raises ValueError when
     there are fewer training cells than a mini-batch needs, or when a planned
     schedule (see `is_planned`) was begun for another number of epochs;
-    FloatingPointError when the loss is no longer finite. torch has `OMP_NUM_THREADS`
-    threads meanwhile, or one for each core."""
+    FloatingPointError when the loss is no longer finite. Threads:
+    `OMP_NUM_THREADS`, or one for each core."""
     counts = self._cells().counts
     if self.train_idx is None or test_idx is not None:
         size = self.preset.batch_size
@@ -398,8 +398,8 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
     if self.preset.init == "random":
         cure = "preset='recommended' places the components by the data"
     warnings.warn(
-        f"the mixture has collapsed: its {self.K} components tell the cells apart "
-        f"no better than {math.exp(information):.2f} would (mutual information "
+        f"the mixture has collapsed: its {self.K} components tell cells apart no "
+        f"better than {math.exp(information):.2f} would (mutual information "
         f"{information:.2f} nats), so its clusters mean nothing, whatever the "
         f"embedding is worth; {cure}",
         stacklevel=3,
