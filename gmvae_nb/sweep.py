@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .files import LOCK_FILE, locked_folder
+from .files import LOCK_FILE, is_locked, locked_folder
 from .reading import Input
 from .runs import finished_run, train_run, versions
 
@@ -152,14 +152,12 @@ def sees_lock(
             f"does not see {folder} as it is here: share the folder with all "
             "nodes, under the same name"
         )
-    try:
-        with locked_folder(folder):
-            return (
-                f"sees {folder}, but not the locks of other machines: mount it "
-                "with locks that reach all nodes"
-            )
-    except BlockingIOError:
+    if is_locked(folder):
         return ""
+    return (
+        f"sees {folder}, but not the locks of other machines: mount it with "
+        "locks that reach all nodes"
+    )
 
 # %% ../nbs/many_runs.ipynb #6d0b2a12
 def train_on_node(

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from gmvae_nb import files
 from gmvae_nb.files import (
     LOCK_FILE,
     download,
+    is_locked,
     locked_folder,
     read_json,
     sha256_of,
@@ -341,6 +343,56 @@ def holder(tmp_path):
     process.kill(), process.communicate()
 
 
+def from_another_thread(folder: Path) -> str:
+    "What a thread is told that wants to enter; empty: it may."
+    said = []
+
+    def enter():
+        try:
+            with locked_folder(folder):
+                said.append("")
+        except BlockingIOError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    return said[0]
+
+
+def test_a_thread_may_enter_again_and_only_it(tmp_path):
+    with locked_folder(tmp_path) as lock:
+        with locked_folder(tmp_path / ".") as again:
+            assert again is lock
+        # the inner one has not opened the door
+        assert "trains in" in from_another_thread(tmp_path) and is_locked(tmp_path)
+    assert from_another_thread(tmp_path) == "" and not is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["folder deleted", "file deleted", "replaced", "moved"])
+def test_who_has_lost_a_folder_is_told_before_she_writes(tmp_path, how):
+    run = tmp_path / "run"
+    with locked_folder(run) as lock:
+        lock.check()
+        if how == "folder deleted":
+            shutil.rmtree(run)
+        elif how == "moved":
+            run.rename(tmp_path / "elsewhere")
+        else:
+            (run / LOCK_FILE).unlink()
+        if how == "replaced":  # by somebody who is in it now
+            holder = start(HOLDS, run)
+            holder.stdout.readline()
+        with pytest.raises(OSError, match="run was deleted or replaced while") as error:
+            lock.check()
+        assert "\n" not in str(error.value)
+        with pytest.raises(OSError, match="was deleted or replaced"):
+            with locked_folder(run):
+                raise AssertionError("entered")
+        if how == "replaced":
+            holder.kill(), holder.communicate()
+
+
 def test_two_processes_are_never_in_one_folder(tmp_path, holder):
     folder, who = tmp_path / "run", f"process {holder.pid} on {platform.node()}"
     for _ in range(3):  # whoever is refused leaves the name of the other as it is
@@ -350,9 +402,8 @@ def test_two_processes_are_never_in_one_folder(tmp_path, holder):
     assert "\n" not in str(error.value) and names(folder) == [LOCK_FILE]
     holder.kill(), holder.communicate()
     with locked_folder(folder):
-        with pytest.raises(BlockingIOError, match=f"process {os.getpid()} "):
-            with locked_folder(folder):
-                raise AssertionError("two at once")
+        said = from_another_thread(folder)
+        assert f"process {os.getpid()} " in said and "trains in" in said
     with locked_folder(folder):  # free again
         pass
 

@@ -90,7 +90,7 @@ def same_weights(one: dict, other: dict) -> bool:
 
 @needs_fork
 def test_kills_at_random_moments_leave_the_last_good_state(tmp_path):
-    models, tables, rng = [model(1), model(1, seed=1)], [cells(), cells(seed=1)], random.Random(0)
+    models, tables, rng = [model(1), model(2)], [cells(), cells(seed=1)], random.Random(0)
     good = [m.network.state_dict() for m in models]
     models[0].save(tmp_path)
     write_atomically(tmp_path / "cells.h5ad", tables[0].write_h5ad)
