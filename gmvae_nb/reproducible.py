@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-import gmvae_nb
+from . import threads_spin
 
 # %% ../nbs/reproducible.ipynb #5eed0007
 class Stream(IntEnum):
@@ -106,7 +106,7 @@ def own_threads() -> Iterator[None]:
 @cache
 def warn_if_threads_spin() -> None:
     "A UserWarning, once, if torch was imported before this package."
-    if gmvae_nb.threads_spin and n_threads() > 1:
+    if threads_spin and n_threads() > 1:
         warnings.warn(
             "torch was imported before gmvae_nb, so its threads spin while they "
             "wait: on a machine that has other work to do, training takes "

@@ -10,7 +10,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
@@ -31,6 +32,7 @@ from .counts_on_disk import CountsOnDisk
 from .data import batch_codes, mean_and_std, minibatches, split_cells
 
 # isort: on
+from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage, merge_components
 from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
@@ -293,7 +295,8 @@ def _train(
     on. A UserWarning says so if the mixture has collapsed. Raises ValueError when
     there are fewer training cells than a mini-batch needs, or when a planned
     schedule (see `is_planned`) was begun for another number of epochs;
-    FloatingPointError when the loss is no longer finite. Threads:
+    FloatingPointError when the loss is no longer finite; BlockingIOError while
+    another process or thread trains in `out`. Threads:
     `OMP_NUM_THREADS`, or one for each core."""
     counts = self._cells().counts
     if self.train_idx is None or test_idx is not None:
@@ -312,11 +315,29 @@ def _train(
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
-    if out is not None and not overwrite:
-        self._resume(Path(out), max_epochs)
-    self._keep_to_plan(max_epochs)
-    warn_if_threads_spin()
+    folder = nullcontext() if out is None else locked_folder(out)
+    with folder as lock, own_threads():
+        if out is not None and not overwrite:
+            self._resume(Path(out), max_epochs)
+        self._keep_to_plan(max_epochs)
+        warn_if_threads_spin()
+        for epoch in self._epochs_to_train(max_epochs, progress):
+            self._train_epoch_or_restore(epoch, max_epochs)
+            if out is not None and lock is not None:
+                lock.check()  # the folder is still the one it was
+                # with Adam's moments, to go on from
+                self._write(out, self._state())
+    if self._rows:
+        self._warn_if_collapsed()
+    return self
 
+
+def _epochs_to_train(
+    self: "GMVAE",
+    max_epochs: int,
+    progress: bool,
+) -> Iterator[int]:
+    "Those that are not done; a bar shows the last one's row of the history."
     bar = tqdm(
         total=max_epochs,
         initial=len(self._rows),
@@ -324,19 +345,13 @@ def _train(
         unit="epoch",
         disable=not progress,
     )
-    with own_threads(), bar:
+    shown = ("train_neg_elbo", "test_neg_elbo", "effective_K")
+    with bar:
         for epoch in range(len(self._rows), max_epochs):
-            self._train_epoch_or_restore(epoch, max_epochs)
-            if out is not None:
-                # with Adam's moments, to go on from
-                self._write(out, self._state())
+            yield epoch
             row = self._rows[-1]
-            shown = ("train_neg_elbo", "test_neg_elbo", "effective_K")
             bar.update()
             bar.set_postfix({k: f"{row[k]:.4g}" for k in shown if k in row})
-    if self._rows:
-        self._warn_if_collapsed()
-    return self
 
 # %% ../nbs/04_train.ipynb #ed34c6c5
 def _train_epoch_or_restore(
@@ -392,7 +407,7 @@ def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
 def _warn_if_collapsed(self: "GMVAE") -> None:
     "A UserWarning if the components of K > 1 do not tell the cells apart."
     information = self._rows[-1]["mutual_information"]
-    if self.K == 1 or information > math.log(1.5):
+    if self.K == 1 or information > 0.1:
         return
     cure = "give it more epochs or cells"
     if self.preset.init == "random":
@@ -920,6 +935,7 @@ class GMVAE:
 
     # training
     train = _train
+    _epochs_to_train = _epochs_to_train
     _train_epoch = _train_epoch
     _train_epoch_or_restore = _train_epoch_or_restore
     _start_epoch = _start_epoch

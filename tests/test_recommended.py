@@ -40,10 +40,12 @@ def model():
     return fitted()
 
 
-def test_the_number_of_clusters_is_chosen_without_labels(model):
+def test_the_number_of_clusters_is_chosen_without_labels():
+    adata = simulated(240, G=60)
+    model = GMVAE(adata, batch_key="batch", preset=SMALL).train(progress=False)
     clusters = model.predict()
     assert model.K == 30 and 2 <= model.n_clusters <= 6  # three groups
-    assert ari(simulated(240).obs["cell_type"], clusters) > 0.8
+    assert ari(adata.obs["cell_type"], clusters) > 0.8
     assert list(clusters.categories) == [str(k) for k in range(model.n_clusters)]
     assert set(clusters) == set(clusters.categories)  # none is empty
     probability = model.predict_proba()

@@ -87,7 +87,6 @@ def put(value):
         (with_counts(put(np.nan)), {}, ["cell7", "gene3", "nan"]),
         (with_counts(put(np.inf)), {}, ["cell7", "gene3", "inf"]),
         (with_counts(lambda y: y.__setitem__(5, 0)), {}, ["cell5"]),
-        (with_counts(lambda y: y.__setitem__((slice(None), 9), 0)), {}, ["gene9"]),
         (simulated(), {"batch_key": "donor"}, ["donor", "batch"]),
         (simulated(), {"layer": "raw"}, ["raw"]),
         (simulated(), {"K": 0}, ["K is 0"]),
@@ -98,7 +97,7 @@ def put(value):
 )
 def test_bad_input_is_told_in_one_sentence_before_training(adata, options, words):
     with pytest.raises(ValueError) as error:
-        GMVAE(adata, **{"batch_key": "batch", "preset": TINY, **options})
+        GMVAE(adata, **{"K": 3, "batch_key": "batch", "preset": TINY, **options})
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
@@ -108,7 +107,7 @@ def test_missing_batches_are_named():
     adata = simulated()
     adata.obs["batch"] = adata.obs["batch"].where(np.arange(120) != 11)
     with pytest.raises(ValueError, match="cell11"):
-        GMVAE(adata, batch_key="batch", preset=TINY)
+        GMVAE(adata, K=3, batch_key="batch", preset=TINY)
 
 
 def test_fewer_cells_than_a_minibatch():
@@ -122,11 +121,44 @@ def test_held_out_cells_must_exist():
         GMVAE(simulated(), K=2, preset=TINY).train(test_idx=[3, 120], progress=False)
 
 
-def test_duplicate_genes_are_named():
+def test_what_cannot_be_trained_on_is_left_out_and_said():
     adata = simulated()
     adata.var_names = ["gene1"] + list(adata.var_names[1:])
-    with pytest.raises(ValueError, match="'gene1' occurs more than once"):
-        GMVAE(adata, K=2, preset=TINY)
+    adata.X[:, 9] = 0  # as after taking one cluster
+    adata.var["feature_types"] = ["Gene Expression"] * 28 + ["Antibody Capture"] * 2
+    adata.var["chosen"] = np.arange(30) != 20
+    before = adata.copy()
+    with pytest.warns(UserWarning) as said:
+        model = GMVAE(adata, K=2, batch_key="batch", mask_var="chosen", preset=TINY)
+    said = [str(w.message) for w in said]
+    assert len(said) == 3 and "2 'Antibody Capture'" in said[0]
+    assert "1 of 27 genes have no count" in said[1] and "'gene9'" in said[1]
+    assert "1 gene names occur again (the first is 'gene1')" in said[2]
+    expected = [f"gene{i}" for i in range(1, 28) if i not in (1, 9, 20)]
+    assert model.genes == ["gene1", "gene1-1", *expected]
+    assert (adata.X != before.X).nnz == 0 and list(adata.var_names) == list(before.var_names)
+    trained = model.train(1, progress=False)
+    np.testing.assert_array_equal(
+        trained.get_latent_representation(adata), trained.get_latent_representation()
+    )
+    with pytest.raises(ValueError, match="mask_var='x' is no boolean .* such are: chosen"):
+        GMVAE(adata, K=2, mask_var="x", preset=TINY)
+
+
+def test_counts_on_disk_stay_there_when_genes_are_left_out(tmp_path):
+    adata = simulated()
+    adata.X[:, 9] = 0
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    in_memory = untrained_of(adata).train(1, progress=False)
+    backed = untrained_of(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"))
+    assert isinstance(backed.counts, CountsOnDisk) and backed.genes == in_memory.genes
+    assert backed.counts.shape == (120, 29)
+    assert (backed.counts[np.arange(120)] != in_memory.counts).nnz == 0
+
+
+def untrained_of(adata):
+    with pytest.warns(UserWarning, match="'gene9'"):
+        return GMVAE(adata, K=2, batch_key="batch", preset=TINY)
 
 
 @pytest.mark.parametrize("K", [1, 2, 7])
@@ -225,6 +257,89 @@ def test_a_saved_model_is_not_begun_again_by_training_into_its_folder(tmp_path):
         fork.train(4, out=tmp_path, progress=False)
 
 
+def test_a_planned_schedule_is_kept_to(tmp_path):
+    planned = replace(TINY, lr_schedule="cosine")
+    options = dict(K=3, batch_key="batch", preset=planned)
+    says = "planned for 2 epochs, .* and 2 are done: ask for 2, or train a new model for 4"
+    model = GMVAE(simulated(), **options).train(2, out=tmp_path, progress=False)
+    for begun in (model, GMVAE.load(tmp_path, simulated()), GMVAE(simulated(), **options)):
+        with pytest.raises(ValueError, match=says):
+            begun.train(4, out=tmp_path, progress=False)
+    assert len(model.train(2, progress=False).history) == 2
+    assert len(fitted(2).train(3, progress=False).history) == 3  # nothing is planned here
+
+
+def test_stopped_and_begun_again_for_more_epochs_a_planned_schedule_is_not_mixed():
+    model = GMVAE(simulated(), K=3, preset=replace(TINY, kl_warmup_share=0.5))
+    stop_at_step(model, 9, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(3, progress=False)
+    assert 0 < len(model.history) < 3
+    with pytest.raises(ValueError, match="planned for 3 epochs"):
+        model.train(6, progress=False)
+    assert len(model.train(3, progress=False).history) == 3
+
+
+def test_a_collapsed_mixture_is_said_to_be_one():
+    adata = simulated()
+    adata.X = csr_matrix(np.random.default_rng(0).poisson(2.0, adata.shape).astype("f4"))
+    flat = GMVAE(adata, K=3, preset=replace(TINY, n_x=1, n_w=1, original_reshape=False))
+    flat.network.prior.components.weight.data.zero_()  # all components are one
+    flat.network.prior.components.bias.data.zero_()
+    flat.optimizer.param_groups[0]["lr"] = 0.0
+    flat.preset = replace(flat.preset, lr=1e-12)
+    with pytest.warns(UserWarning, match="has collapsed: its 3 components .* than 1.00"):
+        flat.train(1, progress=False)
+
+
+def test_no_clusters_without_cells_are_among_the_categories():
+    model = fitted(K=20)
+    found = model.predict()
+    assert set(found) == set(found.categories) and model.predict_proba().shape[1] == 20
+
+
+def test_trainings_in_threads_are_the_serial_ones():
+    from concurrent.futures import ThreadPoolExecutor
+
+    def digest(seed):
+        preset = replace(TINY, dropout=0.3, input_dropout=0.2)
+        model = GMVAE(simulated(), K=3, preset=preset, seed=seed).train(2, progress=False)
+        return b"".join(t.numpy().tobytes() for t in model._state().values())
+
+    state = torch.get_rng_state()
+    alone = [digest(0), digest(1)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(digest, [0, 1, 0, 1]))
+    assert together == alone * 2 and alone[0] != alone[1]
+    assert torch.get_rng_state().equal(state)  # somebody else's
+
+
+def test_two_do_not_train_into_one_folder(tmp_path):
+    import threading
+
+    inside, may_end = threading.Event(), threading.Event()
+    first = untrained()
+    one_epoch = first._train_epoch
+
+    def slow_epoch(*args):
+        inside.set()
+        assert may_end.wait(60)
+        return one_epoch(*args)
+
+    first._train_epoch = slow_epoch
+    options = dict(out=tmp_path, progress=False)
+    thread = threading.Thread(target=lambda: first.train(1, **options))
+    thread.start()
+    assert inside.wait(60)
+    try:
+        with pytest.raises(BlockingIOError, match="trains in"):
+            untrained(seed=1).train(1, **options)
+    finally:
+        may_end.set()
+        thread.join()
+    assert read_model(tmp_path)[0]["seed"] == 0
+
+
 def test_what_happens_to_the_anndata_later_does_not_reach_the_model():
     adata = cells()
     model = GMVAE(adata, K=3, batch_key="batch", preset=TINY).train(1, progress=False)
@@ -274,18 +389,6 @@ def add(x):
 add(numpy.zeros(10))
 print(torch.get_num_threads())
 """
-
-
-def test_numba_leaves_the_number_of_threads_that_was_asked_for():
-    """Scanpy's neighbours and UMAP run it.
-
-    It starts as many threads as there are cores, in the OpenMP that torch uses too; as many
-    threads, the same bits."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    env.pop("NUMBA_NUM_THREADS", None)
-    command = [sys.executable, "-c", PARALLEL]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-    assert done.stdout.split()[-1] == "1"
 
 
 def test_a_model_loads_without_cells_and_embeds_new_ones(model, tmp_path):

@@ -23,6 +23,8 @@ FILES = "tests/test_files.py"
 MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
+REPRODUCIBLE = "tests/test_reproducible.py"
+TRAIN = "tests/test_train.py"
 
 
 class Mutant(NamedTuple):
@@ -206,10 +208,87 @@ MUTANTS = [
     ),
     Mutant(
         "random numbers of an epoch from the clock",
-        "with seeded(self.seed, epoch) as rng:",
-        "with seeded(time.perf_counter_ns()) as rng:",
+        "order = numpy_stream(self.seed, Stream.ORDER, epoch)",
+        "order = numpy_stream(time.perf_counter_ns(), Stream.ORDER, epoch)",
         PROMISES,
         "byte_for_byte or same_seed",
+    ),
+    Mutant(
+        "threads of whoever set them last",
+        "torch.set_num_threads(n_threads())",
+        "pass",
+        REPRODUCIBLE,
+        "the_same_bits",
+    ),
+    Mutant(
+        "threads not put back",
+        "torch.set_num_threads(before)",
+        "pass",
+        REPRODUCIBLE,
+        "the_same_bits or put_back",
+    ),
+    Mutant(
+        "spinning threads not named",
+        "if threads_spin and n_threads() > 1:",
+        "if False:",
+        REPRODUCIBLE,
+        "spinning",
+    ),
+    Mutant(
+        "one stream for all uses",
+        "np.random.SeedSequence(seed, spawn_key=(use, *key))",
+        "np.random.SeedSequence((seed, *key))",
+        REPRODUCIBLE,
+        "do_not_meet",
+    ),
+    Mutant(
+        "noise from the global numbers",
+        "noise = net.paired_noise(preset.M, len(y), M_w, generator)",
+        "noise = net.paired_noise(preset.M, len(y), M_w)",
+        TRAIN,
+        "in_threads",
+    ),
+    Mutant(
+        "dropout from the global numbers",
+        ".bernoulli_(1 - self.p, generator=self.generator)",
+        ".bernoulli_(1 - self.p)",
+        TRAIN,
+        "in_threads",
+    ),
+    Mutant(
+        "networks built at the same time",
+        "with _building, torch.random.fork_rng():",
+        "with torch.random.fork_rng():",
+        REPRODUCIBLE,
+        "built_at_the_same_time",
+    ),
+    Mutant(
+        "a folder open to every thread",
+        "folder = nullcontext() if out is None else locked_folder(out)",
+        "folder = nullcontext()",
+        TRAIN,
+        "two_do_not_train",
+    ),
+    Mutant(
+        "a planned schedule stretched",
+        "if begun and self._planned_epochs not in (None, max_epochs):",
+        "if False:",
+        TRAIN,
+        "planned",
+    ),
+    Mutant(
+        "a collapse kept silent",
+        "if self.K == 1 or information > 0.1:",
+        "if True:",
+        TRAIN,
+        "collapsed",
+    ),
+    Mutant(
+        "genes without a count trained on",
+        "keep = np.flatnonzero(asked & seen)",
+        "keep = np.flatnonzero(asked)",
+        TRAIN,
+        "left_out",
     ),
     Mutant(
         "Adam's moments not kept",
@@ -451,15 +530,15 @@ MUTANTS = [
     ),
     Mutant(
         "input dropout left out",
-        "F.dropout(seen.v.values(), p.input_dropout, self.training, inplace=True)",
+        "seen.v.values().copy_(self.input_dropout(seen.v.values()))",
         "pass",
         MUTATIONS,
         "input_dropout",
     ),
     Mutant(
         "input dropout in use too",
-        "p.input_dropout, self.training, inplace=True",
-        "p.input_dropout, True, inplace=True",
+        "if not self.training or self.p == 0:",
+        "if self.p == 0:",
         MUTATIONS,
         "input_dropout",
     ),

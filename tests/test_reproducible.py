@@ -1,0 +1,150 @@
+"""The same bits whatever was imported or run before; numbers of threads; random streams."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from gmvae_nb.reproducible import (
+    Stream,
+    initial_weights,
+    n_threads,
+    numpy_stream,
+    own_threads,
+    torch_stream,
+)
+from gmvae_nb.train import GMVAE
+
+from hazards import stop_at_step
+from test_train import TINY, simulated
+
+NEIGHBORS = """
+import anndata, numpy, scanpy
+others = anndata.AnnData(numpy.random.default_rng(0).normal(size=(200, 20)).astype("f4"))
+scanpy.pp.neighbors(others)
+"""
+# in what state training may find the process
+BEFORE = {
+    "nothing": "",
+    "torch first, with threads and numbers of its own": (
+        "import torch; torch.set_num_threads(3); torch.manual_seed(9); torch.rand(9)"
+    ),
+    "neighbours first": NEIGHBORS,
+    "neighbours afterwards": "import gmvae_nb.train" + NEIGHBORS,
+}
+TRAIN = """
+import hashlib, sys
+import torch
+threads = torch.get_num_threads()
+sys.path.insert(0, "tests")
+from dataclasses import replace
+from test_train import GMVAE, PRESETS, simulated
+# large enough for products to be cut into parts, one for each thread
+preset = replace(PRESETS["recommended"], batch_size=256, min_steps=0, max_epochs=7)
+model = GMVAE(simulated(400, G=400), K=10, batch_key="batch", preset=preset)
+model.train(progress=False)
+answers = [model.predict_proba(), model.get_latent_representation(), model.get_iwae()]
+digest = hashlib.sha256()
+for t in [*model._state().values(), *map(torch.from_numpy, answers)]:
+    digest.update(t.contiguous().numpy().tobytes())
+assert torch.get_num_threads() == threads  # as it was found
+print(digest.hexdigest())
+"""
+
+
+SAY = """
+from gmvae_nb.reproducible import warn_if_threads_spin
+warn_if_threads_spin()
+warn_if_threads_spin()
+"""
+
+
+def run(code, **environment):
+    "What a fresh process says, on stdout and on stderr."
+    ours = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "NUMBA_NUM_THREADS")
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_same_bits_whatever_was_imported_or_run_before():
+    found = {name: run(code + TRAIN)[0] for name, code in BEFORE.items()}
+    assert len(set(found.values())) == 1, found
+
+
+def test_spinning_threads_are_named_once_with_the_cure():
+    says = "torch was imported before gmvae_nb, so its threads spin"
+    two = dict(OMP_NUM_THREADS="2")
+    assert run("import torch" + SAY, **two)[1].count(says) == 1
+    assert says not in run("import gmvae_nb" + SAY, **two)[1]
+    assert says not in run("import torch" + SAY, OMP_WAIT_POLICY="passive", **two)[1]
+    assert says not in run("import torch" + SAY)[1]  # one thread waits for nobody
+
+
+@pytest.mark.parametrize(
+    "asked, threads", [("3", 3), ("2,4", 2), (" 5 ", 5), ("0", None), ("x", None), ("", None)]
+)
+def test_threads_are_as_many_as_the_environment_says(monkeypatch, asked, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    by_itself = n_threads()
+    assert 1 <= by_itself <= len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert n_threads() == (threads or by_itself)
+
+
+def test_threads_are_put_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), own_threads():
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_streams_of_neighbouring_seeds_uses_and_epochs_do_not_meet():
+    numbers = []
+    for seed in (0, 1, 2, 2**32 - 1):
+        for use in Stream:
+            for key in ((), (0,), (1,)):
+                numbers += numpy_stream(seed, use, *key).integers(0, 2**63, 4).tolist()
+                drawn = torch.empty(4, dtype=torch.int64)
+                numbers += drawn.random_(generator=torch_stream(seed, use, *key)).tolist()
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_weights_split_and_epochs_do_not_share_random_numbers():
+    model = GMVAE(simulated(), K=3, preset=TINY, seed=7).train(1, progress=False)
+    split = numpy_stream(7, Stream.SPLIT).permutation(120)
+    held_out = np.sort(split[: len(model.test_idx)])
+    assert not np.array_equal(held_out, np.sort(np.random.default_rng(7).permutation(120)[:18]))
+    orders = [numpy_stream(7, Stream.ORDER, epoch).permutation(120) for epoch in (0, 1)]
+    assert not any(np.array_equal(split, order) for order in orders)
+
+
+def test_the_stream_of_dropout_ends_with_the_epoch():
+    model = GMVAE(simulated(), K=3, preset=TINY)
+    stop_at_step(model, 3, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(1, progress=False)
+    model.train(1, progress=False)
+    streams = [getattr(module, "generator", None) for module in model.network.modules()]
+    assert streams == [None] * len(streams)
+
+
+def test_networks_built_at_the_same_time_have_the_weights_of_their_seed():
+    def first_weights(seed):
+        with initial_weights(seed):
+            return [torch.nn.Linear(20, 20).weight for _ in range(5)][-1]
+
+    alone, state = [first_weights(0), first_weights(1)], torch.get_rng_state()
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(first_weights, [0, 1] * 200))
+    assert all(w.equal(alone[i % 2]) for i, w in enumerate(together))
+    assert torch.get_rng_state().equal(state)
