@@ -46,7 +46,7 @@ from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
 from .counts_on_disk import row_blocks, shuffle_blocks
 
 # %% ../nbs/00_data.ipynb #5c0de141
-from .counts_on_disk import computable, rounded
+from .counts_on_disk import check_parts, computable, rounded
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
 def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
@@ -81,6 +81,7 @@ def _read_matrix(adata: AnnData, layer: str | None) -> Any:
         return CountsOnDisk(m)
     if isinstance(m, CSCDataset):
         # CSC on disk: its rows cannot be read one by one
+        check_parts(m.group)
         stored = {part: m.group[part][:] for part in ("indices", "indptr")}
         values = computable(m.group["data"][:])
         parts = (values, stored["indices"], stored["indptr"])
@@ -657,7 +658,8 @@ def download_h5ad(
     if file.exists():
         return file
     try:
-        files.download(url, gz, sha256)
+        if not gz.exists():  # a full disk may have stopped the unpacking
+            files.download(url, gz, sha256)
     except OSError as e:
         raise OSError(
             f"could not download {url} ({type(e).__name__}): check the network "
@@ -666,8 +668,10 @@ def download_h5ad(
         ) from e
     try:
         decompress(gz, file)
-    finally:
-        gz.unlink()
+    except ValueError:
+        gz.unlink()  # it is no gzip file: to be got again
+        raise
+    gz.unlink()
     return file
 
 # %% ../nbs/00_data.ipynb #68f136b5
