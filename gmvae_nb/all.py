@@ -1,6 +1,7 @@
 """What a user calls: `from gmvae_nb.all import *`."""
 from .counts_on_disk import *
 from .data import *
+from .fractional import *
 from .gaussian_products import *
 from .gmvae_loss import *
 from .h5ad import open_h5ad, read_h5ad

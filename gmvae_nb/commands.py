@@ -300,6 +300,12 @@ def gmvae_train(
         "all genes with counts",
         int,
     ) = None,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
     overwrite: Param(
         "replace files in the folder that no run has made", store_true
@@ -331,7 +337,8 @@ def gmvae_train(
         claim_folder(Path(out), {}, resume, overwrite)
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
-    read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    read = read_input(data, **keys, **chosen)
     cells, genes = read.cells.shape
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
@@ -455,6 +462,12 @@ def gmvae_sweep(
         "machine's cores",
         str,
     ) = None,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -481,7 +494,8 @@ def gmvae_sweep(
     if ray_address is not None:
         find_cluster(ray_address)  # before anything takes time
     keys = dict(batch_key=batch_key, labels_key=labels_key)
-    read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    read = read_input(data, **keys, **chosen)
     settings = fitting_preset(wanted_preset, read.cells.n_obs)
     for note in read.notes + note_on_batch_size(wanted_preset, settings):
         log(note)
@@ -606,6 +620,7 @@ def describe_embedding(
         f"genes    {report['matched']:,} of {report['genes']:,} matched, "
         f"{report['missing']:,} missing (counted as zero){named}, "
         f"{report['extra']:,} others ignored",
+        *(f"note     {note}" for note in report["notes"]),
     ]
     for new, old in report["batches"].items():
         if new != old:
@@ -641,6 +656,12 @@ def gmvae_embed(
     min_matched: Param(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     overwrite: Param(
         "replace the file --out, whatever it is", store_true
     ) = False,
@@ -670,6 +691,7 @@ def gmvae_embed(
         gene_key=gene_key,
         min_matched=min_matched,
         overwrite=overwrite,
+        round_counts=round_counts,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

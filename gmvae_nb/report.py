@@ -409,7 +409,8 @@ def report_markers(
     report: ReportInput,
 ) -> pd.DataFrame:  # from marker_genes
     "The markers of the run's clusters."
-    where = find_counts(report.cells, report.run["layer"])
+    how = report.run["settings"].get("round_counts")
+    where = find_counts(report.cells, report.run["layer"], how)
     genes = make_index_unique(where.adata.var_names.astype(str))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
     return marker_genes(counts, genes, report.cells.obs["gmvae_cluster"].values)

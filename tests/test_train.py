@@ -378,19 +378,6 @@ def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
     assert a == b
 
 
-PARALLEL = """
-import gmvae_nb, torch, numba, numpy
-
-@numba.njit(parallel=True)
-def add(x):
-    for i in numba.prange(len(x)):
-        x[i] += 1
-
-add(numpy.zeros(10))
-print(torch.get_num_threads())
-"""
-
-
 def test_a_model_loads_without_cells_and_embeds_new_ones(model, tmp_path):
     model.save(tmp_path)
     loaded = GMVAE.load(tmp_path)

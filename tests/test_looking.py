@@ -1,0 +1,350 @@
+"""Files that would do harm, as small as they can be, and honest ones beside them."""
+
+import gzip
+import os
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import psutil
+import pytest
+from anndata import AnnData
+from gmvae_nb import data, h5ad
+from gmvae_nb.counts_on_disk import canonical
+from gmvae_nb.data import download_h5ad, get_counts, read_h5ad
+from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.looking import UnknownCompression, UnsafeFile, memory_needed
+from gmvae_nb.reading import read_input
+from scipy import sparse
+
+from hazards import cells
+
+COMPRESSION = [
+    dict(compression="gzip"),
+    dict(compression="gzip", shuffle=True),
+    dict(compression="gzip", shuffle=True, fletcher32=True),
+    dict(compression="lzf"),
+    dict(compression="lzf", shuffle=True),
+    dict(fletcher32=True),
+    dict(),
+]
+
+
+def looked_at(path: Path) -> int:
+    with h5py.File(path) as f:
+        return memory_needed(f)
+
+
+def file_with(folder: Path, build) -> Path:
+    "An h5ad that `build` has added to."
+    path = folder / "a.h5ad"
+    cells().write_h5ad(path)
+    with h5py.File(path, "r+") as f:
+        build(f)
+    return path
+
+
+def array(f, name, values, **options):
+    made = f.create_dataset(name, data=values, **options)
+    made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return made
+
+
+# --- honest files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", COMPRESSION, ids=str)
+def test_honest_files_of_every_compression_are_read(tmp_path, options):
+    numbers = np.random.default_rng(0).poisson(1, (300, 70)).astype("f8")
+    texts = np.array([f"text {i % 50}" for i in range(5000)], dtype=object)
+
+    def build(f):
+        array(f, "uns/numbers", numbers, chunks=(64, 32), **options)
+        array(f, "uns/zeros", np.zeros((500, 900)), chunks=(500, 900), **options)
+        plain = {key: value for key, value in options.items() if key != "fletcher32"}
+        made = f.create_dataset("uns/texts", (5000,), h5py.string_dtype(), chunks=(512,), **plain)
+        made[:] = texts
+        made.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+    found = read_h5ad(file_with(tmp_path, build))
+    np.testing.assert_array_equal(found.uns["numbers"], numbers)
+    assert list(found.uns["texts"]) == list(texts)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+def test_files_that_anndata_writes_are_read(tmp_path, compression):
+    a = cells()
+    a.obsm["zeros"] = np.zeros((100, 3000))
+    a.obs["note"] = [f"n{i}" for i in range(100)]
+    a.obs["maybe"] = np.array([True, False] * 50)
+    a.raw = a.copy()
+    a.write_h5ad(tmp_path / "a.h5ad", compression=compression)
+    assert read_input(tmp_path / "a.h5ad").sha256 == read_input(a).sha256
+
+
+def test_what_was_never_written_is_read_as_zeros(tmp_path):
+    def build(f):
+        for name, options in (("a", {}), ("b", dict(chunks=(10, 600), compression="gzip"))):
+            made = f.create_dataset(f"obsm/{name}", (100, 30_000), "f8", **options)
+            made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    found = read_h5ad(file_with(tmp_path, build))
+    assert found.obsm["a"].shape == (100, 30_000) and not found.obsm["b"].any()
+
+
+def test_looking_is_not_stopped_by_a_clock(tmp_path, monkeypatch):
+    "The bound is of processor time: a machine that is busy is no reason to refuse a file."
+    asked = {}
+
+    def run(words, **options):
+        asked.update(options)
+        return subprocess.CompletedProcess(words, 0, b'{"missing": [], "size": 1, "old": false}')
+
+    monkeypatch.setattr(subprocess, "run", run)
+    h5ad.checked_h5ad(file_with(tmp_path, lambda f: None))
+    assert asked["timeout"] is None or os.name == "nt"
+
+
+def seconds_of(function) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def test_looking_costs_a_tenth_of_reading(tmp_path):
+    n = 60_000
+    obs = {f"c{i}": [f"value {j % 1000} {i}" for j in range(n)] for i in range(6)}
+    y = sparse.csr_matrix((np.ones(n, np.float32), (np.arange(n), np.arange(n) % 20)))
+    a = AnnData(y)
+    a.obs = a.obs.assign(**obs)
+    a.write_h5ad(tmp_path / "a.h5ad", convert_strings_to_categoricals=False)
+    looking = min(seconds_of(lambda: looked_at(tmp_path / "a.h5ad")) for _ in range(3))
+    reading = min(seconds_of(lambda: ad.read_h5ad(tmp_path / "a.h5ad")) for _ in range(3))
+    assert looking < 0.15 * reading, (looking, reading)
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def block(raw: bytes, mask=0, **options):
+    "A dataset of 4,000 bytes whose only block holds these."
+
+    def build(f):
+        options.setdefault("compression", "gzip")
+        made = f.create_dataset("uns/x", (500,), "f8", chunks=(500,), **options)
+        made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        made.id.write_direct_chunk((0,), raw, mask)
+
+    return build
+
+
+BLOCKS = {
+    "short": block(zlib.compress(bytes(40))),
+    "long": block(zlib.compress(bytes(4001))),
+    "bomb": block(zlib.compress(bytes(30_000_000), 9)),
+    "cut off": block(zlib.compress(os.urandom(4000))[:-9]),
+    "no deflate": block(b"hello"),
+    "not deflated, and short": block(bytes(40), mask=1),
+    "short lzf": block(bytes([3]) + b"abcd", compression="lzf"),
+    "short before a checksum": block(zlib.compress(bytes(40)) + bytes(4), fletcher32=True),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_that_is_not_of_its_size_is_never_read(tmp_path, name):
+    path = file_with(tmp_path, BLOCKS[name])
+    for read in (read_h5ad, read_input):
+        with pytest.raises(ValueError, match="is no h5ad file, or not a whole one"):
+            read(path)
+
+
+def test_deflate_twice_and_unknown_filters_are_told(tmp_path):
+    def filtered(*numbers):
+        def build(f):
+            plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plan.set_chunk((100,))
+            for number in numbers:
+                plan.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (4,))
+            space = h5py.h5s.create_simple((100,))
+            h5py.h5d.create(f["uns"].id, b"x", h5py.h5t.IEEE_F32LE, space, plan)
+
+        return build
+
+    for numbers in ((1, 1), (1, 2, 1), (1, 32000)):
+        with pytest.raises(
+            ValueError, match="not read, for safety: /uns/x is compressed more than"
+        ):
+            read_h5ad(file_with(tmp_path, filtered(*numbers)))
+    for number in (4, 32001, 32015):  # szip, blosc, zstd
+        with pytest.raises(ValueError, match=rf"compressed in a way .*filter {number}.*hdf5plugin"):
+            read_h5ad(file_with(tmp_path, filtered(number)))
+    assert issubclass(UnknownCompression, ValueError)
+
+
+# --- texts, references, sizes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_text_under_many_names_is_not_read(tmp_path, packed):
+    "30,000 names of a text of 60 kB, 1.8 GB; in blocks, which may be compressed."
+
+    def build(f):
+        one = f.create_dataset("uns/one", (1,), h5py.string_dtype())
+        one[0] = "x" * 60_000
+        f.attrs["at"] = one.id.get_offset()
+        options = dict(chunks=(1000,), compression="gzip" if packed else None)
+        f.create_dataset("uns/x", (30_000,), h5py.string_dtype(), **options)
+
+    path = file_with(tmp_path, build)
+    content = path.read_bytes()
+    with h5py.File(path, "r+") as f:
+        raw = content[f.attrs["at"] :][:16] * 1000
+        for start in range(0, 30_000, 1000):
+            chunk = zlib.compress(raw) if packed else raw
+            f["uns/x"].id.write_direct_chunk((start,), chunk)
+    with pytest.raises(ValueError, match="/uns/x uses the same text over and over"):
+        read_h5ad(path)
+
+
+def test_references_and_lists_of_any_length_are_not_read(tmp_path):
+    def references(f):
+        f.create_dataset("uns/x", data=[f["X"].ref] * 3, dtype=h5py.ref_dtype)
+
+    def lists(f):
+        f.create_dataset("uns/x", (3,), h5py.vlen_dtype("f8"))
+
+    for build in (references, lists):
+        with pytest.raises(UnsafeFile, match="/uns/x holds references, or lists"):
+            looked_at(file_with(tmp_path, build))
+
+
+def test_the_same_bytes_in_attributes_are_counted(tmp_path):
+    def build(f):
+        for i in range(30):
+            f["uns"].attrs[f"a{i}"] = "x" * 60_000  # an honest one: each is stored
+
+    assert looked_at(file_with(tmp_path, build)) > 0
+
+
+def test_a_dense_matrix_larger_than_the_machine_is_told_before_it_is_read(tmp_path, monkeypatch):
+    a = cells()
+    a.X = a.X.toarray()
+    a.write_h5ad(tmp_path / "a.h5ad")
+    memory = psutil.virtual_memory()
+    small = memory._replace(total=a.X.nbytes - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    with pytest.raises(ValueError, match="X of '.*a.h5ad', which is dense, takes .* GB in memory"):
+        read_input(tmp_path / "a.h5ad")
+    a.layers["b"] = sparse.csc_matrix(a.X)
+    del a.X
+    a.write_h5ad(tmp_path / "a.h5ad")
+    small = memory._replace(total=99)
+    with pytest.raises(ValueError, match="layers/b of .*, which is stored by columns, takes"):
+        read_input(tmp_path / "a.h5ad")
+
+
+def test_bounds_of_the_process_that_looks(tmp_path):
+    "It may use some more memory than it starts with, and two seconds."
+    if os.name == "nt":
+        pytest.skip("Windows has no such bounds")
+    code = "from gmvae_nb.looking import limit_resources; limit_resources(0); "
+    for work in ("bytes(500_000_000)", "while True: pass"):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", f"{code}\n{work}"], capture_output=True)
+        assert done.returncode != 0 and time.perf_counter() - start < 60
+
+
+# --- sparse matrices ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["data", "indices", "indptr"])
+def test_a_sparse_matrix_without_its_lists_is_told(tmp_path, part):
+    def gone(f):
+        del f["X"][part]
+
+    def square(f):
+        values = f["X"][part][:]
+        del f["X"][part]
+        f["X"][part] = values[: len(values) // 2 * 2].reshape(-1, 2)
+
+    for build, words in (
+        (gone, f"/X is damaged .it has no {part}"),
+        (square, f"{part} is of shape"),
+    ):
+        path = file_with(tmp_path, build)
+        with pytest.raises(ValueError, match=words):
+            read_input(path)
+        with pytest.raises(ValueError, match="is no h5ad file, or not a whole one|damaged"):
+            read_h5ad(path)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "bool", "u2"])
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+def test_counts_stored_twice_are_added_without_overflow(kind, form):
+    top = 1 if kind == "bool" else min(np.iinfo(kind).max, 40_000)
+    shape = (2, 2)
+    y = form((np.full(4, top, kind), np.array([0, 0, 1, 1]), np.array([0, 2, 4])), shape=shape)
+    assert canonical(sparse.csr_matrix(y)).sum() == 4 * int(top)
+    assert get_counts(AnnData(y)).sum() == 4 * int(top)
+
+
+# --- .h5ad.gz -------------------------------------------------------------------------------------
+
+
+def zipped(path: Path, a: AnnData) -> None:
+    a.write_h5ad(path.with_suffix(".tmp"))
+    path.write_bytes(gzip.compress(path.with_suffix(".tmp").read_bytes(), 1))
+    path.with_suffix(".tmp").unlink()
+
+
+def same(a, b) -> bool:
+    return (a.X != b.X).nnz == 0
+
+
+def test_a_gz_that_was_replaced_is_read_anew(tmp_path):
+    gz = tmp_path / "mine.h5ad.gz"
+    for seed in (0, 1, 2, 1):
+        zipped(gz, cells(seed=seed))
+        assert same(read_h5ad(gz), cells(seed=seed))
+        assert same(read_h5ad(gz), cells(seed=seed))
+    assert same(read_h5ad(tmp_path / "mine.h5ad"), cells(seed=0))
+
+
+def test_somebodys_file_beside_a_gz_is_neither_taken_nor_replaced(tmp_path):
+    gz, mine = tmp_path / "mine.h5ad.gz", tmp_path / "mine.h5ad"
+    zipped(gz, cells(seed=0))
+    cells(seed=1).write_h5ad(mine)
+    before = mine.read_bytes()
+    assert same(read_h5ad(gz), cells(seed=0)) and mine.read_bytes() == before
+    with open_h5ad(gz) as (path, _):
+        path.write_bytes(before)  # the copy is changed by hand
+    with pytest.raises(ValueError, match="has been changed since: name that file itself"):
+        read_h5ad(gz)
+
+
+def test_a_full_disk_while_unpacking_keeps_the_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.platformdirs, "user_cache_dir", lambda name: str(tmp_path))
+    asked = []
+
+    def fetch(url, target, sha256):
+        asked.append(url)
+        zipped(target, cells())
+
+    monkeypatch.setattr(data.files, "download", fetch)
+    unpack = data.decompress
+
+    def full(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(data, "decompress", full)
+    with pytest.raises(OSError, match="No space left"):
+        download_h5ad("http://x/big.h5ad.gz")
+    assert (tmp_path / "big.h5ad.gz").exists()
+    monkeypatch.setattr(data, "decompress", unpack)
+    assert same(read_h5ad(download_h5ad("http://x/big.h5ad.gz")), cells())
+    assert asked == ["http://x/big.h5ad.gz"] and not (tmp_path / "big.h5ad.gz").exists()
