@@ -7,8 +7,8 @@ __all__ = ['FORMAT', 'MAY_DIFFER', 'ADDED_SETTINGS', 'KINDS', 'MOST_HEADER', 'MO
            'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'same_history', 'write_model',
            'describe_model', 'read_config', 'record_checksums', 'forget_checksums', 'expected_tensors', 'read_preset',
            'check_config', 'check_tensors', 'check_model', 'read_header', 'check_size', 'read_model', 'epoch_seconds',
-           'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'is_same_as_written', 'unlisted_model',
-           'verify']
+           'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files',
+           'is_same_as_written', 'unlisted_model', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
 import hashlib
@@ -525,6 +525,53 @@ def listed_checksums(
             f"{path} is damaged, or was changed (its checksum differs): {how}"
         )
     return sums
+
+# %% ../nbs/model_folder.ipynb #fad80389
+def files_are_whole(
+    folder: Path,
+    names: Sequence[str],  # of files in it
+) -> bool:
+    "Whether these files, and config.json, are as they were written."
+    sums = read_config(folder).get("sha256")
+    if (
+        not isinstance(sums, dict)
+        or is_as_written(folder / "config.json") is False
+    ):
+        return False
+    for name in names:
+        file = folder / name
+        if not file.is_file() or sha256_of(file) != sums.get(name):
+            return False
+    return True
+
+
+def check_files(
+    folder: Path,  # of a run
+    names: Sequence[str],  # of files in it
+) -> tuple[dict[str, Any], dict[str, Tensor]]:  # config and weights
+    "ValueError unless these files were written for the model as it is now."
+    config, _, state = read_model(folder)
+    sums, again = listed_checksums(folder, config), "run the command that made it"
+    for name in ("model.safetensors", *names):
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(
+                f"{file} is missing: {again} again (gmvae_train with --resume)"
+            )
+        is_models = name in sums
+        if is_models and sha256_of(file) == sums[name]:
+            continue
+        if is_models and name != "model.safetensors":
+            raise ValueError(
+                f"{file} is not what was written (its sha256 differs): "
+                f"{how_to_mend(folder, name, is_run=True)}"
+            )
+        raise ValueError(
+            f"{file} and what is beside it are of different states of the "
+            f"model, which has {config['epochs']} epochs now: {again} again "
+            "(gmvae_train with --resume)"
+        )
+    return config, state
 
 # %% ../nbs/model_folder.ipynb #e617f5fa
 def is_same_as_written(

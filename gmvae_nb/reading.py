@@ -27,6 +27,7 @@ from .data import find_counts, gene_features, get_categories
 from .data import get_counts, load_data
 
 # isort: on
+from .files import file_state, sha256_of
 from .h5ad import open_h5ad
 
 # %% ../nbs/reading.ipynb #ca9a6e94
@@ -43,6 +44,7 @@ class Input(NamedTuple):
     path: Path | None  # the file; None: the cells are not from a file
     source: AnnData | None  # the cells as they were given; None: in the file
     round_counts: str | None = None  # how fractional counts were made whole
+    file_sha256: str | None = None  # of the file, as it was read
 
 # %% ../nbs/reading.ipynb #7cef3c05
 def fingerprint(
@@ -194,7 +196,9 @@ def read_input(
 
     Labels are for scores and colours only: some cells may have none. ValueError,
     in one sentence, for data or a key that cannot be used."""
+    before = None if isinstance(data, AnnData) else file_state(data)
     with open_data(data) as (path, adata):
+        file_sha256 = None if path is None else sha256_of(path)
         if batch_key is not None:
             get_categories(adata, batch_key, "batch_key")
         notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
@@ -204,6 +208,11 @@ def read_input(
             y = get_counts(place.adata, place.layer, allow_empty_genes=True)
         if isinstance(y, CountsOnDisk):
             y = y[np.arange(len(adata))]
+    if path is not None and file_state(data) != before:
+        raise OSError(
+            f"{path} was changed or replaced while it was read: read it again "
+            "when it is complete"
+        )
     notes, genes = [*notes, *place.notes], place.adata.var_names.astype(str)
     is_gene, other_features = gene_features(place.adata.var)
     if other_features:
@@ -239,6 +248,7 @@ def read_input(
         path,
         adata if path is None else None,
         place.round_counts,
+        file_sha256,
     )
 
 # %% ../nbs/reading.ipynb #5eed0302

@@ -30,8 +30,14 @@ from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
 from .data import find_counts, get_categories, get_counts
-from .files import nan_for_null, write_atomically
+from .files import locked_folder, nan_for_null, write_atomically
 from .h5ad import read_h5ad
+
+# isort: off
+from .model_folder import check_files, forget_checksums
+from .model_folder import weights_sha256
+
+# isort: on
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
 
@@ -385,7 +391,7 @@ def get_labels(
 def read_report_input(
     out: Path,  # the folder of a finished run
 ) -> ReportInput:
-    "ValueError if the folder holds no finished run."
+    "ValueError if the folder holds no finished run, or parts of several states."
     run = read_run_json(out / "run.json")
     metrics = read_run_json(out / "metrics.json")
     metrics["test"] = nan_for_null(metrics["test"])
@@ -394,7 +400,15 @@ def read_report_input(
             f"{out} has no annotated.h5ad: the run is not finished; "
             "run gmvae_train again with --resume"
         )
+    names = ("run.json", "metrics.json", "history.csv", "annotated.h5ad")
+    config, state = check_files(out, names)
     cells = read_h5ad(out / "annotated.h5ad")
+    made_of = cells.uns["gmvae"].get("model_sha256")  # older files do not say
+    if made_of not in (None, weights_sha256(state)):
+        raise ValueError(
+            f"{out}/annotated.h5ad is not of the model beside it, which has "
+            f"{config['epochs']} epochs: run gmvae_train again with --resume"
+        )
     history = pd.read_csv(out / "history.csv")
     key, labels_key = run["settings"]["batch_key"], run["labels_key"]
     batch = labels = None
@@ -618,13 +632,18 @@ def write_report(
     ValueError if the folder holds no finished run.
     """
     out = Path(out)
-    report = read_report_input(out)
-    markers = report_markers(report)
-    write_atomically(
-        out / "markers.csv", lambda path: markers.to_csv(path, index=False)
-    )
-    page = render_page(page_values(report, markers))
-    write_atomically(
-        out / "report.html", lambda path: path.write_text(page, encoding="utf-8")
-    )
+    read_run_json(out / "run.json")  # a folder that is none is not made
+    with locked_folder(out) as lock:
+        report = read_report_input(out)
+        markers = report_markers(report)
+        page = render_page(page_values(report, markers))
+        lock.check()
+        forget_checksums(out, "markers.csv", "report.html")
+        write_atomically(
+            out / "markers.csv", lambda path: markers.to_csv(path, index=False)
+        )
+        write_atomically(
+            out / "report.html",
+            lambda path: path.write_text(page, encoding="utf-8"),
+        )
     return out / "report.html"

@@ -22,6 +22,7 @@ from gmvae_nb.commands import (
     gmvae_train,
 )
 from gmvae_nb.files import nan_for_null, write_json
+from gmvae_nb.model_folder import record_checksums
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
@@ -65,6 +66,7 @@ def test_no_file_of_a_run_holds_a_word_that_json_has_not(tmp_path, capsys):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     metrics["test"] = dict.fromkeys(metrics["test"])  # a loss that is not a number
     write_json(tmp_path / "metrics.json", metrics)
+    record_checksums(tmp_path, "metrics.json")
     gmvae_report(str(tmp_path), json=True)
     strict(capsys.readouterr().out)
 
