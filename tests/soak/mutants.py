@@ -486,7 +486,7 @@ MUTANTS = [
     ),
     Mutant(
         "cells not resampled",
-        "merge_components(resampled)",
+        "merge_components(gamma, torch.from_numpy(drawn))",
         "merge_components(gamma)",
         MUTATIONS,
         "number_of_clusters",
