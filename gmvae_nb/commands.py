@@ -323,7 +323,8 @@ def gmvae_train(
     log = speaker(quiet)
     log("importing")
     from .network import get_preset
-    from .runs import claim_folder, fitting_preset, note_on_batch_size, read_input
+    from .reading import read_input
+    from .runs import claim_folder, fitting_preset, note_on_batch_size
 
     if not dry_run:
         # before anything takes time
@@ -378,7 +379,8 @@ def gmvae_demo(
     log("importing")
     from .data import kang_pbmc
     from .files import write_atomically
-    from .runs import claim_folder, read_input
+    from .reading import read_input
+    from .runs import claim_folder
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
@@ -464,12 +466,12 @@ def gmvae_sweep(
     log = speaker(quiet)
     log("importing")
     from .network import get_preset
+    from .reading import read_input
     from .runs import (
         claim_folder,
         epochs_in_all,
         fitting_preset,
         note_on_batch_size,
-        read_input,
         run_settings,
     )
     from .sweep import find_cluster, train_grid, train_on_ray, train_serially

@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 
 from .data import get_counts
 from .network import Preset, get_preset
-from .runs import Input, epochs_in_all, fitting_preset
+from .reading import Input
+from .runs import epochs_in_all, fitting_preset
 from .train import GMVAE
 
 # %% ../nbs/cost.ipynb #9bcff161

@@ -21,7 +21,8 @@ import torch
 
 from . import __version__
 from .files import LOCK_FILE, locked_folder
-from .runs import Input, finished_run, train_run, versions
+from .reading import Input
+from .runs import finished_run, train_run, versions
 
 # %% ../nbs/many_runs.ipynb #6d0b2a09
 def train_grid(

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb.data import get_counts, load_data, minibatches, split_by, split_cells
-from gmvae_nb.runs import embed_file, read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import embed_file, train_run
 from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -14,11 +14,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import commands, cost, runs, sweep
+from gmvae_nb import commands, cost, reading, runs, sweep
 from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
 from gmvae_nb.data import find_counts, kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
-from gmvae_nb.runs import claim_folder, read_input, write_annotated
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import claim_folder, write_annotated
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
@@ -354,7 +355,7 @@ def test_variable_genes_are_ranked_in_each_batch(mine):
     y, batch = data.cells.layers["counts"], data.cells.obs["donor"]
 
     def chosen(y, batch) -> set[int]:
-        return set(np.flatnonzero(runs.variable_genes(y, batch, 30)))
+        return set(np.flatnonzero(reading.variable_genes(y, batch, 30)))
 
     alone = [chosen(y[(batch == name).to_numpy()], None) for name in batch.unique()]
     in_both = alone[0] & alone[1]  # a gene that is variable in every batch comes first
@@ -371,14 +372,14 @@ def test_a_folder_that_cannot_be_written_is_code_4(shell, mine, tmp_path):
 
 def test_the_fingerprint_is_of_counts_and_names():
     y, cells, genes = csr_matrix(np.arange(6.0).reshape(2, 3)), ["c", "d"], ["x", "y", "z"]
-    first = runs.fingerprint(y, cells, genes)
+    first = reading.fingerprint(y, cells, genes)
     others = {
-        runs.fingerprint(y * 2, cells, genes),
-        runs.fingerprint(y, ["d", "c"], genes),
-        runs.fingerprint(y, cells, ["x", "y", "w"]),
+        reading.fingerprint(y * 2, cells, genes),
+        reading.fingerprint(y, ["d", "c"], genes),
+        reading.fingerprint(y, cells, ["x", "y", "w"]),
     }
     assert len({first} | others) == 4
-    assert runs.fingerprint(y.astype(np.float32), cells, genes) == first
+    assert reading.fingerprint(y.astype(np.float32), cells, genes) == first
 
 
 def test_the_sweep_skips_what_is_finished_and_makes_the_table(mine, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 from anndata import AnnData
 from gmvae_nb.data import find_counts, gene_features, get_counts, is_nearly_count
 from gmvae_nb.h5ad import main, open_h5ad, read_h5ad
-from gmvae_nb.runs import read_input, write_annotated
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import write_annotated
 from scipy import sparse
 
 

@@ -16,7 +16,8 @@ import pytest
 from gmvae_nb.model_folder import read_model, write_model
 from gmvae_nb.network import PRESETS, Preset
 from gmvae_nb.old_names import MOVED
-from gmvae_nb.runs import claim_folder, read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import claim_folder, train_run
 from gmvae_nb.train import GMVAE
 
 from hazards import TINY, cells, model

@@ -34,7 +34,8 @@ from gmvae_nb.data import load_data
 from gmvae_nb.files import locked_folder, write_atomically
 from gmvae_nb.model_folder import FORMAT, model_digest, read_model, verify
 from gmvae_nb.network import PRESETS
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import train_run
 from gmvae_nb.sweep import train_or_reason
 from gmvae_nb.train import GMVAE
 from safetensors import safe_open
@@ -325,7 +326,8 @@ from pathlib import Path
 import torch; torch.set_num_threads(1)
 from hazards import cells, SMALL
 from gmvae_nb.results import collect_runs
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import train_run
 out = Path(sys.argv[1]); out.mkdir()
 a = cells()
 a.obs["batch"] = [f"batch{i % 6}" for i in range(100)]

@@ -42,8 +42,9 @@ for name, value in dict(
 
 from gmvae_nb.files import LOCK_FILE, locked_folder  # noqa: E402
 from gmvae_nb.model_folder import verify  # noqa: E402
+from gmvae_nb.reading import read_input  # noqa: E402
 from gmvae_nb.results import collect_runs  # noqa: E402
-from gmvae_nb.runs import read_input, read_run_json  # noqa: E402
+from gmvae_nb.runs import read_run_json  # noqa: E402
 from gmvae_nb.sweep import find_cluster, sees_lock, train_grid, train_on_ray, train_serially  # noqa: E402
 
 EPOCHS = 24

@@ -11,6 +11,7 @@ import pytest
 from gmvae_nb import runs
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.network import Preset
+from gmvae_nb.reading import read_input
 from gmvae_nb.report import (
     cells_on_map,
     cluster_rows,
@@ -21,7 +22,7 @@ from gmvae_nb.report import (
     unsure_pairs,
     write_report,
 )
-from gmvae_nb.runs import annotate_run, read_input, train_run
+from gmvae_nb.runs import annotate_run, train_run
 from jinja2 import Environment
 from scipy.sparse import csr_matrix
 

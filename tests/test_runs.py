@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import commands, runs
+from gmvae_nb import commands, reading, runs
 from gmvae_nb.commands import (
     gmvae_demo,
     gmvae_embed,
@@ -23,8 +23,9 @@ from gmvae_nb.commands import (
 )
 from gmvae_nb.files import nan_for_null, write_json
 from gmvae_nb.network import PRESETS
+from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.runs import train_run
 
 from hazards import SMALL, TINY, cells
 
@@ -194,7 +195,7 @@ def test_a_choice_of_genes_that_leaves_a_cell_empty_says_what_to_do(monkeypatch)
     y[7], y[7, 29] = 0, 1
     a.X = y
     first = lambda counts, batch, n: np.arange(counts.shape[1]) < n  # noqa: E731
-    monkeypatch.setattr(runs, "variable_genes", first)
+    monkeypatch.setattr(reading, "variable_genes", first)
     with pytest.raises(ValueError, match="1 of 60 cells .* 'cell7': raise n_top_genes"):
         read_input(a, n_top_genes=5)
     assert read_input(a).cells.shape == (60, 30)

@@ -15,8 +15,9 @@ from gmvae_nb.match import Cells, GeneMatch
 from gmvae_nb.metrics import Calibration, calibration, cluster_types, evaluate
 from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.network import PRESETS, Preset, get_preset
+from gmvae_nb.reading import Input, read_input
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import Input, annotate_run, embed_file, read_input, train_run
+from gmvae_nb.runs import annotate_run, embed_file, train_run
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from torch import Tensor

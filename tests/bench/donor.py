@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from gmvae_nb.metrics import evaluate
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import train_run
 from peers import arguments, prepare, read, score, table, write_rows
 from tqdm import tqdm
 

@@ -38,7 +38,8 @@ from gmvae_nb.data import get_counts
 from gmvae_nb.files import write_atomically
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.network import PRESETS, Preset, get_preset
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import train_run
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from cost import Cost
 from gmvae_nb.network import get_preset
+from gmvae_nb.reading import read_input
 from gmvae_nb.results import read_run
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.runs import train_run
 from peers import Contender as Change
 from peers import add, arguments, finished, prepare, read, score, table, write_rows
 from tqdm import tqdm

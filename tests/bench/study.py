@@ -17,8 +17,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from gmvae_nb.network import get_preset
+from gmvae_nb.reading import read_input
 from gmvae_nb.results import read_run
-from gmvae_nb.runs import read_input, train_run
+from gmvae_nb.runs import train_run
 from peers import write_rows
 from tqdm import tqdm
 
