@@ -547,6 +547,20 @@ MUTANTS = [
         MUTATIONS,
         "numbers_that_it_has",
     ),
+    Mutant(
+        "the mean moves where log r is clamped",
+        "logits += lost",
+        "pass",
+        "tests/test_nb_likelihood.py",
+        "around_the_clamp",
+    ),
+    Mutant(
+        "the mean moves where log r is clamped, in the parameters",
+        "logits = torch.where(clamped, self.log_mean(h) - log_r, logits)",
+        "pass",
+        "tests/test_nb_likelihood.py",
+        "around_the_clamp",
+    ),
 ]
 
 
