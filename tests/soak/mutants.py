@@ -561,6 +561,13 @@ MUTANTS = [
         "tests/test_nb_likelihood.py",
         "around_the_clamp",
     ),
+    Mutant(
+        "no word on a collapsed embedding",
+        "notes = [note, remark_on_spread(X)]",
+        "notes = [note]",
+        "tests/test_metrics.py",
+        "a_collapsed_embedding",
+    ),
 ]
 
 
