@@ -568,6 +568,13 @@ MUTANTS = [
         "tests/test_metrics.py",
         "a_collapsed_embedding",
     ),
+    Mutant(
+        "numbers of a preset without an upper end",
+        "0 <= v <= most",
+        "0 <= v",
+        BAD,
+        "absurd_setting",
+    ),
 ]
 
 
