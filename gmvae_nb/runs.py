@@ -716,6 +716,7 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
+        notes=place.notes,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

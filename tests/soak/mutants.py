@@ -570,10 +570,31 @@ MUTANTS = [
     ),
     Mutant(
         "numbers of a preset without an upper end",
-        "0 <= v <= most",
-        "0 <= v",
+        "lambda v: 0 <= v <= most",
+        "lambda v: 0 <= v",
         BAD,
         "absurd_setting",
+    ),
+    Mutant(
+        "formulas in tables",
+        'return f"\'{value}" if _FORMULA.match(value) else value',
+        "return value",
+        "tests/test_results.py",
+        "are_formulas",
+    ),
+    Mutant(
+        "names on figures as formulas",
+        "text.set_parse_math(False)",
+        "pass",
+        "tests/test_results.py",
+        "names_on_the_maps",
+    ),
+    Mutant(
+        "antibodies among the marker genes",
+        "counts, genes = counts[:, is_gene], genes[is_gene]",
+        "pass",
+        "tests/test_report.py",
+        "antibody",
     ),
 ]
 
