@@ -184,16 +184,16 @@ def test_bad_parameters_are_told_before_training(own_file, monkeypatch, paramete
 
 def test_names_on_the_maps_are_text_whatever_they_are():
     "matplotlib takes $ for a formula, and leaves out of a legend what begins with _."
-    odd = ["$x", "_a", "a\nb", "<b>", "x" * 300, "1.5", "", "\x1b[31m", "$\\frac{", "\t", None]
+    odd = ["$x", "_a", "a\nb", "<b>", "x" * 300, "1.5", "", "\x1b[31m", "$\\frac{$", "\t", None]
     xy = np.random.default_rng(0).normal(size=(len(odd), 2))
-    obs = pd.DataFrame({"$\\bad{": odd, "number": range(len(odd))})
-    fig = plot_umaps({"$^": xy}, obs, {"$^": "$_{"})
+    obs = pd.DataFrame({"$\\bad{$": odd, "number": range(len(odd))})
+    fig = plot_umaps({"$^": xy}, obs, {"$^": "$_{$"})
     fig.canvas.draw()
     shown = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
     assert shown[0] == "none"
-    assert {"$x", "_a", "a b", "<b>", "1.5", "$\\frac{", "[31m"} < set(shown)
+    assert {"$x", "_a", "a b", "<b>", "1.5", "$\\frac{$", "[31m"} < set(shown)
     assert max(map(len, shown)) <= 40
-    assert fig.axes[0].get_title() == "$^: $\\bad{" and fig.axes[1].get_xlabel() == "$_{"
+    assert fig.axes[0].get_title() == "$^: $\\bad{$" and fig.axes[1].get_xlabel() == "$_{$"
 
 
 TEXTS = ["=1+1", "+a", "-AS1", "@sum", "\t=1", "＝1", "'=1", "''+a", "'", "CD3E", "a=b", "-1", ""]
