@@ -2,6 +2,7 @@
 from .calibration import *
 from .counts_on_disk import *
 from .data import *
+from .fractional import *
 from .gaussian_products import *
 from .gmvae_loss import *
 from .h5ad import open_h5ad, read_h5ad

@@ -315,6 +315,12 @@ def gmvae_train(
         "all genes with counts",
         int,
     ) = None,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
     overwrite: Param(
         "replace files in the folder that no run has made", store_true
@@ -346,7 +352,8 @@ def gmvae_train(
         claim_folder(Path(out), {}, resume, overwrite)
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
-    read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    read = read_input(data, **keys, **chosen)
     cells, genes = read.cells.shape
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
@@ -470,6 +477,12 @@ def gmvae_sweep(
         "machine's cores",
         str,
     ) = None,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -496,7 +509,8 @@ def gmvae_sweep(
     if ray_address is not None:
         find_cluster(ray_address)  # before anything takes time
     keys = dict(batch_key=batch_key, labels_key=labels_key)
-    read = read_input(data, **keys, layer=layer, n_top_genes=n_top_genes)
+    chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    read = read_input(data, **keys, **chosen)
     settings = fitting_preset(wanted_preset, read.cells.n_obs)
     for note in read.notes + note_on_batch_size(wanted_preset, settings):
         log(note)
@@ -659,6 +673,12 @@ def gmvae_embed(
     min_matched: Param(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
+    round_counts: Param(
+        "make counts whole that were corrected for ambient RNA or estimated: "
+        "nearest, or stochastic (unbiased, with a fixed seed)",
+        str,
+        choices=("nearest", "stochastic"),
+    ) = None,
     overwrite: Param(
         "replace the file --out, whatever it is", store_true
     ) = False,
@@ -688,6 +708,7 @@ def gmvae_embed(
         gene_key=gene_key,
         min_matched=min_matched,
         overwrite=overwrite,
+        round_counts=round_counts,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

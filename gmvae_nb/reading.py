@@ -42,6 +42,7 @@ class Input(NamedTuple):
     name: str  # of the data, in tables: the file's, or the data set's
     path: Path | None  # the file; None: the cells are not from a file
     source: AnnData | None  # the cells as they were given; None: in the file
+    round_counts: str | None = None  # how fractional counts were made whole
 
 # %% ../nbs/reading.ipynb #7cef3c05
 def fingerprint(
@@ -186,6 +187,8 @@ def read_input(
     layer: str | None = None,  # layer with the counts; None: look for them
     n_top_genes: int | None = None,  # highly variable genes to keep; None: all
     name: str | None = None,  # of the data; None: as it is called
+    # make whole what is fractional: "nearest", "stochastic"
+    round_counts: str | None = None,
 ) -> Input:
     """The counts of the cells, found and checked; what is read is not changed.
 
@@ -195,7 +198,7 @@ def read_input(
         if batch_key is not None:
             get_categories(adata, batch_key, "batch_key")
         notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
-        place = find_counts(adata, layer)
+        place = find_counts(adata, layer, round_counts)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is among the notes
             y = get_counts(place.adata, place.layer, allow_empty_genes=True)
@@ -235,4 +238,5 @@ def read_input(
         name,
         path,
         adata if path is None else None,
+        place.round_counts,
     )

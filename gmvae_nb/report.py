@@ -412,7 +412,8 @@ def report_markers(
     report: ReportInput,
 ) -> pd.DataFrame:  # from marker_genes
     "The markers of the run's clusters, of genes alone: no antibodies, no peaks."
-    where = find_counts(report.cells, report.run["layer"])
+    how = report.run["settings"].get("round_counts")
+    where = find_counts(report.cells, report.run["layer"], how)
     genes = make_index_unique(where.adata.var_names.astype(str))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
     is_gene, _ = gene_features(where.adata.var)

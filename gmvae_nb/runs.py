@@ -86,6 +86,7 @@ def run_settings(
 ) -> dict:
     "What training depends on, besides the number of epochs."
     return dict(
+        round_counts=data.round_counts,
         counts_sha256=data.sha256,
         K=K,
         batch_key=batch_key,
@@ -602,6 +603,7 @@ def annotate_run(
         K=model.K,
         seed=model.seed,
         counts=data.where,
+        round_counts=data.round_counts or "",
         unsure_below=UNSURE_BELOW,
         counts_sha256=data.sha256,
     )
@@ -616,8 +618,8 @@ def gene_columns(
     place: CountsLocation,  # of the counts
 ) -> pd.DataFrame:  # one row for each gene of the counts
     "Columns of var; for counts in raw also those of raw.var, which come first."
-    if place.adata is adata:
-        return adata.var
+    if place.where != "raw.X":
+        return place.adata.var
     var, others = adata.raw.var, adata.var
     missing = [column for column in others if column not in var]
     if others.index.is_unique:
@@ -669,6 +671,8 @@ def embed_file(
     gene_key: str | None = None,  # column of var with gene names; None: index
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
     overwrite: bool = False,  # a target that this function has not written
+    # make whole what is fractional, in memory: "nearest", "stochastic"
+    round_counts: str | None = None,
 ) -> dict:  # matched, missing, extra, batches, counts: what was done
     """Embed and cluster the cells of another file.
 
@@ -686,7 +690,7 @@ def embed_file(
                     "name another file with --out, or add --overwrite (in Python "
                     "overwrite=True) to replace it"
                 )
-        place = find_counts(adata, layer)
+        place = find_counts(adata, layer, round_counts)
         cells = cells_for(model, adata, place, batch_key, gene_key)
         with warnings.catch_warnings():
             # the report has them
@@ -704,6 +708,7 @@ def embed_file(
         gmvae_nb=__version__,
         K=model.K,
         counts=place.where,
+        round_counts=place.round_counts or "",
         unsure_below=UNSURE_BELOW,
         **genes,
     )
@@ -716,7 +721,7 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-        notes=place.notes,
+        notes=list(place.notes),
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

@@ -231,7 +231,9 @@ def test_an_antibody_marks_no_cluster():
     )
     cells = ad.AnnData(csr_matrix(counts), var=var)
     cells.obs["gmvae_cluster"] = pd.Categorical(["0"] * 20 + ["1"] * 20)
-    found = report_markers(ReportInput({"layer": None}, {}, pd.DataFrame(), cells, None, None))
+    found = report_markers(
+        ReportInput({"layer": None, "settings": {}}, {}, pd.DataFrame(), cells, None, None)
+    )
     assert set(found["gene"]) <= set("abcd")
     assert found.loc[found["cluster"] == "0", "gene"].iloc[0] == "a"
 

@@ -23,6 +23,7 @@ FILES = "tests/test_files.py"
 MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
+READING = "tests/test_reading.py"
 
 
 class Mutant(NamedTuple):
@@ -413,6 +414,27 @@ MUTANTS = [
         "if False:",
         BAD,
         "batch",
+    ),
+    Mutant(
+        "values of any kind rounded",
+        "if y.nnz == 0 or kind_of_values(y) != FRACTIONAL:",
+        "if y.nnz == 0:",
+        READING,
+        "never_rounded",
+    ),
+    Mutant(
+        "rounded by place, not by name",
+        "z = np.repeat(hashed(cell_names), np.diff(y.indptr))",
+        "z = np.repeat(hashed(range(y.shape[0])), np.diff(y.indptr))",
+        READING,
+        "any_order_and_company",
+    ),
+    Mutant(
+        "X taken for a layer",
+        "for name in adata.layers if name is not None",
+        "for name in adata.layers",
+        READING,
+        "X_is_no_layer",
     ),
     Mutant(
         "counts not looked at",

@@ -1,0 +1,212 @@
+"""What is read, and what becomes of it: kinds of input that are not as one would wish."""
+
+import json
+import signal
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from gmvae_nb import fractional, runs
+from gmvae_nb.commands import gmvae_embed, gmvae_train
+from gmvae_nb.data import find_counts, get_counts
+from gmvae_nb.reading import read_input
+from scipy import sparse
+
+
+def table(n=60, G=30, seed=3) -> np.ndarray:
+    "Counts; no cell and no gene is empty."
+    y = np.random.default_rng(seed).poisson(1.5, (n, G)).astype(np.float32)
+    y[:, 0] += 1
+    y[0] += 1
+    return y
+
+
+def cells(X, **layers) -> AnnData:
+    form = sparse.csr_matrix
+    return AnnData(
+        None if X is None else form(np.asarray(X, dtype=np.float32)),
+        obs=pd.DataFrame(index=[f"c{i}" for i in range(60)]),
+        var=pd.DataFrame(index=[f"g{i}" for i in range(30)]),
+        layers={name: form(np.asarray(m, dtype=np.float32)) for name, m in layers.items()},
+    )
+
+
+def command(function, *words: str) -> int:
+    "A command as the shell calls it: its exit status."
+    handler, said = signal.getsignal(signal.SIGTERM), sys.argv
+    sys.argv = [function.__name__, *words]
+    try:
+        function()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # which commands set
+        sys.argv = said
+    return 0
+
+
+# --- anndata 0.13 lists X among the layers, under None --------------------------------------------
+
+
+@pytest.fixture
+def lists_X(monkeypatch):
+    stored = AnnData.layers
+
+    def layers(self):
+        return {None: self.X, **dict(stored.__get__(self))}
+
+    monkeypatch.setattr(AnnData, "layers", property(layers, stored.__set__))
+
+
+def test_X_is_no_layer_though_it_is_listed(lists_X):
+    y = table()
+    assert find_counts(cells(y)).where == "X"
+    assert find_counts(cells(np.log1p(y), counts=y)).where == "layers['counts']"
+    assert find_counts(cells(y * 0.5, b=y, a=y * 2)).layer == "a"
+    with pytest.raises(ValueError, match=r"has no 'umi': it has \['a', 'b'\];"):
+        get_counts(cells(y, b=y, a=y), "umi")
+    with pytest.raises(ValueError, match=r"X is None: name the layer .* one of \['a'\]"):
+        get_counts(cells(None, a=y))
+    raw = cells(y)
+    raw.raw = raw
+    del raw.X
+    with pytest.raises(ValueError, match="take the matrix of raw"):
+        get_counts(raw)
+    assert read_input(cells(y)).where == "X"
+
+
+# --- fractional counts ----------------------------------------------------------------------------
+
+
+def corrected(y) -> np.ndarray:
+    "As after SoupX: what is left of each count, and no cell is empty."
+    return y * np.random.default_rng(5).uniform(0.8, 1, y.shape)
+
+
+def test_fractional_counts_are_refused_and_the_option_is_named():
+    with pytest.raises(
+        ValueError, match="--round_counts nearest or stochastic .*round_counts='near"
+    ):
+        read_input(cells(corrected(table())))
+
+
+@pytest.mark.parametrize("how", ["nearest", "stochastic"])
+def test_fractional_counts_are_made_whole_if_asked(how):
+    x = corrected(table())
+    read = read_input(cells(x), round_counts=how)
+    y = read.cells.X.toarray()
+    assert (np.abs(y - x) < 1).all() and (y == np.floor(y)).all()
+    if how == "nearest":
+        np.testing.assert_array_equal(y, np.rint(x))
+    assert read.round_counts == how and "were rounded" in read.notes[0]
+    again = read_input(cells(x), round_counts=how)
+    assert again.sha256 == read.sha256
+    # what is whole already is what is read, and is not called rounded
+    whole = read_input(cells(y), round_counts=how)
+    assert whole.sha256 == read.sha256 and whole.round_counts is None
+    assert not whole.notes
+
+
+def test_the_same_cell_is_rounded_alike_in_any_order_and_company():
+    x = cells(corrected(table()))
+    y = read_input(x, round_counts="stochastic").cells
+    part = read_input(x[20:5:-1, ::-1].copy(), round_counts="stochastic").cells
+    both = y[part.obs_names, part.var_names]
+    np.testing.assert_array_equal(part.X.toarray(), both.X.toarray())
+
+
+def test_stochastic_rounding_is_right_on_average():
+    "A value of 0.3 in each of 200,000 entries: 60,000 ones, give or take."
+    x = sparse.csr_matrix(np.full((2000, 100), 0.3))
+    names = [f"c{i}" for i in range(2000)], [f"g{i}" for i in range(100)]
+    y = fractional.round_fractions(x, "stochastic", *names)
+    assert set(y.data) == {1} and abs(y.sum() - 60_000) < 5 * np.sqrt(200_000 * 0.21)
+    spread = np.asarray(y.sum(axis=1)).ravel().var() / (100 * 0.21)
+    assert 0.85 < spread < 1.15  # as many as if each were drawn by itself
+    assert fractional.round_fractions(x, "nearest", *names).nnz == 0
+
+
+def test_of_several_places_whole_counts_are_taken_before_fractional_ones():
+    y = table()
+    found = find_counts(cells(corrected(y), counts=y), round_counts="nearest")
+    assert (found.where, found.round_counts) == ("layers['counts']", None)
+    found = find_counts(cells(np.log1p(y), soupx=corrected(y)), round_counts="nearest")
+    assert (found.where, found.round_counts) == ("layers['soupx']", "nearest")
+    a = cells(np.log1p(y))
+    a.raw = cells(corrected(y))
+    found = find_counts(a, round_counts="nearest")
+    assert found.where == "raw.X" and found.adata.n_vars == 30
+
+
+size = table().sum(1, keepdims=True) / 1e4
+HALF = slice(0, 15)  # genes chosen after all else
+NOT_ROUNDED = {
+    "scaled": ((table() - table().mean(0)) / table().std(0), "looks scaled"),
+    "one value below 0": (np.where(np.arange(1800).reshape(60, 30) == 7, -2, table()), "pass the"),
+    "normalised": (table() / size, "looks normalised"),
+    "log-normalised": (np.log1p(table() / size), "looks log-normalised"),
+    "normalised, then some genes": ((table() / size)[:, HALF], "looks normalised"),
+    "log-normalised, then some genes": (np.log1p(table() / size)[:, HALF], "log-normalised"),
+    "of base 2, then some genes": (np.log2(1 + table() / size)[:, HALF], "log-normalised"),
+    "log1p": (np.log1p(table()), "looks like log1p"),
+    "not a number": (
+        np.where(table() > 4, np.nan, corrected(table())),
+        "pass the layer with raw counts",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ROUNDED)
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_what_is_no_fractional_count_is_never_rounded(kind, layer):
+    x, words = NOT_ROUNDED[kind]
+    a = AnnData(sparse.csr_matrix(x.astype(np.float32)))
+    if layer:
+        a = AnnData(layers={layer: a.X})
+    with pytest.raises(ValueError, match=words):
+        read_input(a, round_counts="nearest")
+
+
+def test_cells_that_rounding_leaves_empty_are_named():
+    x = corrected(table())
+    x[[3, 5]] = 0.4
+    with pytest.raises(ValueError, match=r"2 cells have no count left .*\('c3', 'c5'\)"):
+        read_input(cells(x), round_counts="nearest")
+    with pytest.raises(ValueError, match="expected nearest or stochastic"):
+        read_input(cells(x), round_counts="up")
+
+
+def test_the_commands_round_and_say_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    a, run = cells(corrected(table())), tmp_path / "run"
+    a.write_h5ad(tmp_path / "a.h5ad")
+    words = [str(tmp_path / "a.h5ad"), "--out", str(run), "--K", "2", "--quiet"]
+    status = command(gmvae_train, *words, "--max_epochs", "1")
+    assert status == 2 and "--round_counts nearest" in capsys.readouterr().err
+    words += ["--round", "stochastic"]
+    assert command(gmvae_train, *words, "--max_epochs", "1") == 0
+    told = json.loads((run / "run.json").read_text())
+    assert told["settings"]["round_counts"] == "stochastic"
+    assert "stochastically" in told["notes"][0]
+    assert "rounded stochastically" in (run / "report.html").read_text(encoding="utf-8")
+    kept = ad.read_h5ad(run / "annotated.h5ad")
+    assert kept.uns["gmvae"]["round_counts"] == "stochastic"
+    np.testing.assert_array_equal(kept.X.toarray(), a.X.toarray())
+    # going on is with the same rounding, or not at all
+    assert command(gmvae_train, *words, "--resume", "--max_epochs", "2") == 0
+    words[-1] = "nearest"
+    assert command(gmvae_train, *words, "--resume", "--max_epochs", "3") == 2
+    said = capsys.readouterr().err
+    assert "round_counts was 'stochastic', now 'nearest'" in said
+    # other cells, and the same ones
+    new = [str(run), str(tmp_path / "a.h5ad"), "--out", str(tmp_path / "b.h5ad"), "--quiet"]
+    assert command(gmvae_embed, *new) == 2
+    assert command(gmvae_embed, *new, "--round", "stochastic") == 0
+    told = capsys.readouterr()
+    assert "rounded stochastically" in told.out
+    again = ad.read_h5ad(tmp_path / "b.h5ad").obsm["X_gmvae"]
+    kept = ad.read_h5ad(run / "annotated.h5ad").obsm["X_gmvae"]
+    np.testing.assert_allclose(again, kept, atol=1e-5)
