@@ -340,6 +340,7 @@ OWN_FILES = {
     "annotated.h5ad": "uns/gmvae",
     "report.html": "gmvae_nb</title>",
     "markers.csv": "cluster,rank,gene,",
+    "clusters.csv": "barcode,cluster,probability,confidence",
     "metrics.json": '"train_seconds":',
     "run.json": '"counts_sha256":',
     # in place of annotated.h5ad, where that cannot be written

@@ -120,10 +120,11 @@ def merged_cluster_range(
     "Range of the number of clusters, components merged by resampled cells."
     rng = np.random.default_rng(seed)
     n = min(len(gamma), MAX_SAMPLED_CELLS)
-    numbers = []
+    gamma, numbers = gamma.double(), []
     for _ in range(N_RESAMPLES):
-        resampled = gamma[rng.integers(0, len(gamma), n)]
-        numbers.append(merge_components(resampled).max().item() + 1)
+        drawn = np.bincount(rng.integers(0, len(gamma), n), minlength=len(gamma))
+        cluster_of = merge_components(gamma, torch.from_numpy(drawn))
+        numbers.append(cluster_of.max().item() + 1)
     return np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()
 
 

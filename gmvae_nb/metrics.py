@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['silhouettes', 'silhouette_width', 'batch_silhouette_width', 'bras', 'isolated_labels', 'nmi', 'ari', 'nmi_leiden',
            'ari_kmeans', 'lisi', 'ilisi', 'clisi', 'graph_connectivity', 'batch_variance', 'pcr', 'bootstrap',
-           'bootstrap_clusters', 'Evaluation', 'evaluate', 'baselines', 'over_seeds', 'cluster_types', 'Calibration',
-           'calibration', 'kbet', 'knn', 'leiden', 'kmeans', 'lisi_weights', 'RESOLUTIONS']
+           'bootstrap_clusters', 'Evaluation', 'evaluate', 'baselines', 'over_seeds', 'kbet', 'knn', 'leiden', 'kmeans',
+           'lisi_weights', 'RESOLUTIONS']
 
 # %% ../nbs/05_metrics.ipynb #ecfd32e0
 import importlib
@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from .kbet import kbet, kbet_by_cell
 # isort: off
 from .neighbors import RESOLUTIONS, Embedding, Neighbors
 from .neighbors import checked_embedding, distance_sums, integer_codes
+from .neighbors import remark_on_spread
 from .neighbors import kmeans, knn, leiden, lisi_weights, nearest_cells
 from .neighbors import neighbor_graph
 # isort: on
@@ -517,7 +519,7 @@ class Evaluation:
 
     Prints as a table. Columns of `table`: score, low and high (95 % over
     cells), meaning, note (why a score is NaN). `note` says which cells were
-    scored, if not all.
+    scored, if not all, and whether the embedding has collapsed.
     """
 
     scores: dict[str, float]
@@ -525,7 +527,7 @@ class Evaluation:
     nmi_curve: pd.Series  # NMI by Leiden resolution
     ari_curve: pd.Series  # ARI by k of k-means
     kbet_table: pd.DataFrame  # kBET by label (empty without batches)
-    note: str = ""  # which cells were scored, if not all
+    note: str = ""  # which cells were scored; a collapsed embedding
 
     def __repr__(self) -> str:
         lines = []
@@ -539,7 +541,8 @@ class Evaluation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(float_format="{:.3f}".format)
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        return self.table.to_html(float_format="{:.3f}".format) + note
 
 # %% ../nbs/05_metrics.ipynb #2af05ee8
 @dataclass
@@ -556,7 +559,7 @@ class _Cells:
     clusters: np.ndarray | None  # (n,)
     n_clusters: int | None  # of the label-free k-means
     baseline: Embedding | None  # (n, d')
-    note: str  # of which cells these are, or nothing
+    note: str  # of which cells these are; a collapsed embedding; or nothing
 
 
 def _check_keys(adata, obsm: dict, obs: dict) -> None:
@@ -597,6 +600,7 @@ def _checked_cells(
     _check_keys(adata, dict(embed=embed, baseline=baseline), columns)
     labelled, note = _labelled(adata, labels_key)
     X = checked_embedding(adata.obsm[embed])[labelled]
+    notes = [note, remark_on_spread(X)]
     n = len(X)
 
     def column(key):
@@ -637,7 +641,7 @@ def _checked_cells(
         clusters=values,
         n_clusters=n_clusters,
         baseline=None if baseline is None else adata.obsm[baseline][labelled],
-        note=note,
+        note="; ".join(filter(None, notes)),
     )
 
 # %% ../nbs/05_metrics.ipynb #b8a33c32
@@ -808,10 +812,11 @@ def evaluate(
     With one batch (or `batch_key=None`) the batch scores are NaN and the note
     says so; with one label so are the scores that compare labels, and without
     labels (`labels_key=None`) all but iLISI and PCR. Cells without a label are
-    left out, and the note says how many were scored. `pcr` needs `baseline`,
-    `ari_kmeans` needs `clusters` or `n_clusters`; without them they are left
-    out. ValueError for a missing key, NaN in the embedding or in a batch or
-    cluster, neither labels nor batches to compare, or a label for every cell.
+    left out, and the note says how many were scored. It says, too, if the cells
+    lie at one point or on a line. `pcr` needs `baseline`, `ari_kmeans` needs
+    `clusters` or `n_clusters`; without them they are left out. ValueError for a
+    missing key, NaN in the embedding or in a batch or cluster, neither labels nor
+    batches to compare, or a label for every cell.
     """
     cells = _checked_cells(
         adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
@@ -934,59 +939,6 @@ def over_seeds(runs: Iterable[Evaluation | Mapping[str, float]]) -> pd.DataFrame
     return pd.DataFrame(
         dict(mean=t.mean(), sd=t.std(), low=t.min(), high=t.max(), n=t.count())
     )
-
-# %% ../nbs/05_metrics.ipynb #241557fa
-def cluster_types(
-    clusters: ArrayLike,  # of cells, (N,)
-    labels: ArrayLike,  # of the same cells, (N,)
-) -> dict[str, str]:  # cluster -> type
-    "The type that most cells of each cluster have; of equals the first by name."
-    names = (np.asarray(values, dtype=str) for values in (clusters, labels))
-    most = pd.crosstab(*names).idxmax(axis=1)
-    return {str(cluster): str(label) for cluster, label in most.items()}
-
-# %% ../nbs/05_metrics.ipynb #70fa3516
-class Calibration(NamedTuple):
-    """How far confidence and accuracy are apart.
-
-    Columns of `bins`: confidence, accuracy, cells, and low, high: the
-    accuracy's 95 % interval (Wilson).
-    """
-
-    ece: float  # expected calibration error, in [0, 1]
-    bins: pd.DataFrame  # one row per bin that has cells
-
-
-def calibration(
-    confidence: ArrayLike,  # (N,) in [0, 1]
-    right: ArrayLike,  # (N,) bool
-    n_bins: int = 10,  # of equal width
-) -> Calibration:
-    """Expected calibration error (Guo et al. 2017, eq. 3) and the bins behind it.
-
-    ValueError unless there is a confidence from 0 to 1 for each of at least one
-    cell.
-    """
-    confidence = np.asarray(confidence, dtype=float)
-    right = np.asarray(right, dtype=bool)
-    N = len(right)
-    one_each = len(confidence) == N > 0
-    if not (one_each and ((confidence >= 0) & (confidence <= 1)).all()):
-        raise ValueError(
-            f"confidence must be {N} (at least one) numbers from 0 to 1, "
-            "one for each cell that is right or not"
-        )
-    bin_of = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    cells = pd.DataFrame(dict(confidence=confidence, accuracy=right, cells=1))
-    summary = dict(confidence="mean", accuracy="mean", cells="sum")
-    bins = cells.groupby(bin_of).agg(summary)
-
-    n, p, z = bins["cells"], bins["accuracy"], 1.96
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    gap = (p - bins["confidence"]).abs()
-    ece = float((n * gap).sum() / n.sum())
-    return Calibration(ece, bins.assign(low=centre - half, high=centre + half))
 
 # %% ../nbs/05_metrics.ipynb #1cf60dfc
 from typing import TYPE_CHECKING

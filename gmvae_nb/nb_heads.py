@@ -163,14 +163,20 @@ def _head_products(
 LOG_R_MAX = 15  # log r is clamped to ±15
 
 # %% ../nbs/nb_heads.ipynb #8a4f9187
-def _clamp(log_r: Tensor) -> Tensor | None:
-    "Clamps log r in place; the mask of what was clamped, None for nothing."
+def _clamp(
+    log_r: Tensor,  # clamped in place
+    logits: Tensor | None,  # of a head of the mean: get what log r loses
+) -> Tensor | None:  # what was clamped, a mask; None: nothing
+    "The guard of log r. The mean of a head of the mean stays what it is."
     lowest, highest = log_r.aminmax()
-    if max(-lowest, highest) > LOG_R_MAX:
-        clamped = log_r.abs() > LOG_R_MAX
-        log_r.clamp_(-LOG_R_MAX, LOG_R_MAX)
-        return clamped
-    return None
+    if max(-lowest, highest) <= LOG_R_MAX:
+        return None
+    clamped = log_r.abs() > LOG_R_MAX
+    lost = log_r - log_r.clamp(-LOG_R_MAX, LOG_R_MAX)
+    if logits is not None:
+        logits += lost
+    log_r -= lost
+    return clamped
 
 # %% ../nbs/nb_heads.ipynb #ebd7214d
 def _tile_log_lik(
@@ -266,6 +272,7 @@ def fused_pass(
     gradients: bool,  # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
     draws: Tensor | None = None,  # of each tile, (tiles, M_heads); None: all
+    of_mean: bool = False,  # log r + logits is the log mean of a head
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Sum over genes of log P(y | h), and the gradients of sum u log P.
 
@@ -302,12 +309,14 @@ def fused_pass(
         l += b_l[genes, None]
         if log_s is not None:
             l += log_s
-        clamped = _clamp(log_r)
+        clamped = _clamp(log_r, l if of_mean else None)
         _tile_log_lik(value, log_r, l, memory.softplus[:t], y, k, gradients)
         if grads is None:
             continue
-        if clamped is not None:
-            log_r.masked_fill_(clamped, 0)  # by now the derivative by log r
+        if clamped is not None and of_mean:  # by now they are the derivatives
+            log_r[clamped] = l[clamped]
+        elif clamped is not None:
+            log_r[clamped] = 0
         if upstream is not None:
             a *= upstream
         tile_draws = None if draws is None else draws[k]
@@ -341,9 +350,11 @@ class FusedNB(torch.autograd.Function):
         dtype: torch.dtype,
         mean: bool,
         draws: Tensor | None = None,
+        of_mean: bool = False,
     ) -> Tensor:
         inputs, ctx.mean = (h, w_r, b_r, w_l, b_l), mean
         ctx.options = dict(log_s=log_s, y=y, tile=tile, dtype=dtype, draws=draws)
+        ctx.options |= dict(of_mean=of_mean)
         one_pass = mean and any(ctx.needs_input_grad)
         value, ctx.gradients = fused_pass(
             *inputs, **ctx.options, gradients=one_pass
@@ -364,7 +375,7 @@ class FusedNB(torch.autograd.Function):
             _, gradients = fused_pass(h, w_r, b_r, w_l, b_l, **options)
         if ctx.mean:
             gradients = [d.mul_(grad / ctx.P) for d in gradients]
-        return *gradients, *[None] * 6
+        return *gradients, *[None] * 7
 
 # %% ../nbs/nb_heads.ipynb #1f850819
 def partition(M: int, M_heads: int, n_tiles: int) -> Tensor:
@@ -456,7 +467,7 @@ def _fused_log_prob(
         dtype = h.dtype
     tiled = tile_counts(y, tile)
     value: Tensor = FusedNB.apply(
-        h, *weights, log_s, tiled, tile, dtype, mean, draws
+        h, *weights, log_s, tiled, tile, dtype, mean, draws, heads.of_mean
     )
     return value
 
@@ -564,12 +575,16 @@ class NBHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(log r, logits), each (..., N, G), of h (..., N, H).
 
-        A size factor (N, 1) scales the mean, not r (eq-nb-size); ValueError for
-        another shape and for values that are not positive.
+        The mean of a head of the mean holds where log r is clamped too. A size
+        factor (N, 1) scales the mean, not r (eq-nb-size); ValueError for another
+        shape and for values that are not positive.
         """
         w_r, b_r, w_l, b_l = self.weights()
-        log_r = F.linear(h, w_r, b_r).clamp(-LOG_R_MAX, LOG_R_MAX)
-        logits = F.linear(h, w_l, b_l)
+        unclamped, logits = F.linear(h, w_r, b_r), F.linear(h, w_l, b_l)
+        log_r = unclamped.clamp(-LOG_R_MAX, LOG_R_MAX)
+        clamped = unclamped != log_r
+        if self.of_mean and clamped.any():
+            logits = torch.where(clamped, self.log_mean(h) - log_r, logits)
         if size_factor is None:
             return log_r, logits
         log_s = self.log_size(size_factor, h.shape[-2])

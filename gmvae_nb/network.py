@@ -14,6 +14,7 @@ from dataclasses import InitVar, asdict, dataclass
 from numbers import Real
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,6 +99,9 @@ class Preset:
             )
             object.__setattr__(self, name, kl_warmup)
             object.__setattr__(self, other, 0.0)
+        for name, value in asdict(self).items():
+            if isinstance(value, np.generic):  # a number as Python has it
+                object.__setattr__(self, name, value.item())
         check_settings(asdict(self))
         for name in ("encoder_hidden", "decoder_hidden"):  # a list, from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -7,7 +7,8 @@ __all__ = ['MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palett
            'draw_curves', 'rank_genes', 'marker_genes', 'cluster_row', 'cluster_rows', 'unsure_pairs',
            'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page', 'ReportInput',
            'get_labels', 'read_report_input', 'report_markers', 'base64_of', 'cells_on_map', 'group_map', 'map_values',
-           'cluster_values', 'unsure_values', 'score_rows', 'settings_rows', 'page_values', 'write_report']
+           'cluster_values', 'unsure_values', 'score_rows', 'settings_rows', 'page_values', 'cluster_table',
+           'write_report']
 
 # %% ../nbs/report.ipynb #7260671d
 import base64
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
-from .data import find_counts, get_categories, get_counts
+from .data import find_counts, gene_features, get_categories, get_counts
 from .files import locked_folder, nan_for_null, write_atomically
 from .h5ad import read_h5ad
 
@@ -40,6 +41,7 @@ from .model_folder import weights_sha256
 # isort: on
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
+from .tables import write_table
 
 # %% ../nbs/report.ipynb #ba5be77c
 #| code-fold: true
@@ -118,6 +120,7 @@ def draw_map(
             fontsize=9,
             weight="bold",
             path_effects=outline,
+            parse_math=False,  # a name, not a formula
         )
     ax.set(xlim=(0, 65535), ylim=(0, 65535), xticks=[], yticks=[])
     return fig
@@ -422,11 +425,13 @@ def read_report_input(
 def report_markers(
     report: ReportInput,
 ) -> pd.DataFrame:  # from marker_genes
-    "The markers of the run's clusters."
+    "The markers of the run's clusters, of genes alone: no antibodies, no peaks."
     how = report.run["settings"].get("round_counts")
     where = find_counts(report.cells, report.run["layer"], how)
     genes = make_index_unique(where.adata.var_names.astype(str))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
+    is_gene, _ = gene_features(where.adata.var)
+    counts, genes = counts[:, is_gene], genes[is_gene]
     return marker_genes(counts, genes, report.cells.obs["gmvae_cluster"].values)
 
 # %% ../nbs/report.ipynb #18641068
@@ -623,11 +628,27 @@ def page_values(
         bibtex=bibtex.replace("VERSION", run["versions"]["gmvae_nb"]),
     )
 
+# %% ../nbs/report.ipynb #5fecdc2c
+def cluster_table(
+    cells: AnnData,  # annotated
+) -> pd.DataFrame:  # barcode, cluster, probability, confidence; one row per cell
+    "The cells' clusters: the probability is the cluster's, confidence as in obs."
+    cluster = cells.obs["gmvae_cluster"].astype(str)
+    prob = np.asarray(cells.obsm["gmvae_prob"])
+    return pd.DataFrame(
+        dict(
+            barcode=cells.obs_names.astype(str),
+            cluster=cluster.to_numpy(),
+            probability=prob[np.arange(len(prob)), cluster.astype(int)],
+            confidence=cells.obs["gmvae_confidence"].to_numpy(),
+        )
+    )
+
 # %% ../nbs/report.ipynb #451978f6
 def write_report(
     out: str | Path,  # the folder of a finished run
 ) -> Path:  # report.html in it
-    """Write markers.csv and report.html.
+    """Write clusters.csv, markers.csv and report.html.
 
     ValueError if the folder holds no finished run.
     """
@@ -638,10 +659,9 @@ def write_report(
         markers = report_markers(report)
         page = render_page(page_values(report, markers))
         lock.check()
-        forget_checksums(out, "markers.csv", "report.html")
-        write_atomically(
-            out / "markers.csv", lambda path: markers.to_csv(path, index=False)
-        )
+        forget_checksums(out, "clusters.csv", "markers.csv", "report.html")
+        write_table(out / "clusters.csv", cluster_table(report.cells))
+        write_table(out / "markers.csv", markers)
         write_atomically(
             out / "report.html",
             lambda path: path.write_text(page, encoding="utf-8"),

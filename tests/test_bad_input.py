@@ -1,8 +1,11 @@
 """Bad input, hunted: everything that can be given wrongly, with the sentence that answers it."""
 
 import gzip
+import json
+import re
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from fractions import Fraction
 from functools import partial
 
 import anndata as ad
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb.data import get_counts, load_data, minibatches, split_by, split_cells
+from gmvae_nb.network import Preset, epochs_wanted, kl_weight, learning_rate
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import embed_file, train_run
 from gmvae_nb.train import GMVAE
@@ -292,6 +296,33 @@ for name, values in BAD_SETTINGS.items():
     for value in values:
         change = partial(replace, SMALL, **{name: value})
         BAD[f"{name}={value!r}"] = (change, f"^{name} is .*expected")
+
+
+ABSURD = [1e300, -1e300, 10**400, -(10**400), 10**5000, 2**63, 1e-320, -1, 0, True, np.nan]
+ABSURD += [np.inf, -np.inf, "3", "", b"x", [3], (10**400,), (10**9,), ("a",), None, {}, object]
+ABSURD += [1.5, np.float32("nan"), np.array([1, 2]), Fraction(1, 3), 3 + 0j, np.int64(2**62)]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SMALL)])
+def test_an_absurd_setting_is_refused_in_a_sentence_or_works(name):
+    "Whatever is taken can be computed with and written: the schedules, the epochs, JSON."
+    taken = 0
+    for value in ABSURD:
+        try:
+            preset = replace(SMALL, **{name: value})
+        except ValueError as error:
+            assert re.match(r"\w+ is .*(expected|give|need)", str(error)), error
+            assert len(str(error)) < 300 and "\n" not in str(error)
+            continue
+        taken += 1
+        for schedule in ("step", "cosine"):
+            preset = replace(preset, lr_schedule=schedule)
+            rates = [learning_rate(epoch, preset, 100) for epoch in (0, 1.5, 10**6)]
+            assert np.isfinite(rates).all()
+        assert 0 <= kl_weight(10**6, preset, 100) <= 1
+        assert epochs_wanted(preset, 100) > 0
+        assert Preset(**json.loads(json.dumps(asdict(preset)))) == preset
+    assert taken < len(ABSURD) / 2
 
 
 @pytest.mark.parametrize("case", BAD)

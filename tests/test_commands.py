@@ -14,7 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import commands, cost, reading, runs, sweep
+from gmvae_nb import __version__, commands, cost, reading, runs, sweep
 from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
 from gmvae_nb.data import find_counts, kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
@@ -22,6 +22,8 @@ from gmvae_nb.reading import read_input
 from gmvae_nb.runs import claim_folder, write_annotated
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
+
+from hazards import cells, model
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -100,6 +102,28 @@ def finished(trained):
 def test_help_teaches_by_examples(shell, name):
     code, out, _ = shell(name, "--help")
     assert code == 0 and f"\n  {name} " in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_its_version(shell, name):
+    assert shell(name, "--version") == (0, f"gmvae_nb {__version__}\n", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252", "utf-16"])
+def test_the_package_itself_lists_the_commands_on_any_console(encoding):
+    def call(*words):
+        env = ENV | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        command = [sys.executable, "-m", *words]
+        return subprocess.run(command, capture_output=True, env=env, cwd=ROOT)
+
+    done = call("gmvae_nb")
+    lines = done.stdout.decode(encoding).split("\n")
+    assert done.returncode == 0 and lines[0].strip() == f"gmvae_nb {__version__}"
+    listed = [line.split()[0] for line in lines if line.startswith("  gmvae_")]
+    assert listed == list(commands.COMMANDS) and set(listed) == set(COMMANDS)
+    assert all(len(line.split()) > 3 for line in lines if line.startswith("  gmvae_"))
+    assert call("gmvae_nb", "--version").stdout.decode(encoding).strip() == lines[0].strip()
+    assert call("gmvae_nb", "train").returncode == 2
 
 
 def test_the_commands_import_nothing_heavy():
@@ -277,6 +301,24 @@ def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):
     with pytest.raises(ValueError, match="batch_key='nobody'"):
         call(gene_key="symbol", min_matched=0.5, batch_key="nobody")
     assert inspect.signature(gmvae_embed).parameters["min_matched"].default == MIN_MATCHED
+
+
+def test_embedding_says_what_the_reader_says(tmp_path, capsys):
+    "Antibodies beside the genes, and a layer that is a part of the molecules."
+    model(1).save(tmp_path / "model")
+    new = cells(20)
+    new.layers["spliced"] = new.X.copy()
+    more = ad.AnnData(np.ones((20, 2), dtype=np.float32), obs=new.obs, var=None)
+    more.var_names = ["CD3_antibody", "CD4_antibody"]
+    both = ad.concat([new, more], axis=1, join="outer", fill_value=0)
+    both.obs = new.obs
+    both.var["feature_types"] = ["Gene Expression"] * 20 + ["Antibody Capture"] * 2
+    both.write_h5ad(tmp_path / "new.h5ad")
+    notes = find_counts(both).notes
+    result = gmvae_embed(str(tmp_path / "model"), str(tmp_path / "new.h5ad"), quiet=True)
+    assert result["notes"] == notes and any("spliced" in note for note in notes)
+    printed = capsys.readouterr().out
+    assert all(f"note     {note}" in printed for note in notes)
 
 
 def test_a_cell_is_unsure_below_one_half():

@@ -1,10 +1,12 @@
 """Adversarial and property-based checks of the mixture prior, its loss and its clusters."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
+from gmvae_nb.data import kang_pbmc
 from gmvae_nb.gmvae_loss import (
     MixturePrior,
     ParameterMixture,
@@ -346,3 +348,75 @@ def test_merging_leaves_apart_what_shares_nothing_and_numbers_by_size():
     gamma = torch.eye(4)[[2] * 5 + [0] * 3 + [3] * 2 + [1]]
     assert merge_components(gamma).tolist() == [1, 3, 0, 2]
     assert merge_components(gamma[:, [1, 0, 3, 2]]).tolist() == [3, 1, 2, 0]
+
+
+def merged_plainly(gamma):
+    "Every merger looks at all pairs and all cells anew: slow, and as it is defined."
+    gamma = gamma.double()
+    shared, w = gamma.T @ gamma / len(gamma), gamma.mean(0)
+    excess = shared - w * w[:, None]
+    group = torch.eye(len(w), dtype=gamma.dtype)  # (K, clusters so far)
+    while group.shape[1] > 1:
+        gain = (group.T @ excess @ group).fill_diagonal_(-1)
+        size = (gamma @ group).argmax(1).bincount(minlength=group.shape[1])
+        empty = (size == 0).nonzero().flatten()
+        if gain.max() > 1e-12:
+            i, j = sorted(divmod(gain.argmax().item(), group.shape[1]))
+        elif len(empty):
+            i = empty[0].item()
+            weight = (group.T @ w).clamp_min(1e-300)
+            j = (group.T @ shared @ group / weight).fill_diagonal_(-1)[i].argmax().item()
+        else:
+            break
+        group[:, i] += group[:, j]
+        group = torch.cat([group[:, :j], group[:, j + 1 :]], 1)
+    size = (gamma @ group).argmax(1).bincount(minlength=group.shape[1])
+    return group[:, size.argsort(descending=True, stable=True)].argmax(1)
+
+
+def gamma_of_distances(x, centres):
+    return (-0.5 * torch.cdist(x, centres) ** 2).softmax(-1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_merging_is_that_of_the_plain_form_number_for_number(seed):
+    rng = np.random.default_rng(seed)
+    N, K = rng.integers(1, 80), rng.integers(1, 16)
+    gamma = rng.dirichlet(np.full(K, rng.choice([0.05, 0.3, 1, 5])), N)
+    gamma = torch.from_numpy(gamma).to(torch.float32 if seed % 3 else torch.float64)
+    if seed % 4 == 0:
+        gamma = torch.cat([gamma, torch.zeros(N, 3)], 1)  # of no cell
+    assert merge_components(gamma).tolist() == merged_plainly(gamma).tolist()
+
+
+def test_merging_the_components_of_real_cells_is_that_of_the_plain_form():
+    import scanpy as sc
+
+    adata = kang_pbmc()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    x = torch.from_numpy(sc.pp.pca(adata.X, n_comps=8, random_state=0)).float()
+    rows = np.random.default_rng(0).choice(len(x), 60, replace=False)
+    gamma = gamma_of_distances(x / 2, x[rows] / 2)
+    cluster = merge_components(gamma)
+    assert 3 < cluster.max() < 30
+    assert torch.equal(cluster, merged_plainly(gamma))
+
+
+def test_cells_that_count_twice_are_merged_as_if_they_stood_there_twice():
+    for seed in range(20):
+        gamma = random_gamma(50, 6, 2.0, seed)
+        times = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, 50))
+        repeated = gamma.repeat_interleave(times, 0)
+        assert merge_components(gamma, times).tolist() == merge_components(repeated).tolist()
+
+
+def test_merging_many_components_takes_seconds():
+    "300 of them: 1 s of processor time; in the plain form half a minute."
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(0, 6, (12, 5)), 25, 0) + rng.normal(0, 0.3, (300, 5))
+    x = centres[rng.integers(0, 300, 20_000)] + rng.normal(0, 1, (20_000, 5))
+    gamma = gamma_of_distances(torch.from_numpy(x), torch.from_numpy(centres))
+    start = time.process_time()
+    assert merge_components(gamma).max() + 1 == 12
+    assert time.process_time() - start < 8

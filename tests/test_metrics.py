@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 from gmvae_nb import metrics as m
 from gmvae_nb import neighbors as nb
+from gmvae_nb.calibration import calibration, cluster_types
 from gmvae_nb.kbet import diffusion_neighbours, kbet_by_cell, kbet_pvalues
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -943,7 +944,7 @@ def test_calibration_is_its_definition():
     rng = np.random.default_rng(0)
     confidence = np.r_[rng.uniform(size=500), 0, 0.5, 1]  # on the edges of bins too
     right = rng.random(503) < confidence**2
-    found = m.calibration(confidence, right, n_bins=4)
+    found = calibration(confidence, right, n_bins=4)
     gaps = []
     for i, (low, high) in enumerate([(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)]):
         own = (confidence >= low) & (confidence < high)
@@ -959,7 +960,7 @@ def test_calibration_is_its_definition():
 def test_the_interval_of_a_bin_is_wilsons(right, cells):
     from scipy.stats import binomtest
 
-    found = m.calibration(np.full(cells, 0.95), np.arange(cells) < right).bins.iloc[0]
+    found = calibration(np.full(cells, 0.95), np.arange(cells) < right).bins.iloc[0]
     theirs = binomtest(right, cells).proportion_ci(method="wilson")
     # scipy's z has more digits than 1.96
     np.testing.assert_allclose([found.low, found.high], [theirs.low, theirs.high], atol=1e-5)
@@ -967,10 +968,10 @@ def test_the_interval_of_a_bin_is_wilsons(right, cells):
 
 def test_a_cluster_stands_for_the_type_of_most_of_its_cells():
     clusters, labels = np.array([0, 0, 0, 7, 7]), ["b", "b", "a", "d", "c"]
-    assert m.cluster_types(clusters, labels) == {"0": "b", "7": "c"}
+    assert cluster_types(clusters, labels) == {"0": "b", "7": "c"}
     for confidence, right in ([1.2], [True]), ([np.nan], [True]), ([0.5], [True, True]), ([], []):
         with pytest.raises(ValueError, match="numbers from 0 to 1"):
-            m.calibration(confidence, right)
+            calibration(confidence, right)
 
 
 # --- where things live ----------------------------------------------------------------------------
@@ -982,3 +983,39 @@ def test_what_metrics_had_is_had_still():
         graph_connectivity batch_variance pcr bootstrap bootstrap_clusters Evaluation evaluate
         baselines over_seeds"""
     assert set(before.split()) <= set(m.__all__) and all(hasattr(m, name) for name in m.__all__)
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        (lambda x: 0 * x, "all 60 cells lie at one point"),
+        (lambda x: 0 * x + 3.7, "all 60 cells lie at one point"),
+        (lambda x: 50 + 1e-6 * x, "all 60 cells lie at one point"),
+        (lambda x: x * (np.arange(60) < 20)[:, None], "40 of 60 cells lie at one and the same"),
+        (lambda x: x[:, :1] * [1.0, -2, 0.5, 0], "on a line"),
+        (lambda x: x * [1, 0.01, 0, 0], "on a line"),
+        (lambda x: x, None),
+        (lambda x: x * [1, 1, 0, 0], None),  # two of four dimensions are used
+        (lambda x: 1e3 + x, None),
+        (lambda x: x[:, :1], None),  # a single dimension, as it was asked for
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_collapsed_embedding_is_said_to_be_one_beside_its_scores(shape, words, dtype):
+    rng = np.random.default_rng(0)
+    types = np.repeat(["a", "b", "c"], 20)
+    x = (rng.normal(size=(60, 4)) + 4 * (types == "b")[:, None]).astype(dtype)
+    cells = ad.AnnData(
+        np.ones((60, 1), dtype=np.float32),
+        obs=pd.DataFrame({"cell_type": types, "batch": rng.choice(["x", "y"], 60)}).set_axis(
+            [f"c{i}" for i in range(60)]
+        ),
+    )
+    cells.obsm["X_gmvae"] = shape(x).astype(dtype)
+    found = m.evaluate(cells, progress=False)
+    assert ("collapsed" in found.note) == (words is not None)
+    assert words is None or (words in found.note and words in repr(found))
+    assert words is None or words in found._repr_html_()
+    cells.obs.loc["c0", "cell_type"] = None  # both notes, if there are two
+    note = m.evaluate(cells, progress=False).note
+    assert "59 of 60 cells" in note and (words is None or "collapsed" in note)

@@ -13,6 +13,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gmvae_nb import nb_heads, nb_likelihood
 from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.nb_likelihood import log_nb, log_rising, nb_log_lik, nb_mean, nb_variance
@@ -324,6 +325,43 @@ def test_a_head_of_the_mean_gives_the_mean_whatever_r_is():
         heads.log_r.bias += 1
     assert_close(nb_mean(*heads(h)), mean)
     assert not hasattr(heads, "logits") and heads.mean_or_logits is heads.log_mean
+
+
+@pytest.mark.parametrize("level", [-1e6, -300, -15.5, 0, 15.5, 300, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_of_the_mean_gives_the_mean_where_log_r_is_clamped_too(level, dtype):
+    heads, h, y = heads_and_batch(of_mean=True)
+    s, heads, h = (
+        torch.tensor([[0.2], [1.0], [3.0], [10.0]], dtype=dtype),
+        heads.to(dtype),
+        h.to(dtype),
+    )
+    with torch.no_grad():
+        heads.log_r.bias.fill_(level)
+        heads.log_r.weight.mul_(0.1)
+    log_mean = heads.log_mean(h)
+    tolerance = dict(rtol=1e-5, atol=0) if dtype == torch.float32 else dict(rtol=1e-12, atol=0)
+    assert_close(nb_mean(*heads(h)), log_mean.exp(), **tolerance)
+    assert_close(nb_mean(*heads(h, s)), s * log_mean.exp(), **tolerance)
+
+
+@pytest.mark.parametrize("level", [-40, -15, 0, 15, 40])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_three_forms_agree_about_a_head_of_the_mean_around_the_clamp(level, reduction):
+    "Some log r of a tile beyond it and some not; by definition of P at the clamped r and the mean."
+    heads, h, y = heads_and_batch(of_mean=True)
+    with torch.no_grad():
+        heads.log_r.bias.copy_(level + torch.arange(5.0) - 2)
+    inputs = [h.requires_grad_(), *heads.parameters()]
+    clamped = F.linear(h, heads.log_r.weight, heads.log_r.bias).clamp(-15, 15)
+    expected = log_nb(y, clamped.exp(), heads.log_mean(h) - clamped).sum(-1)
+    expected = expected.mean() if reduction == "mean" else expected
+    expected_slopes = torch.autograd.grad(expected.sum(), inputs)
+    for impl in ("dense", "sparse", "fused"):
+        value = heads.log_prob(h, y, impl=impl, reduction=reduction)
+        assert_close(value, expected, rtol=1e-10, atol=1e-10)
+        for a, b in zip(torch.autograd.grad(value.sum(), inputs), expected_slopes):
+            assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("of_mean", [False, True])

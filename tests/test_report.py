@@ -1,10 +1,12 @@
 """The page: complete in itself, small, and safe from what users call things."""
 
+import csv
 import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,16 +15,19 @@ from gmvae_nb.data import kang_pbmc
 from gmvae_nb.network import Preset
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import (
+    ReportInput,
     cells_on_map,
     cluster_rows,
     marker_genes,
     on_map,
     remarks,
+    report_markers,
     template_text,
     unsure_pairs,
     write_report,
 )
 from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.tables import read_table
 from jinja2 import Environment
 from scipy.sparse import csr_matrix
 
@@ -38,8 +43,10 @@ def nasty_cells():
     donors = {"stim": "</style><b>&"}
     cells.obs["type"] = cells.obs["cell_type"].astype(str).replace(types)
     cells.obs["donor"] = cells.obs["batch"].astype(str).replace(donors)
-    cells.var_names = ["<img src=x>", *cells.var_names[1:]]
-    cells.obs_names = ["<i>cell</i>", *cells.obs_names[1:]]
+    first = cells.var_names[np.asarray(cells.X.sum(0)).ravel().argmax()]
+    names = {first: "=HYPERLINK(1)", cells.var_names[-1]: "-AS1"}
+    cells.var_names = ["<img src=x>", *(names.get(name, name) for name in cells.var_names[1:])]
+    cells.obs_names = ["<i>cell</i>", "@cell", '=1+1,"x"', *cells.obs_names[3:]]
     return cells
 
 
@@ -84,6 +91,26 @@ def test_names_of_users_are_text(page):
     assert len(re.findall(r"<script", text)) == len(re.findall(r"</script>", text))
     if labelled:
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "$\\frac{" in text
+
+
+def test_clusters_and_markers_are_tables_that_a_spreadsheet_only_shows(page):
+    _, _, folder = page
+    cells = ad.read_h5ad(folder / "annotated.h5ad")
+    table = pd.read_csv(folder / "clusters.csv", dtype={"cluster": str})
+    assert table.columns.tolist() == ["barcode", "cluster", "probability", "confidence"]
+    assert table["barcode"].tolist()[:3] == ["<i>cell</i>", "'@cell", '\'=1+1,"x"']
+    assert table["cluster"].tolist() == cells.obs["gmvae_cluster"].tolist()
+    np.testing.assert_allclose(table["probability"], cells.obsm["gmvae_prob"].max(1), rtol=1e-6)
+    np.testing.assert_allclose(table["confidence"], cells.obs["gmvae_confidence"], rtol=1e-6)
+    assert read_table(folder / "clusters.csv")["barcode"].tolist() == cells.obs_names.tolist()
+    for name in ("clusters.csv", "markers.csv"):
+        for row in csv.reader(open(folder / name, newline="", encoding="utf-8")):
+            numbers = (
+                cell.lstrip("-").replace(".", "").replace("e-", "").isdigit() for cell in row
+            )
+            assert all(n or cell[:1] not in "=+-@" for n, cell in zip(numbers, row) if cell), row
+    markers = read_table(folder / "markers.csv")
+    assert set(markers["gene"]) <= set(cells.var_names)
 
 
 class Tags(HTMLParser):
@@ -192,6 +219,23 @@ def test_markers_are_higher_in_their_cluster_and_tiny_clusters_have_none():
     assert (found["log2_fold_change"] > 0).all()
     of_a = list(found.loc[found["cluster"] == "a", "gene"])
     assert of_a[0] == "g7" and "g8" not in of_a
+
+
+def test_an_antibody_marks_no_cluster():
+    "Four genes and two antibodies, of which one of each is high in cluster 0."
+    counts = np.random.default_rng(0).poisson(2, (40, 6)).astype(np.float32)
+    counts[:20, [0, 4]] += 20
+    var = pd.DataFrame(
+        {"feature_types": ["Gene Expression"] * 4 + ["Antibody Capture"] * 2},
+        index=[*"abcd", "CD3", "CD19"],
+    )
+    cells = ad.AnnData(csr_matrix(counts), var=var)
+    cells.obs["gmvae_cluster"] = pd.Categorical(["0"] * 20 + ["1"] * 20)
+    found = report_markers(
+        ReportInput({"layer": None, "settings": {}}, {}, pd.DataFrame(), cells, None, None)
+    )
+    assert set(found["gene"]) <= set("abcd")
+    assert found.loc[found["cluster"] == "0", "gene"].iloc[0] == "a"
 
 
 def test_what_goes_wrong_is_remarked():

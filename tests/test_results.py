@@ -13,7 +13,8 @@ import pytest
 from gmvae_nb import runs
 from gmvae_nb.commands import gmvae_report, gmvae_table, gmvae_train, gmvae_verify
 from gmvae_nb.data import kang_pbmc
-from gmvae_nb.results import collect_runs, results_table
+from gmvae_nb.results import collect_runs, plot_umaps, results_table
+from gmvae_nb.tables import read_table, write_table
 from gmvae_nb.train import GMVAE
 
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
@@ -179,3 +180,34 @@ def test_bad_parameters_are_told_before_training(own_file, monkeypatch, paramete
     with pytest.raises(ValueError, match=words):
         run_notebook(**parameters)
     assert not (own_file.parent / "_runs/K20-seed0").exists()
+
+
+def test_names_on_the_maps_are_text_whatever_they_are():
+    "matplotlib takes $ for a formula, and leaves out of a legend what begins with _."
+    odd = ["$x", "_a", "a\nb", "<b>", "x" * 300, "1.5", "", "\x1b[31m", "$\\frac{$", "\t", None]
+    xy = np.random.default_rng(0).normal(size=(len(odd), 2))
+    obs = pd.DataFrame({"$\\bad{$": odd, "number": range(len(odd))})
+    fig = plot_umaps({"$^": xy}, obs, {"$^": "$_{$"})
+    fig.canvas.draw()
+    shown = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert shown[0] == "none"
+    assert {"$x", "_a", "a b", "<b>", "1.5", "$\\frac{$", "[31m"} < set(shown)
+    assert max(map(len, shown)) <= 40
+    assert fig.axes[0].get_title() == "$^: $\\bad{$" and fig.axes[1].get_xlabel() == "$_{$"
+
+
+TEXTS = ["=1+1", "+a", "-AS1", "@sum", "\t=1", "＝1", "'=1", "''+a", "'", "CD3E", "a=b", "-1", ""]
+
+
+def test_texts_that_are_formulas_get_an_apostrophe_and_come_back(tmp_path):
+    table = pd.DataFrame(
+        {"text": TEXTS, "=name": 1, "number": -np.arange(13.0), "group": pd.Categorical(TEXTS)}
+    )
+    write_table(tmp_path / "t.csv", table)
+    plain = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert plain["number"].tolist() == table["number"].tolist()
+    changed = {a: b for a, b in zip(TEXTS, plain["text"]) if a != b}
+    assert changed == {text: f"'{text}" for text in TEXTS[:8]}
+    again = read_table(tmp_path / "t.csv", keep_default_na=False)
+    assert again["text"].tolist() == again["group"].tolist() == TEXTS
+    assert list(again) == list(table)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from gmvae_nb.calibration import Calibration, calibration, cluster_types
 from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells
 from gmvae_nb.files import write_atomically
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.match import Cells, GeneMatch
-from gmvae_nb.metrics import Calibration, calibration, cluster_types, evaluate
+from gmvae_nb.metrics import evaluate
 from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.reading import Input, read_input
