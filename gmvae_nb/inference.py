@@ -27,6 +27,7 @@ from .gmvae_loss import mixture_log_weights
 # isort: on
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo
+from .reproducible import Stream, numpy_stream, torch_stream
 from .vae import reparametrize
 
 # %% ../nbs/inference.ipynb #2b4d0bf6
@@ -82,7 +83,7 @@ def shared_noise(
             f"n_samples is {n_samples!r}; expected a whole number, at least one "
             "sample is needed"
         )
-    return network.noise(n_samples, 1, torch.Generator().manual_seed(seed))
+    return network.noise(n_samples, 1, torch_stream(seed, Stream.ANSWERS))
 
 # %% ../nbs/inference.ipynb #394b39c5
 def latent_means(
@@ -118,7 +119,7 @@ def merged_cluster_range(
     seed: int,
 ) -> list[int]:  # 2.5 and 97.5 % of the resamples
     "Range of the number of clusters, components merged by resampled cells."
-    rng = np.random.default_rng(seed)
+    rng = numpy_stream(seed, Stream.RESAMPLES)
     n = min(len(gamma), MAX_SAMPLED_CELLS)
     gamma, numbers = gamma.double(), []
     for _ in range(N_RESAMPLES):
@@ -254,7 +255,7 @@ def posterior_predictive(
     size = (n_samples, network.preset.n_x)
     parts: list[list[csr_matrix]] = [[] for _ in range(n_samples)]
     for y, b, rows in cells_in_order(network, cells):
-        rngs = [np.random.default_rng([seed, row]) for row in rows]
+        rngs = [numpy_stream(seed, Stream.SIMULATION, row) for row in rows]
         eps = np.stack(
             [rng.standard_normal(size, dtype=np.float32) for rng in rngs], 1
         )

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from . import __version__
 from .files import LOCK_FILE, is_locked, locked_folder
 from .reading import Input
+from .reproducible import n_threads
 from .runs import finished_run, train_run, versions
 
 # %% ../nbs/many_runs.ipynb #6d0b2a09
@@ -169,7 +168,7 @@ def train_on_node(
     "As `train_or_reason`, where the task has been sent."
     if wrong := sees_lock(grid):
         raise OSError(f"node {platform.node()} {wrong}")
-    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     # what Ray shares may not be written to
     return train_or_reason(data._replace(cells=data.cells.copy()), run)
 
@@ -228,8 +227,8 @@ def train_on_ray(
     address: str,  # auto, host:port, or local
     grid: Path,  # a folder that all nodes share; those of the runs are in it
 ) -> Iterator[tuple[dict, str]]:  # run, and why it failed
-    "As tasks of a Ray cluster, each with as many threads as this process has."
-    grid, threads, runs = grid.absolute(), torch.get_num_threads(), list(runs)
+    "As tasks of a Ray cluster, each with as many threads as a run has here."
+    grid, threads, runs = grid.absolute(), n_threads(), list(runs)
     if not runs:
         return
     with locked_folder(grid), connected(address) as ray:

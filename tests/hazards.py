@@ -18,7 +18,6 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 from gmvae_nb.data import get_counts, load_data
 from gmvae_nb.files import write_atomically
 from gmvae_nb.network import PRESETS, Preset
@@ -82,7 +81,7 @@ def fork(work) -> int:
         return pid
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        torch.set_num_threads(1)  # threads do not survive a fork
+        os.environ["OMP_NUM_THREADS"] = "1"  # threads do not survive a fork
         work()
         os._exit(0)
     except ValueError as error:

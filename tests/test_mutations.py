@@ -20,14 +20,6 @@ from hazards import SMALL, TINY, before_steps, cells
 STEPS = 6  # in an epoch: 85 training cells of 100 in mini-batches of 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def untrained(preset=SMALL, adata=None, **kw) -> GMVAE:
     adata = cells() if adata is None else adata
     return GMVAE(adata, K=3, batch_key="batch", preset=preset, **kw)

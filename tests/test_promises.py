@@ -308,7 +308,6 @@ def test_verify_looks_at_no_file_outside(tmp_path):
 @needs_fork
 @pytest.mark.parametrize("step", random.Random(5).sample(range(36), 3))
 def test_killed_at_any_step_and_resumed_equals_undisturbed_byte_for_byte(tmp_path, step):
-    torch.set_num_threads(1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     untrained().train(6, out=whole, progress=False)
     assert outcome(fork(lambda: die_at_step(killed, step, 6))) == -signal.SIGKILL
@@ -323,7 +322,6 @@ def test_killed_at_any_step_and_resumed_equals_undisturbed_byte_for_byte(tmp_pat
 SAME = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-import torch; torch.set_num_threads(1)
 from hazards import cells, SMALL
 from gmvae_nb.results import collect_runs
 from gmvae_nb.reading import read_input
@@ -888,7 +886,6 @@ def count_steps(monkeypatch, at=None, do=None) -> list:
 @pytest.mark.parametrize("at", [15, 33])
 def test_a_sweep_survives_a_kill_and_gives_the_same_table(tmp_path, monkeypatch, at):
     monkeypatch.setitem(PRESETS, "recommended", SMALL)
-    torch.set_num_threads(1)
     whole = sweep(tmp_path / "whole")
     with monkeypatch.context() as patch:
         count_steps(patch, at, lambda _: os.kill(os.getpid(), signal.SIGKILL))

@@ -19,7 +19,6 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import torch
 from threadpoolctl import threadpool_limits
 
 from hazards import ROOT, SMALL, cells
@@ -120,16 +119,11 @@ def grid(folder: Path, n: int = 4, epochs: int = EPOCHS) -> list[dict]:
     ]
 
 
-def one_thread():
-    torch.set_num_threads(1)
-    return threadpool_limits(1)
-
-
 @pytest.fixture(scope="module")
 def serial(data, tmp_path_factory):
     "The folder of the runs, done in turn."
     folder = tmp_path_factory.mktemp("serial")
-    with one_thread():
+    with threadpool_limits(1):
         assert train_grid(grid(folder), partial(train_serially, data=data), lambda _: None) == []
     return folder
 
@@ -192,8 +186,6 @@ DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from test_ray import grid, read_input, train_grid, train_on_ray
 file, folder, address = sys.argv[1:]
 data = read_input(file, batch_key="batch")
@@ -205,7 +197,7 @@ train_grid(grid(Path(folder)), trainer, print)
 def on_cluster(data, address: str, folder: Path, runs: list[dict] | None = None) -> list[str]:
     "The runs of the folder on the cluster, one thread each; those that failed."
     trainer = partial(train_on_ray, data=data, address=address, grid=folder)
-    with one_thread():
+    with threadpool_limits(1):
         return train_grid(grid(folder) if runs is None else runs, trainer, lambda _: None)
 
 
@@ -303,14 +295,11 @@ def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(nod
         other.wait()
 
 
-def test_more_threads_than_any_node_has_cores_is_a_sentence(nodes, data, tmp_path):
-    torch.set_num_threads(64)
-    try:
-        words = "64 threads here, and no node has more than 1 cores: set OMP_NUM_THREADS to 1"
-        with pytest.raises(ValueError, match=words):
-            list(train_on_ray(grid(tmp_path, 1), data, nodes.address, tmp_path))
-    finally:
-        torch.set_num_threads(1)
+def test_more_threads_than_any_node_has_cores_is_a_sentence(nodes, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    words = "64 threads here, and no node has more than 1 cores: set OMP_NUM_THREADS to 1"
+    with pytest.raises(ValueError, match=words):
+        list(train_on_ray(grid(tmp_path, 1), data, nodes.address, tmp_path))
 
 
 def test_a_folder_whose_lock_is_not_seen_is_told_from_one_that_is_not_there(tmp_path):

@@ -9,12 +9,12 @@ embedded with `map_batch`. All cells are scored with the summaries of peers.py; 
 csv (`trained_on` all, others); finished rows are kept.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import train_run
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     args.n_pcs = [30]  # of the unintegrated PCA in the scores
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     for data in args.data:
         with tempfile.TemporaryDirectory() as folder:
             adata = prepare(data, args, Path(folder) / "cells.h5ad")

@@ -12,11 +12,11 @@ finished rows are kept. `--changes` runs some of the changes only.
 """
 
 import itertools
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from cost import Cost
 from gmvae_nb.network import get_preset
 from gmvae_nb.reading import read_input
@@ -87,7 +87,7 @@ def main():
     )
     args = parser.parse_args()
     args.n_pcs = [30]  # of the unintegrated PCA in the scores
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     changes = [Change("gmvae", name, CHANGES[name]) for name in args.changes]
     todo = itertools.product(args.seeds, changes, args.data)
     prepared = {}

@@ -15,7 +15,6 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 import pytest
-import torch
 from gmvae_nb.files import write_atomically
 from gmvae_nb.model_folder import read_model, verify
 from gmvae_nb.train import GMVAE
@@ -103,7 +102,6 @@ def test_200_kills_leave_the_last_good_state(tmp_path, note):
 
 
 def test_runs_killed_at_random_steps_equal_the_undisturbed_one(tmp_path, note):
-    torch.set_num_threads(1)
     untrained().train(6, out=tmp_path / "whole", progress=False)
     whole, rng, kills = (tmp_path / "whole/model.safetensors").read_bytes(), random.Random(2), 0
     for i in range(40):
