@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command',
-           'take_every_character', 'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost',
+           'take_every_character', 'printable', 'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost',
            'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'check_table',
            'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
            'gmvae_metrics']
@@ -75,11 +75,11 @@ def command(
                 func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False
-                print(stopped(error, resumes), file=sys.stderr)
+                print(printable(stopped(error, resumes)), file=sys.stderr)
                 sys.exit(130)
             except tuple(CODES) as error:
                 text = " ".join(str(error).split()) or type(error).__name__
-                print(f"{name}: {text}", file=sys.stderr)
+                print(printable(f"{name}: {text}"), file=sys.stderr)
                 sys.exit(exit_code(error))
 
         return run
@@ -92,6 +92,14 @@ def take_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def printable(text: str) -> str:
+    "Characters that a terminal obeys, written as in JSON, and so not obeyed."
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else json_.dumps(c)[1:-1]
+        for c in text
+    )
 
 
 def exit_code(
@@ -110,7 +118,8 @@ def speaker(
     def log(text: str) -> None:
         if not quiet:
             seconds = time.perf_counter() - start
-            print(f"[{seconds:5.1f} s] {text}", file=sys.stderr, flush=True)
+            line = printable(f"[{seconds:5.1f} s] {text}")
+            print(line, file=sys.stderr, flush=True)
 
     return log
 
@@ -123,7 +132,7 @@ def print_result(
     "Prints what came out to stdout; NaN is null in JSON."
     from .files import json_text
 
-    print(json_text(result) if json else text, flush=True)
+    print(printable(json_text(result) if json else text), flush=True)
     return result
 
 
@@ -721,7 +730,7 @@ def gmvae_table(
     if csv:
         check_table(Path(csv), overwrite)
     rows = collect_runs(runs)
-    print(results_table(rows).to_string(index=False))
+    print(printable(results_table(rows).to_string(index=False)))
     if csv:
         write_atomically(csv, lambda path: rows.to_csv(path, index=False))
 

@@ -27,7 +27,7 @@ from .data import find_counts, gene_features, get_categories
 from .data import get_counts, load_data
 
 # isort: on
-from .h5ad import open_h5ad
+from .h5ad import check_fits, open_h5ad
 
 # %% ../nbs/reading.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -203,6 +203,9 @@ def read_input(
             warnings.simplefilter("ignore")  # it is among the notes
             y = get_counts(place.adata, place.layer, allow_empty_genes=True)
         if isinstance(y, CountsOnDisk):
+            n_bytes = 8 * y.matrix.group["indices"].size  # a count and its gene
+            advice = "choose cells or genes of it first"
+            check_fits(n_bytes, f"{place.where} of {str(path)!r}", advice)
             y = y[np.arange(len(adata))]
     notes, genes = [*notes, *place.notes], place.adata.var_names.astype(str)
     is_gene, other_features = gene_features(place.adata.var)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from anndata import AnnData
-from gmvae_nb import data, h5ad
+from gmvae_nb import data, h5ad, looking
 from gmvae_nb.counts_on_disk import canonical
 from gmvae_nb.data import download_h5ad, get_counts, read_h5ad
 from gmvae_nb.h5ad import open_h5ad
@@ -161,6 +161,14 @@ def test_a_block_that_is_not_of_its_size_is_never_read(tmp_path, name):
     for read in (read_h5ad, read_input):
         with pytest.raises(ValueError, match="is no h5ad file, or not a whole one"):
             read(path)
+
+
+def test_a_bomb_goes_no_further_than_the_size_that_was_declared():
+    unpacked, raw = 0, zlib.compress(bytes(50_000_000))
+    with pytest.raises(ValueError, match="a block of 4,000 bytes holds others"):
+        for piece in looking.unpacked(raw, [1], 4000):
+            unpacked += len(piece)
+    assert unpacked <= 4000
 
 
 def test_deflate_twice_and_unknown_filters_are_told(tmp_path):

@@ -210,3 +210,22 @@ def test_the_commands_round_and_say_so(tmp_path, capsys, monkeypatch):
     again = ad.read_h5ad(tmp_path / "b.h5ad").obsm["X_gmvae"]
     kept = ad.read_h5ad(run / "annotated.h5ad").obsm["X_gmvae"]
     np.testing.assert_allclose(again, kept, atol=1e-5)
+
+
+# --- names on a terminal --------------------------------------------------------------------------
+
+NASTY = "\x1b[2J\x9b31m\u202e"  # clears the screen, colours, turns the text around
+
+
+def test_names_never_reach_the_terminal_as_commands(tmp_path, capsys):
+    a = cells(table())
+    a.obs[f"l{NASTY}"] = np.where(np.arange(60) > 9, f"T{NASTY}", None)
+    a.var_names = [f"g{NASTY}{i // 2}" for i in range(30)]
+    a.write_h5ad(tmp_path / "a.h5ad")
+    words = [str(tmp_path / "a.h5ad"), "--dry_run", "--labels_key", f"l{NASTY}"]
+    assert command(gmvae_train, *words) == 0
+    assert command(gmvae_train, *words[:-1], f"no{NASTY}") == 2
+    assert command(gmvae_train, f"{tmp_path}/{NASTY}.h5ad", "--dry_run") == 2
+    told = "".join(capsys.readouterr())
+    assert "have a label in l\\u001b[2J" in told
+    assert not set(told) & set("\x1b\x9b\u202e")
