@@ -48,7 +48,8 @@ def filters_of(dataset: h5py.Dataset, path: str) -> list[int]:
     plan, found = dataset.id.get_create_plist(), []
     for i in range(plan.get_nfilters()):
         number, _, _, name = plan.get_filter(i)
-        if number not in (DEFLATE, SHUFFLE, FLETCHER32, LZF):
+        known = number in (DEFLATE, SHUFFLE, FLETCHER32, LZF)
+        if not known or not h5py.h5z.filter_avail(number):
             name = name.decode(errors="replace") or "an unknown one"
             raise UnknownCompression(f"{path} by filter {number}, {name}")
         found.append(number)
