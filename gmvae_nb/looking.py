@@ -201,12 +201,13 @@ def bytes_of_texts(
             np.ravel(s.dataset[()]) if s.dataset.id.get_storage_size() else []
         )
         return sum(len(v) for v in values)
+    start = s.dataset.file.userblock_size  # from which heaps are counted
     total, kind = 0, np.dtype("<u4, <u8, <u4")  # length, heap, number in it
     for raw in places:
         table = np.frombuffer(raw[: len(raw) // 16 * 16], kind)
         total += int(table["f0"].sum(dtype=np.int64))
         for heap in np.unique(table["f1"][table["f0"] > 0]).tolist():
-            if heap > 2**62 or read(4, heap) != b"GCOL":
+            if heap > 2**62 or read(4, heap + start) != b"GCOL":
                 raise ValueError("a text is where no text is")
     return total
 
@@ -269,7 +270,8 @@ def memory_needed(
     stored = texts = 0
 
     def read(n_bytes: int, offset: int) -> bytes:
-        return os.pread(descriptor, n_bytes, offset + f.userblock_size)
+        file.seek(offset)
+        return file.read(n_bytes)
 
     def count(n_bytes: int, path: str) -> int:
         if texts + n_bytes > file_size:
@@ -289,24 +291,22 @@ def memory_needed(
     size = sum(s.in_memory for s in found)
     if size > memory:
         return size
-    descriptor = os.open(f.filename, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with open(f.filename, "rb") as file:
         for s in found:
             kind = s.dataset.dtype
-            if kind.kind == "O":
-                texts = count(bytes_of_texts(s, read), s.path)
-            elif has_objects(kind):
-                texts = count(bytes_of_records(s.dataset), s.path)
-            elif s.dataset.chunks:
-                for _, pieces in blocks_of(s):
-                    for _ in pieces:
-                        pass
-    except ValueError as e:
-        raise type(e)(
-            f"{s.path}: {e}" if type(e) is ValueError else str(e)
-        ) from e
-    finally:
-        os.close(descriptor)
+            try:
+                if kind.kind == "O":
+                    texts = count(bytes_of_texts(s, read), s.path)
+                elif has_objects(kind):
+                    texts = count(bytes_of_records(s.dataset), s.path)
+                elif s.dataset.chunks:
+                    for _, pieces in blocks_of(s):
+                        for _ in pieces:
+                            pass
+            except UnsafeFile:
+                raise
+            except ValueError as e:
+                raise ValueError(f"{s.path}: {e}") from e
     return size + texts
 
 # %% ../nbs/looking.ipynb #855942d1
@@ -362,6 +362,8 @@ def main(path: str, memory: float = math.inf) -> None:
     try:
         with h5py.File(path) as f:
             missing = sorted({"obs", "var"} - set(f))
+            if "mod" in f and "X" not in f:
+                missing.append("X")  # MuData has obs and var of its own
             kind = "" if not missing else other_hdf5(f)
             found = {"missing": missing, "kind": kind}
             found |= {"size": memory_needed(f, memory), "old": is_old_layout(f)}

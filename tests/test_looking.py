@@ -97,6 +97,26 @@ def test_what_was_never_written_is_read_as_zeros(tmp_path):
     assert found.obsm["a"].shape == (100, 30_000) and not found.obsm["b"].any()
 
 
+@pytest.mark.parametrize("options", [dict(userblock_size=512), dict(libver="latest")], ids=str)
+def test_files_of_other_writers_are_read(tmp_path, options):
+    "With something before the file itself, or in HDF5's newest form."
+    file_with(tmp_path, lambda f: None)
+    with h5py.File(tmp_path / "a.h5ad") as old, h5py.File(tmp_path / "b.h5ad", "w", **options) as f:
+        for name in old:
+            old.copy(name, f)
+        f.attrs.update(dict(old.attrs))
+    assert read_input(tmp_path / "b.h5ad").sha256 == read_input(tmp_path / "a.h5ad").sha256
+
+
+def test_MuData_with_obs_and_var_is_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5mu", "w") as f:
+        for name in ("obs", "var", "mod/rna"):
+            f.create_group(name)
+    for read in (read_input, read_h5ad):
+        with pytest.raises(ValueError, match="is a MuData file .*read_h5mu"):
+            read(tmp_path / "a.h5mu")
+
+
 def test_looking_is_not_stopped_by_a_clock(tmp_path, monkeypatch):
     "The bound is of processor time: a machine that is busy is no reason to refuse a file."
     asked = {}
