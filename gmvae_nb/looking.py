@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFLATE', 'SHUFFLE', 'FLETCHER32', 'LZF', 'PIECE', 'UnsafeFile', 'UnknownCompression', 'check_link', 'filters_of',
            'inflated', 'unpacked_lzf', 'unpacked', 'Stored', 'has_objects', 'declared', 'blocks_of', 'in_order',
-           'bytes_of_texts', 'bytes_of_records', 'bytes_of_attributes', 'everything', 'memory_needed',
+           'bytes_of_texts', 'bytes_of_records', 'bytes_of_attributes', 'everything', 'look_inside', 'memory_needed',
            'limit_resources', 'other_hdf5', 'is_old_layout', 'main']
 
 # %% ../nbs/looking.ipynb #851ac6eb
@@ -258,6 +258,25 @@ def everything(f: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
             yield path, item
 
 
+def look_inside(s: Stored, read: Callable[[int, int], bytes]) -> int:
+    "Unpacks what is packed, and tells the length of the texts."
+    kind = s.dataset.dtype
+    try:
+        if kind.kind == "O":
+            return bytes_of_texts(s, read)
+        if has_objects(kind):
+            return bytes_of_records(s.dataset)
+        if s.dataset.chunks and s.filters:  # others have no size of their own
+            for _, pieces in blocks_of(s):
+                for _ in pieces:
+                    pass
+    except UnsafeFile:
+        raise
+    except ValueError as e:
+        raise ValueError(f"{s.path}: {e}") from e
+    return 0
+
+
 def memory_needed(
     f: h5py.File,
     memory: float = math.inf,  # bytes of the machine
@@ -293,20 +312,7 @@ def memory_needed(
         return size
     with open(f.filename, "rb") as file:
         for s in found:
-            kind = s.dataset.dtype
-            try:
-                if kind.kind == "O":
-                    texts = count(bytes_of_texts(s, read), s.path)
-                elif has_objects(kind):
-                    texts = count(bytes_of_records(s.dataset), s.path)
-                elif s.dataset.chunks:
-                    for _, pieces in blocks_of(s):
-                        for _ in pieces:
-                            pass
-            except UnsafeFile:
-                raise
-            except ValueError as e:
-                raise ValueError(f"{s.path}: {e}") from e
+            texts = count(look_inside(s, read), s.path)
     return size + texts
 
 # %% ../nbs/looking.ipynb #855942d1
