@@ -446,6 +446,18 @@ _WHY = {
 }
 
 
+def _fuller(whole: list[_Whole]) -> tuple[_Whole, list[_Whole]]:  # best, others
+    "The first, unless it is X, holds what a part holds, and a layer holds more."
+    best = whole[0]
+    parts = [w.total for w in whole if w.rank == _Rank.PART]
+    if best.where == "X" and best.total in parts:
+        more = [
+            w for w in whole if w.rank == _Rank.UNNAMED and w.total > best.total
+        ]
+        best = more[0] if more else best
+    return best, [w for w in whole if w is not best]
+
+
 def _notes_on_choice(best: _Whole, others: list[_Whole]) -> list[str]:
     "What was not taken; and whether what was is a part of the reads."
     parts = [w for w in others if w.rank == _Rank.PART]
@@ -578,10 +590,12 @@ def find_counts(
         if parts and (adata.X is None or not np.any(adata.X[:].sum())):
             raise ValueError(f"adata.X holds no count at all: {parts}.")
         _checked_counts(adata, None, allow_empty_genes=True)  # says what it holds
-    best, others = whole[0], whole[1:]
+    best, others = _fuller(whole)
     checked = _checked_counts(best.adata, best.layer, allow_empty_genes=True)
     notes = checked[1] + _notes_on_choice(best, others)
     why = _WHY[_Rank.X if best.where == "X" else best.rank]
+    if best is not whole[0]:
+        why = "all its values are whole, and X holds only what a part holds"
     in_sum = [w for w in others if w.rank in (_Rank.UNNAMED, _Rank.PART)]
     if len(in_sum) > 1 and sum(w.total for w in in_sum) == best.total:
         why += f"; it is the sum of {', '.join(w.where for w in in_sum)}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFLATE', 'SHUFFLE', 'FLETCHER32', 'LZF', 'PIECE', 'UnsafeFile', 'UnknownCompression', 'check_link', 'filters_of',
            'inflated', 'unpacked_lzf', 'unpacked', 'Stored', 'has_objects', 'declared', 'blocks_of', 'in_order',
-           'bytes_of_texts', 'bytes_of_records', 'bytes_of_attributes', 'everything', 'memory_needed',
+           'bytes_of_texts', 'bytes_of_records', 'bytes_of_attributes', 'everything', 'look_inside', 'memory_needed',
            'limit_resources', 'other_hdf5', 'is_old_layout', 'main']
 
 # %% ../nbs/looking.ipynb #851ac6eb
@@ -48,7 +48,8 @@ def filters_of(dataset: h5py.Dataset, path: str) -> list[int]:
     plan, found = dataset.id.get_create_plist(), []
     for i in range(plan.get_nfilters()):
         number, _, _, name = plan.get_filter(i)
-        if number not in (DEFLATE, SHUFFLE, FLETCHER32, LZF):
+        known = number in (DEFLATE, SHUFFLE, FLETCHER32, LZF)
+        if not known or not h5py.h5z.filter_avail(number):
             name = name.decode(errors="replace") or "an unknown one"
             raise UnknownCompression(f"{path} by filter {number}, {name}")
         found.append(number)
@@ -200,12 +201,13 @@ def bytes_of_texts(
             np.ravel(s.dataset[()]) if s.dataset.id.get_storage_size() else []
         )
         return sum(len(v) for v in values)
+    start = s.dataset.file.userblock_size  # from which heaps are counted
     total, kind = 0, np.dtype("<u4, <u8, <u4")  # length, heap, number in it
     for raw in places:
         table = np.frombuffer(raw[: len(raw) // 16 * 16], kind)
         total += int(table["f0"].sum(dtype=np.int64))
         for heap in np.unique(table["f1"][table["f0"] > 0]).tolist():
-            if heap > 2**62 or read(4, heap) != b"GCOL":
+            if heap > 2**62 or read(4, heap + start) != b"GCOL":
                 raise ValueError("a text is where no text is")
     return total
 
@@ -256,6 +258,25 @@ def everything(f: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
             yield path, item
 
 
+def look_inside(s: Stored, read: Callable[[int, int], bytes]) -> int:
+    "Unpacks what is packed, and tells the length of the texts."
+    kind = s.dataset.dtype
+    try:
+        if kind.kind == "O":
+            return bytes_of_texts(s, read)
+        if has_objects(kind):
+            return bytes_of_records(s.dataset)
+        if s.dataset.chunks and s.filters:  # others have no size of their own
+            for _, pieces in blocks_of(s):
+                for _ in pieces:
+                    pass
+    except UnsafeFile:
+        raise
+    except ValueError as e:
+        raise ValueError(f"{s.path}: {e}") from e
+    return 0
+
+
 def memory_needed(
     f: h5py.File,
     memory: float = math.inf,  # bytes of the machine
@@ -268,7 +289,8 @@ def memory_needed(
     stored = texts = 0
 
     def read(n_bytes: int, offset: int) -> bytes:
-        return os.pread(descriptor, n_bytes, offset + f.userblock_size)
+        file.seek(offset)
+        return file.read(n_bytes)
 
     def count(n_bytes: int, path: str) -> int:
         if texts + n_bytes > file_size:
@@ -288,24 +310,9 @@ def memory_needed(
     size = sum(s.in_memory for s in found)
     if size > memory:
         return size
-    descriptor = os.open(f.filename, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
+    with open(f.filename, "rb") as file:
         for s in found:
-            kind = s.dataset.dtype
-            if kind.kind == "O":
-                texts = count(bytes_of_texts(s, read), s.path)
-            elif has_objects(kind):
-                texts = count(bytes_of_records(s.dataset), s.path)
-            elif s.dataset.chunks:
-                for _, pieces in blocks_of(s):
-                    for _ in pieces:
-                        pass
-    except ValueError as e:
-        raise type(e)(
-            f"{s.path}: {e}" if type(e) is ValueError else str(e)
-        ) from e
-    finally:
-        os.close(descriptor)
+            texts = count(look_inside(s, read), s.path)
     return size + texts
 
 # %% ../nbs/looking.ipynb #855942d1
@@ -361,6 +368,8 @@ def main(path: str, memory: float = math.inf) -> None:
     try:
         with h5py.File(path) as f:
             missing = sorted({"obs", "var"} - set(f))
+            if "mod" in f and "X" not in f:
+                missing.append("X")  # MuData has obs and var of its own
             kind = "" if not missing else other_hdf5(f)
             found = {"missing": missing, "kind": kind}
             found |= {"size": memory_needed(f, memory), "old": is_old_layout(f)}

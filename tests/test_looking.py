@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from anndata import AnnData
-from gmvae_nb import data, h5ad
+from gmvae_nb import data, h5ad, looking
 from gmvae_nb.counts_on_disk import canonical
 from gmvae_nb.data import download_h5ad, get_counts, read_h5ad
 from gmvae_nb.h5ad import open_h5ad
@@ -97,6 +97,26 @@ def test_what_was_never_written_is_read_as_zeros(tmp_path):
     assert found.obsm["a"].shape == (100, 30_000) and not found.obsm["b"].any()
 
 
+@pytest.mark.parametrize("options", [dict(userblock_size=512), dict(libver="latest")], ids=str)
+def test_files_of_other_writers_are_read(tmp_path, options):
+    "With something before the file itself, or in HDF5's newest form."
+    file_with(tmp_path, lambda f: None)
+    with h5py.File(tmp_path / "a.h5ad") as old, h5py.File(tmp_path / "b.h5ad", "w", **options) as f:
+        for name in old:
+            old.copy(name, f)
+        f.attrs.update(dict(old.attrs))
+    assert read_input(tmp_path / "b.h5ad").sha256 == read_input(tmp_path / "a.h5ad").sha256
+
+
+def test_MuData_with_obs_and_var_is_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5mu", "w") as f:
+        for name in ("obs", "var", "mod/rna"):
+            f.create_group(name)
+    for read in (read_input, read_h5ad):
+        with pytest.raises(ValueError, match="is a MuData file .*read_h5mu"):
+            read(tmp_path / "a.h5mu")
+
+
 def test_looking_is_not_stopped_by_a_clock(tmp_path, monkeypatch):
     "The bound is of processor time: a machine that is busy is no reason to refuse a file."
     asked = {}
@@ -161,6 +181,14 @@ def test_a_block_that_is_not_of_its_size_is_never_read(tmp_path, name):
     for read in (read_h5ad, read_input):
         with pytest.raises(ValueError, match="is no h5ad file, or not a whole one"):
             read(path)
+
+
+def test_a_bomb_goes_no_further_than_the_size_that_was_declared():
+    unpacked, raw = 0, zlib.compress(bytes(50_000_000))
+    with pytest.raises(ValueError, match="a block of 4,000 bytes holds others"):
+        for piece in looking.unpacked(raw, [1], 4000):
+            unpacked += len(piece)
+    assert unpacked <= 4000
 
 
 def test_deflate_twice_and_unknown_filters_are_told(tmp_path):

@@ -210,3 +210,106 @@ def test_the_commands_round_and_say_so(tmp_path, capsys, monkeypatch):
     again = ad.read_h5ad(tmp_path / "b.h5ad").obsm["X_gmvae"]
     kept = ad.read_h5ad(run / "annotated.h5ad").obsm["X_gmvae"]
     np.testing.assert_allclose(again, kept, atol=1e-5)
+
+
+# --- kinds of files -------------------------------------------------------------------------------
+
+
+def test_a_layer_with_all_is_taken_before_X_with_a_part():
+    "What scanpy makes of velocyto's loom: X is the spliced part, layers['matrix'] has all."
+    y = table()
+    part = np.random.default_rng(0).binomial(y.astype(int), 0.4)
+    layers = dict(matrix=y, spliced=part, unspliced=y - part, ambiguous=y * 0)
+    found = find_counts(cells(part, **layers))
+    assert found.where == "layers['matrix']" and "X holds only what a part holds" in found.why
+    del layers["matrix"]
+    assert find_counts(cells(part, **layers)).where == "X"
+
+
+LAYERS = ["counts_raw", "X_counts", "rawCounts", "UMIs", "n_umi", "soupx_counts", "gene_counts"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_counts_in_a_layer_of_any_such_name(name):
+    y = table()
+    assert find_counts(cells(np.log1p(y), **{name: y})).layer == name
+
+
+@pytest.mark.parametrize(
+    "name", ["spliced_counts", "umi_spliced", "countsUnspliced", "premrna_umi"]
+)
+def test_a_part_is_a_part_though_it_is_called_counts(name):
+    y = table()
+    half = np.random.default_rng(0).binomial(y.astype(int), 0.4)
+    assert find_counts(cells(y, **{name: half})).where == "X"
+    with pytest.raises(ValueError, match="looks like log1p|pass layer"):
+        find_counts(cells(np.log1p(y), **{name: half}))
+
+
+FORMS = {
+    "uint8": lambda y: sparse.csr_matrix(y.astype("u1")),
+    "uint16": lambda y: sparse.csr_matrix(y.astype("u2")),
+    "uint64, dense": lambda y: y.astype("u8"),
+    "by columns": sparse.csc_matrix,
+    "Fortran's order": np.asfortranarray,
+    "float16, dense": lambda y: y.astype("f2"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_counts_of_every_form_are_the_same_cells(tmp_path, form):
+    a = AnnData(FORMS[form](table()), obs=cells(table()).obs, var=cells(table()).var)
+    a.write_h5ad(tmp_path / "a.h5ad")
+    expected = read_input(cells(table())).sha256
+    assert read_input(a).sha256 == expected
+    assert read_input(tmp_path / "a.h5ad").sha256 == expected
+
+
+@pytest.mark.parametrize("most", [2**31 + 5, 2**63 + 5])
+def test_a_number_too_large_to_be_a_count_is_told(most):
+    y = table().astype("u8")
+    y[3, 4] = most
+    with pytest.raises(ValueError, match="for cell '3'.*float32 is exact only below"):
+        read_input(AnnData(sparse.csr_matrix(y)))
+
+
+def test_only_zeros_and_ones_are_told():
+    assert "no value of X is above 1" in read_input(cells(table() > 0)).notes[0]
+
+
+@pytest.mark.parametrize("value", ["nan", "", "NA", "None", " NaN "])
+@pytest.mark.parametrize("key", ["batch_key", "labels_key"])
+def test_a_name_that_looks_like_a_missing_value_is_told(value, key):
+    a = cells(table())
+    a.obs["b"] = pd.Categorical([value, "x"] * 30)
+    notes = read_input(a, **{key: "b"}).notes
+    assert notes == [
+        f"30 cells have b {value!r}, which is taken for a name, not for a missing value"
+    ]
+
+
+def test_cell_names_that_occur_again_are_told():
+    a = cells(table())
+    a.obs_names = ["c0", *a.obs_names[:-1]]
+    assert read_input(a).notes == [
+        "1 cell names occur again (the first is 'c0'): they stay as they are"
+    ]
+
+
+# --- names on a terminal --------------------------------------------------------------------------
+
+NASTY = "\x1b[2J\x9b31m\u202e"  # clears the screen, colours, turns the text around
+
+
+def test_names_never_reach_the_terminal_as_commands(tmp_path, capsys):
+    a = cells(table())
+    a.obs[f"l{NASTY}"] = np.where(np.arange(60) > 9, f"T{NASTY}", None)
+    a.var_names = [f"g{NASTY}{i // 2}" for i in range(30)]
+    a.write_h5ad(tmp_path / "a.h5ad")
+    words = [str(tmp_path / "a.h5ad"), "--dry_run", "--labels_key", f"l{NASTY}"]
+    assert command(gmvae_train, *words) == 0
+    assert command(gmvae_train, *words[:-1], f"no{NASTY}") == 2
+    assert command(gmvae_train, f"{tmp_path}/{NASTY}.h5ad", "--dry_run") == 2
+    told = "".join(capsys.readouterr())
+    assert "have a label in l\\u001b[2J" in told
+    assert not set(told) & set("\x1b\x9b\u202e")

@@ -20,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 BAD = "tests/test_bad_input.py"
 FILES = "tests/test_files.py"
+LOOKING = "tests/test_looking.py"
 MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
@@ -338,17 +339,101 @@ MUTANTS = [
     ),
     Mutant(
         "size declared not compared",
-        "if declared > 2**20 + 1100 * stored:",
+        "if written > 2**20 + 1100 * stored or never > 2**26 + 8 * file_size:",
         "if False:",
         PROMISES,
         "hostile_h5ad and (shape_bomb or filled_bomb)",
     ),
     Mutant(
         "texts not counted",
-        "if texts > f.id.get_filesize():",
+        "if texts + n_bytes > file_size:",
         "if False:",
         PROMISES,
         "hostile_h5ad and same_text",
+    ),
+    Mutant(
+        "blocks of any size",
+        "if found != size:",
+        "if False:",
+        LOOKING,
+        "not_of_its_size and (short or lzf)",
+    ),
+    Mutant(
+        "bombs unpacked whole",
+        "if found > size: break",
+        "if False: break",
+        LOOKING,
+        "goes_no_further",
+    ),
+    Mutant(
+        "any filter let in",
+        "if not known or not h5py.h5z.filter_avail(number):",
+        "if False:",
+        LOOKING,
+        "unknown_filters",
+    ),
+    Mutant(
+        "deflate twice let in",
+        "if packed or len(set(found)) < len(found):",
+        "if False:",
+        LOOKING,
+        "deflate_twice",
+    ),
+    Mutant(
+        "references let in",
+        "if h5py.check_string_dtype(dtype) is None:",
+        "if False:",
+        LOOKING,
+        "references",
+    ),
+    Mutant(
+        "looking without bounds",
+        "resource.setrlimit(kind, (most, hard))",
+        "pass",
+        LOOKING,
+        "bounds_of_the_process",
+    ),
+    Mutant(
+        "a dense matrix of any size",
+        "for matrix in matrices(f): _check_matrix_fits(matrix, path)",
+        "matrices(f)",
+        LOOKING,
+        "dense_matrix",
+    ),
+    Mutant(
+        "sparse matrices without lists",
+        "if isinstance(matrix, h5py.Group): check_parts(matrix)",
+        "pass",
+        LOOKING,
+        "without_its_lists",
+    ),
+    Mutant(
+        "narrow sums",
+        'y = y.astype(np.float64) if y.dtype.kind in "biu" else y.copy()',
+        "y = y.copy()",
+        LOOKING,
+        "stored_twice",
+    ),
+    Mutant(
+        "an old copy of a gz",
+        "if copy.stat().st_mtime_ns == time: return copy",
+        "return copy",
+        LOOKING,
+        "gz",
+    ),
+    Mutant(
+        "a download lost on a full disk",
+        "except ValueError: gz.unlink()",
+        "except Exception:\n    gz.unlink()",
+        LOOKING,
+        "full_disk",
+    ),
+    Mutant(
+        "names sent to the terminal",
+        'c if c.isprintable() or c in "\\n\\t" else json_.dumps(c)[1:-1]',
+        "c",
+        READING,
+        "terminal",
     ),
     Mutant(
         "indices not checked",
