@@ -158,7 +158,7 @@ def write_atomically(
     lock_file = path.with_name(f"{writer}.lock")
     # the suffix stays: writers may choose the format by it
     tmp = path.with_name(f"{writer}.new{path.suffix}")
-    lock = None
+    lock, is_there = None, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
@@ -168,6 +168,7 @@ def write_atomically(
         with open(tmp, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(tmp, path)
+        is_there = True
         _sync_folder(path.parent)
     except Exception as e:
         number, filename = errno_of(e), getattr(e, "filename", None)
@@ -176,6 +177,11 @@ def write_atomically(
         theirs = filename is not None and filename not in ours
         if number is None or theirs:
             raise  # of the writer itself, which knows better
+        if is_there:
+            raise OSError(
+                f"{path} is written, but its folder could not be flushed to the "
+                f"disk ({os.strerror(number)}): write it again"
+            ) from e
         raise OSError(
             f"{path} could not be written ({os.strerror(number)}); what was "
             "there before is as it was: make room or get the right to write "

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'MAY_DIFFER', 'ADDED_SETTINGS', 'KINDS', 'MOST_HEADER', 'MO
            'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'same_history', 'write_model',
            'describe_model', 'read_config', 'record_checksums', 'forget_checksums', 'expected_tensors', 'read_preset',
            'check_config', 'check_tensors', 'check_model', 'read_header', 'check_size', 'read_model', 'epoch_seconds',
-           'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files',
+           'checksum', 'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files',
            'is_same_as_written', 'unlisted_model', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
@@ -458,6 +458,14 @@ def epoch_seconds(folder: Path, n: int) -> list[float]:
     return (found + [math.nan] * n)[:n]
 
 # %% ../nbs/model_folder.ipynb #16df9de0
+def checksum(file: Path) -> str:
+    "sha256 of a file of a run; empty if it is none, or far too large for one."
+    most = 2**63 if file.suffix in (".h5ad", ".safetensors") else MOST_TEXT
+    if not file.is_file() or file.stat().st_size > most:
+        return ""
+    return sha256_of(file)
+
+
 def describe_again(folder: str | Path) -> None:
     "Write config.json and history.csv anew, from the model that they belong to."
     config, rows, _ = read_model(folder)
@@ -472,13 +480,9 @@ def mend(folder: Path) -> None:
     listed = config.get("sha256")
     if not isinstance(listed, dict):
         listed = {}
-    history = folder / "history.csv"
-    is_whole = (
-        is_as_written(folder / "config.json") is not False
-        and history.is_file()
-        and sha256_of(history) == listed.get("history.csv")
-    )
-    if not is_whole:
+    is_whole = is_as_written(folder / "config.json") is not False
+    history = checksum(folder / "history.csv")
+    if not is_whole or history != listed.get("history.csv"):
         describe_again(folder)
 
 
@@ -539,8 +543,7 @@ def files_are_whole(
     ):
         return False
     for name in names:
-        file = folder / name
-        if not file.is_file() or sha256_of(file) != sums.get(name):
+        if checksum(folder / name) != sums.get(name):
             return False
     return True
 
@@ -559,7 +562,7 @@ def check_files(
                 f"{file} is missing: {again} again (gmvae_train with --resume)"
             )
         is_models = name in sums
-        if is_models and sha256_of(file) == sums[name]:
+        if is_models and checksum(file) == sums[name]:
             continue
         if is_models and name != "model.safetensors":
             raise ValueError(
@@ -630,14 +633,7 @@ def verify(
     folder = Path(folder)
     config, _, state = read_model(folder)
     sums, notes = listed_checksums(folder, config), []
-    whole = set()
-    for name, expected in sums.items():
-        file, most = folder / name, MOST_TEXT
-        if file.suffix in (".h5ad", ".safetensors"):
-            most = 2**63
-        if file.is_file() and file.stat().st_size <= most:
-            if sha256_of(file) == expected:
-                whole.add(name)
+    whole = {name for name in sums if checksum(folder / name) == sums[name]}
     wrong = sums.keys() - whole
     if "model.safetensors" not in whole:
         notes.append(unlisted_model(folder, config, state))

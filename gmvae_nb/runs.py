@@ -326,9 +326,13 @@ def score_run(
 ) -> RunScores:
     "Scores of the latent space, and of the raw counts if asked for."
     cells = cells.copy()
-    cells.obsm["X_gmvae"] = model.get_latent_representation(cells)
-    check_results({"X_gmvae": cells.obsm["X_gmvae"]})
-    cells.obs["gmvae_cluster"] = model.predict(cells).remove_unused_categories()
+    latent = model.get_latent_representation(cells)
+    prob = model.predict_proba(cells)
+    check_results({"X_gmvae": latent, "gmvae_prob": prob})
+    cells.obsm["X_gmvae"] = latent
+    names = [str(k) for k in range(prob.shape[1])]
+    cluster = pd.Categorical.from_codes(prob.argmax(1), names)
+    cells.obs["gmvae_cluster"] = cluster.remove_unused_categories()
     if batch_key is not None:
         cells.obs[batch_key] = get_categories(cells, batch_key, "batch_key")
     known = cells.obs[labels_key].notna()
@@ -342,12 +346,12 @@ def score_run(
             counts = get_counts(cells, model.layer, allow_empty_genes=True)
             cells.obsm["X_counts"] = counts
             scores["counts"] = evaluate(cells, "X_counts", **options).scores
-        latent = evaluate(cells, clusters="gmvae_cluster", **options)
+        scored = evaluate(cells, clusters="gmvae_cluster", **options)
     except ValueError as error:
         return RunScores({}, [], f"no scores: {error}")
-    table = latent.table.reset_index(names="name").replace({np.nan: None})
-    scores["latent"] = latent.scores
-    return RunScores(scores, table.to_dict("records"), latent.note)
+    table = scored.table.reset_index(names="name").replace({np.nan: None})
+    scores["latent"] = scored.scores
+    return RunScores(scores, table.to_dict("records"), scored.note)
 
 # %% ../nbs/runs.ipynb #5f0a1c07
 # columns of the history

@@ -18,12 +18,15 @@ import pytest
 from gmvae_nb import files
 from gmvae_nb.files import (
     LOCK_FILE,
+    check_regular,
     download,
+    is_as_written,
     is_locked,
     locked_folder,
     read_json,
     sha256_of,
     write_atomically,
+    write_checked_json,
     write_json,
 )
 
@@ -324,6 +327,43 @@ def test_json_that_cannot_be_read_is_a_sentence(tmp_path, text, says):
     with pytest.raises(ValueError, match=f"a.json {says}.*: run it again$") as error:
         read_json(path, hint="run it again")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs os.mkfifo")
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    "A pipe would be waited for, a device never ends."
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe.json", "zero.json", "folder.json"):
+        with pytest.raises(ValueError, match="is no regular file"):
+            check_regular(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is damaged or no JSON .*: run it again"):
+            read_json(tmp_path / name, hint="run it again")
+        assert is_as_written(tmp_path / name) is False
+
+
+def test_a_checked_file_tells_each_of_its_bits(tmp_path):
+    path = tmp_path / "run.json"
+    write_checked_json(path, {"K": 20, "seconds": [0.1, None], "checksum": "of before"})
+    assert is_as_written(path) is True
+    raw = path.read_bytes()
+    for place in range(len(raw)):
+        for bit in range(8):
+            flipped = raw[place] ^ 1 << bit
+            path.write_bytes(raw[:place] + bytes([flipped]) + raw[place + 1 :])
+            if b'"checksum"' in path.read_bytes():  # without it the file is an older one
+                assert is_as_written(path) is False, (place, bit)
+
+
+def test_a_folder_that_cannot_be_flushed_is_told_as_such(tmp_path, monkeypatch):
+    def fails(folder):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "_sync_folder", fails)
+    with pytest.raises(OSError, match="a.txt is written, but its folder could not be flushed"):
+        write_atomically(tmp_path / "a.txt", lambda p: p.write_text("new"))
+    assert (tmp_path / "a.txt").read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
 # --- one process in a folder ----------------------------------------------------------------------

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BAD = "tests/test_bad_input.py"
 FILES = "tests/test_files.py"
 LOOKING = "tests/test_looking.py"
+FOLDERS = "tests/test_folders.py"
 MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
@@ -38,6 +39,174 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "a file that was replaced gets the clusters",
+        "check_unchanged(path)  # the copy: it changes no more",
+        "pass",
+        FOLDERS,
+        "replaced_while_training or between_reading",
+    ),
+    Mutant(
+        "a file may change while it is read",
+        "if path is not None and file_state(data) != before:",
+        "if False:",
+        FOLDERS,
+        "while_it_is_read",
+    ),
+    Mutant(
+        "a file may change while it is embedded",
+        "if file_state(source) != before:",
+        "if False:",
+        FOLDERS,
+        "while_it_is_embedded",
+    ),
+    Mutant(
+        "batches are not of the run",
+        "batches = names_sha256(data.cells.obs[batch_key].astype(str))",
+        "pass",
+        FOLDERS,
+        "other_batches",
+    ),
+    Mutant(
+        "the model is not compared when run.json is lost",
+        "compare_model(out, model, data)",
+        "pass",
+        FOLDERS,
+        "model_of_other_cells",
+    ),
+    Mutant(
+        "a page of several states",
+        "config, state = check_files(out, names)",
+        "config, _, state = __import__('gmvae_nb.model_folder').model_folder.read_model(out)",
+        FOLDERS,
+        "one_state",
+    ),
+    Mutant(
+        "a page with the cells of another model",
+        "if made_of not in (None, weights_sha256(state)):",
+        "if False:",
+        FOLDERS,
+        "annotated_file_of_another_run",
+    ),
+    Mutant(
+        "a model is annotated whatever the folder holds",
+        "if weights_sha256(read_model(out)[2]) != ours:",
+        "if False:",
+        FOLDERS,
+        "own_cells_and_state",
+    ),
+    Mutant(
+        "cells in memory in another order",
+        "if names is not None and list(source.obs_names) != list(names):",
+        "if False:",
+        FOLDERS,
+        "were_sorted",
+    ),
+    Mutant(
+        "config.json without a checksum of itself",
+        "return is_ours and digest == found",
+        "return True",
+        FOLDERS,
+        "one_bit_is_told",
+    ),
+    Mutant(
+        "another run's model is a stopped write",
+        'if difference:\n    raise ValueError(\n        f"{path} is not of this run',
+        'if False:\n    raise ValueError(\n        f"{path} is not of this run',
+        FOLDERS,
+        "another_run_is_not_a_stopped",
+    ),
+    Mutant(
+        "padding of a model's header not compared",
+        "if done == before and not is_same_as_written(path, state):",
+        "if False:",
+        FOLDERS,
+        "padding",
+    ),
+    Mutant(
+        "what stands beside a model is not mended",
+        'if not is_whole or history != listed.get("history.csv"):',
+        "if False:",
+        FOLDERS,
+        "without_any_advice or mends_it",
+    ),
+    Mutant(
+        "the lock is not looked at again",
+        "if _identity(self.folder / LOCK_FILE) != self._identity:",
+        "if False:",
+        FOLDERS,
+        "deleted_while",
+    ),
+    Mutant(
+        "results that cannot be written are lost",
+        "keep_cells(out, obs, obsm, names)",
+        "pass",
+        FOLDERS,
+        "as_h5ad_are_kept",
+    ),
+    Mutant(
+        "no sentence for too little memory",
+        "except (*CODES, RuntimeError) as error:",
+        "except tuple(CODES) as error:",
+        FOLDERS,
+        "too_little_memory",
+    ),
+    Mutant(
+        "the size of a disk is not looked at",
+        "if free < n_bytes:",
+        "if False:",
+        FOLDERS,
+        "too_small",
+    ),
+    Mutant(
+        "pipes and devices are read",
+        "if not stat.S_ISREG(found.st_mode):",
+        "if False:",
+        FILES,
+        "no_regular_file",
+    ),
+    Mutant(
+        "headers of any length are read",
+        "if length > most:",
+        "if False:",
+        FOLDERS,
+        "long_header",
+    ),
+    Mutant(
+        "weights of any size are read",
+        "if found.st_size > MOST_SPARSE and stored < found.st_size / 2:",
+        "if False:",
+        FOLDERS,
+        "holes",
+    ),
+    Mutant(
+        "results that are not finite are written",
+        "if not finite.all():",
+        "if False:",
+        FOLDERS,
+        "results_that_are_not_finite",
+    ),
+    Mutant(
+        "K and seed are looked at when they are used",
+        "if K is not None and not 1 <= K <= 10_000:",
+        "if False:",
+        FOLDERS,
+        "one_bad_K",
+    ),
+    Mutant(
+        "any seed",
+        "if not 0 <= seed < 2**32:",
+        "if False:",
+        FOLDERS,
+        "seed_that_k_means",
+    ),
+    Mutant(
+        "any share of genes",
+        "if not 0 <= min_matched <= 1:",
+        "if False:",
+        FOLDERS,
+        "share_of_genes",
+    ),
     Mutant(
         "files written in place",
         "write(tmp)",
@@ -68,7 +237,7 @@ MUTANTS = [
     ),
     Mutant(
         "no sentence for a full disk",
-        "e.filename is not None and e.filename not in ours",
+        "filename is not None and filename not in ours",
         "True",
         PROMISES,
         "full_disk or may_not_grow or read_only",
@@ -89,15 +258,15 @@ MUTANTS = [
     ),
     Mutant(
         "checksums not compared",
-        "and sha256_of(folder / name) == expected",
-        "",
+        "if checksum(folder / name) == sums[name]}",
+        "}",
         PROMISES,
         "verify_names",
     ),
     Mutant(
         "checksums of files outside",
-        "or Path(name).name != name:",
-        "or False:",
+        "if Path(name).name != name:",
+        "if False:",
         PROMISES,
         "file_outside",
     ),
@@ -623,8 +792,8 @@ MUTANTS = [
     ),
     Mutant(
         "kinds of settings not looked at",
-        "check_config(config, rows)",
-        "pass",
+        "if not isinstance(value, kinds) or isinstance(value, bool):",
+        "if False:",
         PROMISES,
         "nothing_runs",
     ),
