@@ -164,6 +164,8 @@ TRAIN = """examples:
       train a finished run further
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run
       with scores, on 2,000 variable genes
+  gmvae_train run/annotated.h5ad --subset gmvae_cluster=3 --out run3
+      once more, on the cells of one cluster
 
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
@@ -321,6 +323,14 @@ def gmvae_train(
         str,
         choices=("nearest", "stochastic"),
     ) = None,
+    gene_key: Param(
+        "column of var with the gene names; by default its index", str
+    ) = None,
+    subset: Param(
+        "COLUMN=VALUE of obs: train on these cells only; several values with "
+        "commas",
+        str,
+    ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
     overwrite: Param(
         "replace files in the folder that no run has made", store_true
@@ -353,6 +363,7 @@ def gmvae_train(
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    chosen |= dict(gene_key=gene_key, subset=subset)
     read = read_input(data, **keys, **chosen)
     cells, genes = read.cells.shape
     log(

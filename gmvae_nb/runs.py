@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'USAGE', 'UNSURE_BELOW', 'versions', 'read_run_json', 'run_settings', 'in_todays_terms', 'claim_folder',
            'finished_run', 'fitting_preset', 'note_on_batch_size', 'epochs_in_all', 'RunScores', 'score_run',
            'run_summary', 'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns',
-           'add_arrays', 'write_annotated', 'write_cells', 'check_annotation', 'annotate_run', 'gene_columns',
-           'cells_for', 'embed_file']
+           'add_arrays', 'write_annotated', 'write_cells', 'check_annotation', 'annotate_run', 'cells_for',
+           'embed_file']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -45,7 +45,7 @@ from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 from .model_folder import read_preset, record_checksums
 from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
-from .reading import Input
+from .reading import Input, gene_columns, gene_names
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -318,6 +318,8 @@ def describe_run(
         where=data.where,
         why=data.why,
         notes=data.notes,
+        subset=data.subset,
+        gene_key=data.gene_key,
         **asked,
         versions=versions(),
         machine=platform.platform(),
@@ -505,9 +507,11 @@ def write_annotated(
     obs: Mapping[str, object],  # column -> one value per cell, in their order
     obsm: Mapping[str, np.ndarray],  # key -> (N, d)
     uns: Mapping[str, object],  # under uns["gmvae"]
+    rows: np.ndarray | None = None,  # only these cells of the file; None: all
 ) -> None:
     """Copy an h5ad and add to it; nothing that is in it is written anew.
 
+    But for some of its cells, which are written as anndata does it now.
     ValueError if the target is the source, or nothing can be added to it."""
     target, is_file = Path(target), not isinstance(source, AnnData)
     check_target(source if is_file else None, target)
@@ -516,7 +520,9 @@ def write_annotated(
         if is_file:
             with h5py.File(source) as f:
                 old = is_old_layout(f)
-            if old:  # it is written as anndata does it now
+            if rows is not None:
+                write_cells(read_h5ad(source)[rows].copy(), path)
+            elif old:  # it is written as anndata does it now
                 read_h5ad(source).write_h5ad(path)
             else:
                 shutil.copyfile(source, path)
@@ -573,6 +579,8 @@ def check_annotation(
             for name in ("obsm", "varm", "obsp", "varp"):
                 getattr(cells, name).update(getattr(data.source, name))
             write_cells(cells, path)
+        elif data.rows is not None:
+            write_cells(AnnData(obs=data.cells.obs), path)
         else:
             with h5py.File(data.path) as f, h5py.File(path, "w") as tried:
                 if is_old_layout(f):
@@ -608,25 +616,12 @@ def annotate_run(
         counts_sha256=data.sha256,
     )
     source = data.source if data.path is None else data.path
-    write_annotated(source, Path(out) / "annotated.h5ad", obs, obsm, uns)
+    target = Path(out) / "annotated.h5ad"
+    write_annotated(source, target, obs, obsm, uns, data.rows)
     record_checksums(out, "annotated.h5ad")
     return pd.DataFrame(obs, index=data.cells.obs_names)
 
 # %% ../nbs/runs.ipynb #5f0a1c0e
-def gene_columns(
-    adata: AnnData,
-    place: CountsLocation,  # of the counts
-) -> pd.DataFrame:  # one row for each gene of the counts
-    "Columns of var; for counts in raw also those of raw.var, which come first."
-    if place.where != "raw.X":
-        return place.adata.var
-    var, others = adata.raw.var, adata.var
-    missing = [column for column in others if column not in var]
-    if others.index.is_unique:
-        var = pd.concat([var, others[missing].reindex(var.index)], axis=1)
-    return var
-
-
 def cells_for(
     model: GMVAE,
     adata: AnnData,  # the cells of another file
@@ -636,16 +631,8 @@ def cells_for(
 ) -> AnnData:
     "Counts, batch and gene names under the names that the model has for them."
     var = gene_columns(adata, place)
-    if gene_key is not None and gene_key not in var:
-        raise ValueError(
-            f"gene_key={gene_key!r} is not a column of var, which has "
-            f"{list(var.columns)}"
-        )
-    names = pd.Index(var.index)
-    if gene_key is not None:
-        given = var[gene_key].astype(object)
-        names = pd.Index(given.where(given.notna(), var.index))
-    genes = make_index_unique(names.astype(str))  # as in training
+    names = gene_names(var, gene_key)
+    genes = make_index_unique(names)  # as in training
     obs, key = adata.obs, batch_key or model.batch_key
     if model.batch_key is not None and key in obs:
         obs = pd.DataFrame({model.batch_key: obs[key]}, index=obs.index)

@@ -314,11 +314,42 @@ def test_embedding_says_what_the_reader_says(tmp_path, capsys):
     both.obs = new.obs
     both.var["feature_types"] = ["Gene Expression"] * 20 + ["Antibody Capture"] * 2
     both.write_h5ad(tmp_path / "new.h5ad")
-    notes = find_counts(both).notes
+    notes = list(find_counts(both).notes)
     result = gmvae_embed(str(tmp_path / "model"), str(tmp_path / "new.h5ad"), quiet=True)
     assert result["notes"] == notes and any("spliced" in note for note in notes)
     printed = capsys.readouterr().out
     assert all(f"note     {note}" in printed for note in notes)
+
+
+def test_training_on_some_cells_is_recorded_and_annotates_those_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+    a = cells(240)
+    a.var["symbol"] = [f"S{i}" for i in range(20)]
+    a.obsm["X_pca"] = np.arange(480.0).reshape(240, 2)
+    a.raw = a.copy()
+    a.write_h5ad(tmp_path / "a.h5ad")
+    asked = dict(subset="cell_type=type0,type2", gene_key="symbol", K=3, max_epochs=1, quiet=True)
+    out = tmp_path / "run"
+    options = asked | dict(batch_key="batch", preset="blog", out=str(out))
+    gmvae_train(str(tmp_path / "a.h5ad"), **options)
+    part = a[a.obs["cell_type"].isin(["type0", "type2"])]
+    found = ad.read_h5ad(out / "annotated.h5ad")
+    assert found.obs_names.tolist() == part.obs_names.tolist()
+    np.testing.assert_array_equal(found.obsm["X_pca"], part.obsm["X_pca"])
+    np.testing.assert_array_equal(found.X.toarray(), part.X.toarray())
+    assert found.raw.n_vars == 20 and found.raw.X.shape[0] == part.n_obs
+    run = json.loads((out / "run.json").read_text())
+    assert (run["subset"], run["gene_key"]) == (asked["subset"], "symbol")
+    assert any(f"{part.n_obs} of 240 cells" in note for note in run["notes"])
+    page = " ".join((out / "report.html").read_text(encoding="utf-8").split())
+    assert "cells (those with cell_type=type0,type2 in obs) and 20 genes" in page
+    assert len(pd.read_csv(out / "clusters.csv")) == part.n_obs
+    markers = pd.read_csv(out / "markers.csv")
+    assert markers["gene"].str.startswith("S").all()
+    assert GMVAE.load(out).genes[0] == "S0"
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        gmvae_train(str(tmp_path / "a.h5ad"), **options | dict(subset=None, resume=True))
+    gmvae_train(str(tmp_path / "a.h5ad"), **options | dict(resume=True))
 
 
 def test_a_cell_is_unsure_below_one_half():

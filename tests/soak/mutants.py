@@ -618,6 +618,13 @@ MUTANTS = [
         "tests/test_report.py",
         "antibody",
     ),
+    Mutant(
+        "cells that are not there in a subset",
+        "if value not in there:",
+        "if not there:",
+        "tests/test_reading.py",
+        "refused_with_what_there_is",
+    ),
 ]
 
 
