@@ -629,7 +629,8 @@ EMBED = """examples:
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
-known one.
+known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
+place on its map: each lies at the mean of the nearest cells of the run.
 exit codes: 0 done, 2 file or options cannot be used, 4 a file cannot be read or
 written, 130 stopped"""
 
@@ -653,6 +654,7 @@ def describe_embedding(
     for new, old in report["batches"].items():
         if new != old:
             lines.append(f"batch    {new} treated as {old}")
+    lines.append(f"map      {report['map']}")
     return lines
 
 # %% ../nbs/commands.ipynb #c0de0a0b
@@ -720,6 +722,7 @@ def gmvae_embed(
         min_matched=min_matched,
         overwrite=overwrite,
         round_counts=round_counts,
+        run=run,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

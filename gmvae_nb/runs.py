@@ -46,6 +46,7 @@ from .metrics import evaluate
 from .model_folder import read_preset, record_checksums
 from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
 from .reading import Input, gene_columns, gene_names
+from .reference_map import place_on_map, read_map
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -660,9 +661,11 @@ def embed_file(
     overwrite: bool = False,  # a target that this function has not written
     # make whole what is fractional, in memory: "nearest", "stochastic"
     round_counts: str | None = None,
-) -> dict:  # matched, missing, extra, batches, counts: what was done
+    run: str | Path | None = None,  # folder whose map the cells are placed on
+) -> dict:  # matched, missing, extra, batches, counts, map: what was done
     """Embed and cluster the cells of another file.
 
+    On the map of a run each cell lies at the mean of the nearest of its cells.
     ValueError where genes, batches or counts don't fit, and for a target that is
     there and is not such a copy."""
     target = Path(target)
@@ -686,6 +689,18 @@ def embed_file(
                 cells, map_batch=map_batch, min_matched=min_matched
             )
         columns, arrays = annotate(model, matched)
+    on_map = "none: no run was named"
+    if run is not None:
+        try:
+            reference = read_map(run, model.preset.n_x)
+        except (ValueError, OSError) as error:
+            on_map = f"none: {error}"
+        else:
+            arrays["X_gmvae_umap"] = place_on_map(arrays["X_gmvae"], reference)
+            on_map = (
+                "X_gmvae_umap: each cell at the mean of its nearest among the "
+                f"{len(reference.place):,} cells of the run"
+            )
     genes = dict(
         matched=matched.genes.matched,
         missing=len(matched.genes.missing),
@@ -697,6 +712,7 @@ def embed_file(
         counts=place.where,
         round_counts=place.round_counts or "",
         unsure_below=UNSURE_BELOW,
+        map=on_map,
         **genes,
     )
     write_annotated(path, target, columns, arrays, uns)
@@ -709,6 +725,7 @@ def embed_file(
         counts=place.where,
         why=place.why,
         notes=list(place.notes),
+        map=on_map,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

@@ -321,6 +321,30 @@ def test_embedding_says_what_the_reader_says(tmp_path, capsys):
     assert all(f"note     {note}" in printed for note in notes)
 
 
+def test_new_cells_lie_on_the_map_of_the_run_if_it_has_one(finished, mine, tmp_path, capsys):
+    run = Path(finished["out"])
+    known = ad.read_h5ad(run / "annotated.h5ad")
+    target = tmp_path / "new.h5ad"
+    some = ad.read_h5ad(mine)[::-3].copy()  # cells of the run come back to their places
+    some.write_h5ad(tmp_path / "some.h5ad")
+    result = gmvae_embed(str(run), str(tmp_path / "some.h5ad"), out=str(target), quiet=True)
+    new = ad.read_h5ad(target)
+    places = known[new.obs_names].obsm["X_gmvae_umap"]
+    assert np.abs(new.obsm["X_gmvae_umap"] - places).max() < 0.01 * np.ptp(places)
+    np.testing.assert_array_equal(new.obsm["X_umap"], new.obsm["X_gmvae_umap"])
+    assert f"{known.n_obs:,} cells of the run" in result["map"] == new.uns["gmvae"]["map"]
+    assert f"map      {result['map']}" in capsys.readouterr().out
+    GMVAE.load(run).save(tmp_path / "model")  # without cells
+    (tmp_path / "model" / "annotated.h5ad").write_bytes((run / "annotated.h5ad").read_bytes())
+    for folder, words in [("model", "is not of the model as it is now"), ("bare", "has no anno")]:
+        if folder == "bare":
+            GMVAE.load(run).save(tmp_path / "bare")
+        args = str(tmp_path / folder), str(tmp_path / "some.h5ad")
+        result = gmvae_embed(*args, out=str(target), quiet=True)
+        assert result["map"].startswith("none") and words in result["map"]
+        assert "X_gmvae_umap" not in ad.read_h5ad(target).obsm
+
+
 def test_training_on_some_cells_is_recorded_and_annotates_those_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
     a = cells(240)

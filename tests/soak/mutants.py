@@ -625,6 +625,13 @@ MUTANTS = [
         "tests/test_reading.py",
         "refused_with_what_there_is",
     ),
+    Mutant(
+        "the map of an older model",
+        'if "annotated.h5ad" not in listed_files(folder):',
+        "if False:",
+        "tests/test_commands.py",
+        "map_of_the_run",
+    ),
 ]
 
 
