@@ -199,6 +199,8 @@ TRAIN = """examples:
       train a finished run further
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run
       with scores, on 2,000 variable genes
+  gmvae_train run/annotated.h5ad --subset gmvae_cluster=3 --out run3
+      once more, on the cells of one cluster
 
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
@@ -357,6 +359,14 @@ def gmvae_train(
         str,
         choices=("nearest", "stochastic"),
     ) = None,
+    gene_key: Param(
+        "column of var with the gene names; by default its index", str
+    ) = None,
+    subset: Param(
+        "COLUMN=VALUE of obs: train on these cells only; several values with "
+        "commas",
+        str,
+    ) = None,
     resume: Param("go on with the run in the folder", store_true) = False,
     overwrite: Param(
         "replace files in the folder that no run has made", store_true
@@ -395,6 +405,7 @@ def gmvae_train(
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
+    chosen |= dict(gene_key=gene_key, subset=subset)
     read = read_input(data, **keys, **chosen)
     cells, genes = read.cells.shape
     log(
@@ -666,7 +677,8 @@ EMBED = """examples:
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
-known one.
+known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
+place on its map: each lies at the mean of the nearest cells of the run.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
@@ -690,6 +702,7 @@ def describe_embedding(
     for new, old in report["batches"].items():
         if new != old:
             lines.append(f"batch    {new} treated as {old}")
+    lines.append(f"map      {report['map']}")
     return lines
 
 # %% ../nbs/commands.ipynb #c0de0a0b
@@ -757,6 +770,7 @@ def gmvae_embed(
         min_matched=min_matched,
         overwrite=overwrite,
         round_counts=round_counts,
+        run=run,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

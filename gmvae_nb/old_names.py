@@ -90,6 +90,7 @@ MOVED: dict[
         "check_no_cell_is_empty": "reading",
         "choose_genes": "reading",
         "fingerprint": "reading",
+        "gene_columns": "reading",
         "open_data": "reading",
         "read_input": "reading",
         "variable_genes": "reading",

@@ -39,6 +39,7 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import weights_sha256
 
 # isort: on
+from .reading import gene_columns, gene_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
 from .tables import write_table
@@ -428,7 +429,8 @@ def report_markers(
     "The markers of the run's clusters, of genes alone: no antibodies, no peaks."
     how = report.run["settings"].get("round_counts")
     where = find_counts(report.cells, report.run["layer"], how)
-    genes = make_index_unique(where.adata.var_names.astype(str))
+    var = gene_columns(report.cells, where)
+    genes = make_index_unique(gene_names(var, report.run.get("gene_key")))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
     is_gene, _ = gene_features(where.adata.var)
     counts, genes = counts[:, is_gene], genes[is_gene]
@@ -586,6 +588,8 @@ def settings_rows(
         "cells and genes used": f"{run['n_cells']:,} × {run['n_genes']:,}",
         "batch_key": settings["batch_key"] or "none",
         "labels_key": run["labels_key"] or "none",
+        "gene_key": run.get("gene_key") or "none",
+        "subset": run.get("subset") or "none",
         "K": settings["K"],
         "preset": run["preset_name"],
         "seed": settings["seed"],

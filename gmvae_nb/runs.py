@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'UNSURE_BELOW', 'versions', 're
            'fitting_preset', 'note_on_batch_size', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
            'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns', 'add_arrays',
            'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run',
-           'gene_columns', 'cells_for', 'embed_file']
+           'cells_for', 'embed_file']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -56,7 +56,8 @@ from .model_folder import record_checksums, weights_sha256
 
 # isort: on
 from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
-from .reading import Input, fingerprint
+from .reading import Input, fingerprint, gene_columns, gene_names
+from .reference_map import place_on_map, read_map
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -419,6 +420,8 @@ def describe_run(
         where=data.where,
         why=data.why,
         notes=data.notes,
+        subset=data.subset,
+        gene_key=data.gene_key,
         **asked,
         versions=versions(),
         machine=platform.platform(),
@@ -615,10 +618,12 @@ def write_annotated(
     obsm: Mapping[str, np.ndarray],  # key -> (N, d)
     uns: Mapping[str, object],  # under uns["gmvae"]
     *,
+    rows: np.ndarray | None = None,  # only these cells of the file; None: all
     names: pd.Index | None = None,  # of the cells, as they were read
     sha256: str | None = None,  # of the file, as it was read
 ) -> None:
-    """Copy an h5ad and add to it; nothing that is in it is written anew.
+    """Copy an h5ad and add to it; nothing that is in it is written anew, but for
+    some of its cells, which are written as anndata does it now.
 
     ValueError if the target is the source, if the source is not what was read
     any more, or if nothing can be added to it."""
@@ -636,7 +641,10 @@ def write_annotated(
         if is_file:
             with h5py.File(source) as f:
                 old = is_old_layout(f)
-            if old:  # it is written as anndata does it now
+            if rows is not None:
+                write_cells(read_h5ad(source)[rows].copy(), path)
+                check_unchanged(source)
+            elif old:  # it is written as anndata does it now
                 read_h5ad(source).write_h5ad(path)
                 check_unchanged(source)
             else:
@@ -704,6 +712,8 @@ def check_annotation(
             for name in ("obsm", "varm", "obsp", "varp"):
                 getattr(cells, name).update(getattr(data.source, name))
             write_cells(cells, path)
+        elif data.rows is not None:
+            write_cells(AnnData(obs=data.cells.obs), path)
         else:
             with h5py.File(data.path) as f, h5py.File(path, "w") as tried:
                 if is_old_layout(f):
@@ -783,9 +793,11 @@ def annotate_run(
         )
         source = data.source if data.path is None else data.path
         target = out / "annotated.h5ad"
-        as_read = dict(names=names, sha256=data.file_sha256)
+        as_read = dict(rows=data.rows, names=names, sha256=data.file_sha256)
         lock.check()
-        forget_checksums(out, "annotated.h5ad", "markers.csv", "report.html")
+        forget_checksums(
+            out, "annotated.h5ad", "clusters.csv", "markers.csv", "report.html"
+        )
         try:
             write_annotated(source, target, obs, obsm, uns, **as_read)
         except Exception as error:  # of the libraries below, of many kinds
@@ -806,20 +818,6 @@ def annotate_run(
     return pd.DataFrame(obs, index=names)
 
 # %% ../nbs/runs.ipynb #5f0a1c0e
-def gene_columns(
-    adata: AnnData,
-    place: CountsLocation,  # of the counts
-) -> pd.DataFrame:  # one row for each gene of the counts
-    "Columns of var; for counts in raw also those of raw.var, which come first."
-    if place.where != "raw.X":
-        return place.adata.var
-    var, others = adata.raw.var, adata.var
-    missing = [column for column in others if column not in var]
-    if others.index.is_unique:
-        var = pd.concat([var, others[missing].reindex(var.index)], axis=1)
-    return var
-
-
 def cells_for(
     model: GMVAE,
     adata: AnnData,  # the cells of another file
@@ -829,16 +827,8 @@ def cells_for(
 ) -> AnnData:
     "Counts, batch and gene names under the names that the model has for them."
     var = gene_columns(adata, place)
-    if gene_key is not None and gene_key not in var:
-        raise ValueError(
-            f"gene_key={gene_key!r} is not a column of var, which has "
-            f"{list(var.columns)}"
-        )
-    names = pd.Index(var.index)
-    if gene_key is not None:
-        given = var[gene_key].astype(object)
-        names = pd.Index(given.where(given.notna(), var.index))
-    genes = make_index_unique(names.astype(str))  # as in training
+    names = gene_names(var, gene_key)
+    genes = make_index_unique(names)  # as in training
     obs, key = adata.obs, batch_key or model.batch_key
     if model.batch_key is not None and key in obs:
         obs = pd.DataFrame({model.batch_key: obs[key]}, index=obs.index)
@@ -866,9 +856,11 @@ def embed_file(
     overwrite: bool = False,  # a target that this function has not written
     # make whole what is fractional, in memory: "nearest", "stochastic"
     round_counts: str | None = None,
-) -> dict:  # matched, missing, extra, batches, counts: what was done
+    run: str | Path | None = None,  # folder whose map the cells are placed on
+) -> dict:  # matched, missing, extra, batches, counts, map: what was done
     """Embed and cluster the cells of another file.
 
+    On the map of a run each cell lies at the mean of the nearest of its cells.
     ValueError where genes, batches or counts don't fit, and for a target that is
     there and is not such a copy."""
     target, source = Path(target), path
@@ -903,6 +895,18 @@ def embed_file(
             f"{source} was changed or replaced while it was embedded: "
             "run it again when the file is complete"
         )
+    on_map = "none: no run was named"
+    if run is not None:
+        try:
+            reference = read_map(run, model.preset.n_x)
+        except (ValueError, OSError) as error:
+            on_map = f"none: {error}"
+        else:
+            arrays["X_gmvae_umap"] = place_on_map(arrays["X_gmvae"], reference)
+            on_map = (
+                "X_gmvae_umap: each cell at the mean of its nearest among the "
+                f"{len(reference.place):,} cells of the run"
+            )
     genes = dict(
         matched=matched.genes.matched,
         missing=len(matched.genes.missing),
@@ -916,6 +920,7 @@ def embed_file(
         unsure_below=UNSURE_BELOW,
         model_sha256=weights_sha256(model.network.state_dict()),
         epochs=len(model.history),
+        map=on_map,
         **genes,
     )
     write_annotated(path, target, columns, arrays, uns, sha256=sha256)
@@ -928,6 +933,7 @@ def embed_file(
         counts=place.where,
         why=place.why,
         notes=list(place.notes),
+        map=on_map,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

@@ -154,9 +154,11 @@ def test_a_table_of_nothing_is_a_sentence(shell, tmp_path):
 
 def test_train_leaves_everything_it_promises(finished, mine):
     out = mine.parent / "run"
-    promised = "annotated.h5ad report.html markers.csv model.safetensors config.json history.csv"
+    promised = "annotated.h5ad report.html markers.csv clusters.csv model.safetensors"
     assert {p.name for p in out.iterdir()} == {
         *promised.split(),
+        "config.json",
+        "history.csv",
         "run.json",
         "metrics.json",
         ".lock",
@@ -314,11 +316,66 @@ def test_embedding_says_what_the_reader_says(tmp_path, capsys):
     both.obs = new.obs
     both.var["feature_types"] = ["Gene Expression"] * 20 + ["Antibody Capture"] * 2
     both.write_h5ad(tmp_path / "new.h5ad")
-    notes = find_counts(both).notes
+    notes = list(find_counts(both).notes)
     result = gmvae_embed(str(tmp_path / "model"), str(tmp_path / "new.h5ad"), quiet=True)
     assert result["notes"] == notes and any("spliced" in note for note in notes)
     printed = capsys.readouterr().out
     assert all(f"note     {note}" in printed for note in notes)
+
+
+def test_new_cells_lie_on_the_map_of_the_run_if_it_has_one(finished, mine, tmp_path, capsys):
+    run = Path(finished["out"])
+    known = ad.read_h5ad(run / "annotated.h5ad")
+    target = tmp_path / "new.h5ad"
+    some = ad.read_h5ad(mine)[::-3].copy()  # cells of the run come back to their places
+    some.write_h5ad(tmp_path / "some.h5ad")
+    result = gmvae_embed(str(run), str(tmp_path / "some.h5ad"), out=str(target), quiet=True)
+    new = ad.read_h5ad(target)
+    places = known[new.obs_names].obsm["X_gmvae_umap"]
+    assert np.abs(new.obsm["X_gmvae_umap"] - places).max() < 0.01 * np.ptp(places)
+    np.testing.assert_array_equal(new.obsm["X_umap"], new.obsm["X_gmvae_umap"])
+    assert f"{known.n_obs:,} cells of the run" in result["map"] == new.uns["gmvae"]["map"]
+    assert f"map      {result['map']}" in capsys.readouterr().out
+    GMVAE.load(run).save(tmp_path / "model")  # without cells
+    (tmp_path / "model" / "annotated.h5ad").write_bytes((run / "annotated.h5ad").read_bytes())
+    for folder, words in [("model", "is not of the model as it is now"), ("bare", "has no anno")]:
+        if folder == "bare":
+            GMVAE.load(run).save(tmp_path / "bare")
+        args = str(tmp_path / folder), str(tmp_path / "some.h5ad")
+        result = gmvae_embed(*args, out=str(target), quiet=True)
+        assert result["map"].startswith("none") and words in result["map"]
+        assert "X_gmvae_umap" not in ad.read_h5ad(target).obsm
+
+
+def test_training_on_some_cells_is_recorded_and_annotates_those_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+    a = cells(240)
+    a.var["symbol"] = [f"S{i}" for i in range(20)]
+    a.obsm["X_pca"] = np.arange(480.0).reshape(240, 2)
+    a.raw = a.copy()
+    a.write_h5ad(tmp_path / "a.h5ad")
+    asked = dict(subset="cell_type=type0,type2", gene_key="symbol", K=3, max_epochs=1, quiet=True)
+    out = tmp_path / "run"
+    options = asked | dict(batch_key="batch", preset="blog", out=str(out))
+    gmvae_train(str(tmp_path / "a.h5ad"), **options)
+    part = a[a.obs["cell_type"].isin(["type0", "type2"])]
+    found = ad.read_h5ad(out / "annotated.h5ad")
+    assert found.obs_names.tolist() == part.obs_names.tolist()
+    np.testing.assert_array_equal(found.obsm["X_pca"], part.obsm["X_pca"])
+    np.testing.assert_array_equal(found.X.toarray(), part.X.toarray())
+    assert found.raw.n_vars == 20 and found.raw.X.shape[0] == part.n_obs
+    run = json.loads((out / "run.json").read_text())
+    assert (run["subset"], run["gene_key"]) == (asked["subset"], "symbol")
+    assert any(f"{part.n_obs} of 240 cells" in note for note in run["notes"])
+    page = " ".join((out / "report.html").read_text(encoding="utf-8").split())
+    assert "cells (those with cell_type=type0,type2 in obs) and 20 genes" in page
+    assert len(pd.read_csv(out / "clusters.csv")) == part.n_obs
+    markers = pd.read_csv(out / "markers.csv")
+    assert markers["gene"].str.startswith("S").all()
+    assert GMVAE.load(out).genes[0] == "S0"
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        gmvae_train(str(tmp_path / "a.h5ad"), **options | dict(subset=None, resume=True))
+    gmvae_train(str(tmp_path / "a.h5ad"), **options | dict(resume=True))
 
 
 def test_a_cell_is_unsure_below_one_half():

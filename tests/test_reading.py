@@ -313,3 +313,84 @@ def test_names_never_reach_the_terminal_as_commands(tmp_path, capsys):
     told = "".join(capsys.readouterr())
     assert "have a label in l\\u001b[2J" in told
     assert not set(told) & set("\x1b\x9b\u202e")
+
+
+# --- some of the cells, and names of genes --------------------------------------------------------
+
+
+def grouped():
+    a = cells(table())
+    a.obs["group"] = pd.Categorical(np.resize(["a", "b", "c", None], a.n_obs))
+    a.obs["n"] = np.resize([1, 2, 3], a.n_obs)
+    a.obs["x=y"] = np.resize(["T, CD4", "B"], a.n_obs)
+    a.var["symbol"] = np.resize(["CD4", "CD8", None, "CD4"], a.n_vars)
+    return a
+
+
+@pytest.mark.parametrize(
+    "subset, chosen",
+    [
+        ("group=a", lambda obs: obs["group"] == "a"),
+        ("group=a,c", lambda obs: obs["group"].isin(["a", "c"])),
+        ("n=2", lambda obs: obs["n"] == 2),
+        ("x=y=T, CD4", lambda obs: obs["x=y"] == "T, CD4"),
+    ],
+)
+@pytest.mark.parametrize("stored", [False, "csr", "csc", "dense", "raw"])
+def test_some_cells_are_read_as_if_there_were_no_others(subset, chosen, stored, tmp_path):
+    a = grouped()
+    part = a[chosen(a.obs).to_numpy()].copy()
+    if stored == "dense":
+        a.X = sparse.csr_matrix(a.X).toarray()
+    if stored == "csc":
+        a.X = sparse.csc_matrix(a.X)
+    if stored == "raw":
+        a.raw = a.copy()
+        a.X = a.X * 0.5
+    data = a
+    if stored:
+        data = tmp_path / "a.h5ad"
+        a.write_h5ad(data)
+    read = read_input(data, subset=subset, batch_key="x=y")
+    assert read.sha256 == read_input(part, batch_key="x=y").sha256
+    assert read.cells.obs_names.tolist() == part.obs_names.tolist()
+    assert read.subset == subset and read.notes[0].startswith(f"{part.n_obs} of {a.n_obs} cells")
+    assert (read.source is None) == bool(stored) and (read.rows is None) != bool(stored)
+
+
+def test_a_cell_without_counts_that_is_not_asked_for_is_no_hindrance():
+    a = grouped()
+    y = sparse.csr_matrix(a.X).tolil()
+    y[1] = 0  # of group b
+    a.X = y.tocsr()
+    with pytest.raises(ValueError, match="count"):
+        read_input(a)
+    assert read_input(a, subset="group=a").cells.n_obs == (a.obs["group"] == "a").sum()
+
+
+@pytest.mark.parametrize(
+    "subset, words",
+    [
+        ("group", "not of the form column=value"),
+        ("", "not of the form column=value"),
+        ("nobody=a", "'nobody' is not a column of obs, which has .*'group'"),
+        ("group=z", "no cell has group 'z'; there are a, b, c$"),
+        ("group=a,z", "no cell has group 'z'; there are a, b, c$"),
+        ("group=nan", "no cell has group 'nan'"),
+        ("group=", "no cell has group ''"),
+    ],
+)
+def test_cells_that_are_not_there_are_refused_with_what_there_is(subset, words):
+    with pytest.raises(ValueError, match=words):
+        read_input(grouped(), subset=subset)
+
+
+def test_genes_get_their_names_from_the_column_that_is_asked_for():
+    a = grouped()
+    read = read_input(a, gene_key="symbol")
+    names = read.cells.var_names.tolist()
+    assert names[:4] == ["CD4", "CD8", a.var_names[2], "CD4-1"]  # unique, and none is without
+    assert read.gene_key == "symbol" and any("occur again" in note for note in read.notes)
+    np.testing.assert_array_equal(read.cells.X.toarray(), read_input(a).cells.X.toarray())
+    with pytest.raises(ValueError, match=r"gene_key='id' is not a column of var.*'symbol'"):
+        read_input(a, gene_key="id")

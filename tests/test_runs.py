@@ -306,7 +306,9 @@ def test_clusters_without_cells_reach_no_test():
 # --- nobody else's file ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["annotated.h5ad", "report.html", "markers.csv", "metrics.json"])
+@pytest.mark.parametrize(
+    "name", ["annotated.h5ad", "report.html", "markers.csv", "clusters.csv", "metrics.json"]
+)
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     path, out = stored(tmp_path), tmp_path / "run"
 
@@ -327,7 +329,7 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     put()  # in the folder of a finished run
     with pytest.raises(ValueError, match=f"{name} was not written by a run"):
         gmvae_train(path, out=str(out), resume=True, **QUICK)
-    if name in ("report.html", "markers.csv"):
+    if name in ("report.html", "markers.csv", "clusters.csv"):
         with pytest.raises(ValueError, match=f"{name} was not written by a run"):
             gmvae_report(str(out))
     (out / name).unlink()

@@ -862,15 +862,15 @@ MUTANTS = [
     ),
     Mutant(
         "simulated counts without the cell",
-        "np.random.default_rng([seed, row])",
-        "np.random.default_rng(seed)",
+        "numpy_stream(seed, Stream.SIMULATION, row)",
+        "numpy_stream(seed, Stream.SIMULATION)",
         MUTATIONS,
         "draws_depend",
     ),
     Mutant(
         "draws without the seed",
-        "torch.Generator().manual_seed(seed)",
-        "torch.Generator().manual_seed(0)",
+        "torch_stream(seed, Stream.ANSWERS)",
+        "torch_stream(0, Stream.ANSWERS)",
         MUTATIONS,
         "draws_depend",
     ),
@@ -950,6 +950,20 @@ MUTANTS = [
         "pass",
         "tests/test_report.py",
         "antibody",
+    ),
+    Mutant(
+        "cells that are not there in a subset",
+        "if value not in there:",
+        "if not there:",
+        "tests/test_reading.py",
+        "refused_with_what_there_is",
+    ),
+    Mutant(
+        "the map of an older model",
+        'if "annotated.h5ad" not in listed_files(folder):',
+        "if False:",
+        "tests/test_commands.py",
+        "map_of_the_run",
     ),
 ]
 
