@@ -855,8 +855,8 @@ MUTANTS = [
     ),
     Mutant(
         "simulated counts without the seed",
-        "np.random.default_rng([seed, row])",
-        "np.random.default_rng([0, row])",
+        "numpy_stream(seed, Stream.SIMULATION, row)",
+        "numpy_stream(0, Stream.SIMULATION, row)",
         MUTATIONS,
         "draws_depend",
     ),
