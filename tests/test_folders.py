@@ -238,7 +238,7 @@ def flips_not_told(run: Path, name: str, places: list[int], seed=0) -> list[tupl
         damage = "damaged" in said or "not what was written" in said
         if name not in said or not damage or "stopped" in said:
             missed.append((place, bit, said))
-    path.write_bytes(before)
+        path.write_bytes(before)
     return missed
 
 
