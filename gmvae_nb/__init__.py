@@ -14,9 +14,6 @@ __version__ = "0.1.0"
 threads_spin = "torch" in sys.modules and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE"
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# numba, in scanpy's neighbours and UMAP, does not look at OMP_NUM_THREADS by itself
-if "OMP_NUM_THREADS" in os.environ:
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"].split(",")[0])
 # anndata's progress bars ask for notebook widgets when they are imported; ours are plain text
 warnings.filterwarnings("ignore", message="IProgress not found")
 # torch says so of every sparse tensor; the operations used here are tested

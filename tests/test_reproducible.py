@@ -52,6 +52,8 @@ for t in [*model._state().values(), *map(torch.from_numpy, answers)]:
     digest.update(t.contiguous().numpy().tobytes())
 assert torch.get_num_threads() == threads  # as it was found
 print(digest.hexdigest())
+import numba
+numba.njit(lambda x: x + 1)(1)  # it refuses to, if its threads were meddled with
 """
 
 
