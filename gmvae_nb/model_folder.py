@@ -517,14 +517,14 @@ def listed_checksums(
     sums = listed.get("sha256", {})
     known = {*config, "seconds", "sha256"}  # one without a checksum is older
     older = state is None and known.issuperset(listed)
+    how = how_to_mend(folder, path.name, (folder / "run.json").exists())
     for name in sums if isinstance(sums, dict) else ():
         if Path(name).name != name:
             raise ValueError(
-                f"{path} lists {name!r}, which is no file of this folder: it was "
-                "not written by gmvae_nb"
+                f"{path} lists {name!r}, which is no file of this folder: it is "
+                f"damaged, or was not written by gmvae_nb: {how}"
             )
     if not isinstance(sums, dict) or not (state or older):
-        how = how_to_mend(folder, path.name, (folder / "run.json").exists())
         raise ValueError(
             f"{path} is damaged, or was changed (its checksum differs): {how}"
         )
