@@ -34,6 +34,8 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 RUN = _runs/K$(K)-seed$(SEED)
 DRAFT = _runs/.K$(K)-seed$(SEED).ipynb
 results: env ## train, score and draw one model, or go on with it: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
+	@test ! -e $(RUN).ipynb || grep -q '"papermill"' $(RUN).ipynb || \
+	    { echo "$(RUN).ipynb is there and was not written by make results: move it away"; exit 2; }
 	mkdir -p _runs
 	$(BIN)/papermill nbs/06_results.ipynb $(DRAFT) --cwd . --kernel python3 --log-output --no-progress-bar \
 	    -p K $(K) -p seed $(SEED) -p out $(RUN) $(PARAMETERS)

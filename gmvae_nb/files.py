@@ -349,6 +349,8 @@ OWN_FILES = {
     "clusters.csv": "barcode,cluster,probability,confidence",
     "metrics.json": '"train_seconds":',
     "run.json": '"counts_sha256":',
+    "loss.png": "gmvae_nb",
+    "umap.png": "gmvae_nb",
     # in place of annotated.h5ad, where that cannot be written
     "annotated_cells.csv": "cell,gmvae_cluster,",
     "annotated_cells.npz": "X_gmvae.npy",
@@ -408,7 +410,7 @@ def is_own_file(
             json.loads(text)
         except ValueError:
             return listed
-    return listed and not text
+    return listed and (not text or path.suffix == ".png")
 
 
 def check_own_files(

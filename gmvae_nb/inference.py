@@ -62,10 +62,20 @@ def for_each_cell(
     function: Callable[[Tensor, Tensor], Tensor],  # (y, b) -> (n, ...)
     rows: np.ndarray | None = None,  # some of them; None: all
 ) -> Tensor:  # (N, ...), on the CPU
-    "Apply a function of a mini-batch to all cells."
+    """Apply a function of a mini-batch to all cells.
+
+    FloatingPointError, naming the first cell, for a result that is not finite."""
     parts = []
-    for y, b, _ in cells_in_order(network, cells, rows):
-        parts.append(function(y, b).cpu())
+    for y, b, here in cells_in_order(network, cells, rows):
+        part = function(y, b).cpu()
+        finite = part.isfinite().reshape(len(part), -1).all(1)
+        if not finite.all():
+            name = cells.names[here[finite.logical_not().nonzero()[0].item()]]
+            raise FloatingPointError(
+                f"the model's answer for cell {name!r} is not finite: its "
+                "weights have grown beyond what can be computed with, train again"
+            )
+        parts.append(part)
     return torch.cat(parts)
 
 # %% ../nbs/inference.ipynb #cdc66802

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,12 +63,10 @@ def training_split(
     n_cells: int,
     test_idx: np.ndarray | None,  # None: a seeded random 15 %
     seed: int,
-    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # rows to train on, and rows held out
     """Which cells are trained on.
 
-    ValueError for positions that do not exist, and if fewer cells than a
-    mini-batch has are left."""
+    ValueError for positions that do not exist, and if no cell is left."""
     if test_idx is None:
         train, test = split_cells(
             n_cells, 0.15, seed_sequence(seed, Stream.SPLIT)
@@ -87,11 +85,9 @@ def training_split(
                 f"positions from 0 to {n_cells - 1}"
             )
         train = np.setdiff1d(np.arange(n_cells), test)
-    if len(train) < batch_size:
+    if not len(train):
         raise ValueError(
-            f"{len(train)} cells are left for training, fewer than one "
-            f"mini-batch of {batch_size}; give more cells, or a preset with a "
-            "smaller batch_size"
+            f"test_idx names all {n_cells} cells: none is left to train on"
         )
     return train, test
 
@@ -292,17 +288,17 @@ def _train(
     held-out cells (afterwards, without), and the cluster usage of the held-out
     cells (of the training cells if none are held out). Interrupted with Ctrl-C,
     the model is put back to its last finished epoch before KeyboardInterrupt goes
-    on. A UserWarning says so if the mixture has collapsed. Raises ValueError when
-    there are fewer training cells than a mini-batch needs, or when a planned
-    schedule (see `is_planned`) was begun for another number of epochs;
+    on. A UserWarning says so if the mixture has collapsed, or if there are fewer
+    cells than a mini-batch has, which is made smaller. Raises ValueError when a
+    planned schedule (see `is_planned`) was begun for another number of epochs;
     FloatingPointError when the loss is no longer finite; BlockingIOError while
     another process or thread trains in `out`. Threads:
     `OMP_NUM_THREADS`, or one for each core."""
     counts = self._cells().counts
     if self.train_idx is None or test_idx is not None:
-        size = self.preset.batch_size
-        split = training_split(counts.shape[0], test_idx, self.seed, size)
+        split = training_split(counts.shape[0], test_idx, self.seed)
         self.train_idx, self.test_idx = split
+        self._shrink_mini_batch()
     if max_epochs is None:
         max_epochs = epochs_wanted(self.preset, len(self.train_idx))
     is_whole = isinstance(max_epochs, Integral) and not isinstance(
@@ -330,6 +326,19 @@ def _train(
     if self._rows:
         self._warn_if_collapsed()
     return self
+
+
+def _shrink_mini_batch(self: "GMVAE") -> None:
+    "To the training cells, if they are fewer."
+    n, size = len(self.train_idx), self.preset.batch_size
+    if n < size:
+        warnings.warn(
+            f"{n} cells to train on are fewer than a mini-batch of {size}: the "
+            "mini-batch is as large as they are",
+            stacklevel=3,
+        )
+        self.preset = replace(self.preset, batch_size=n)
+        self.network.preset = self.preset
 
 
 def _epochs_to_train(
@@ -575,9 +584,7 @@ def _load(
         model._names_sha256 = names_sha256(cells.names)
         if config["test_idx"] is not None and adata.n_obs == config["n_cells"]:
             test_idx = np.array(config["test_idx"], dtype=np.int64)
-            split = training_split(
-                adata.n_obs, test_idx, model.seed, model.preset.batch_size
-            )
+            split = training_split(adata.n_obs, test_idx, model.seed)
             model.train_idx, model.test_idx = split
     return model
 
@@ -936,6 +943,7 @@ class GMVAE:
     # training
     train = _train
     _epochs_to_train = _epochs_to_train
+    _shrink_mini_batch = _shrink_mini_batch
     _train_epoch = _train_epoch
     _train_epoch_or_restore = _train_epoch_or_restore
     _start_epoch = _start_epoch

@@ -152,10 +152,6 @@ BAD |= {
     "no cells": (lambda: fit(cells()[:0]), "0 cells and 20 genes"),
     "no genes": (lambda: fit(cells()[:, :0]), "100 cells and 0 genes"),
     "one cell": (lambda: fit(cells()[:1].copy(), K=1), "1 cells cannot be split"),
-    "fewer cells than a mini-batch": (
-        lambda: fit(cells()[:9].copy()),
-        "7 cells are left for training, fewer than one mini-batch of 16",
-    ),
     "indices outside": (
         lambda: fit(with_sparse(indices=lambda v: v.__setitem__(3, 10**6))),
         "adata.X is damaged .*indices must be < 20",

@@ -110,10 +110,18 @@ def test_missing_batches_are_named():
         GMVAE(adata, K=3, batch_key="batch", preset=TINY)
 
 
-def test_fewer_cells_than_a_minibatch():
-    says = "10 cells are left for training, fewer than one mini-batch of 16"
-    with pytest.raises(ValueError, match=says):
-        GMVAE(simulated(), K=2, preset=TINY).train(test_idx=np.arange(110), progress=False)
+def test_fewer_cells_than_a_minibatch_shrink_it(tmp_path):
+    model = GMVAE(simulated(), K=2, preset=TINY)
+    with pytest.warns(UserWarning, match="10 cells to train on are fewer than a mini-batch of 16"):
+        model.train(1, test_idx=np.arange(110), out=tmp_path, progress=False)
+    assert model.preset.batch_size == 10 and len(model.train_idx) == 10
+    again = GMVAE.load(tmp_path, simulated()).train(2, progress=False)
+    np.testing.assert_array_equal(
+        again.get_latent_representation(),
+        model.train(2, progress=False).get_latent_representation(),
+    )
+    with pytest.raises(ValueError, match="names all 120 cells: none is left"):
+        GMVAE(simulated(), K=2, preset=TINY).train(test_idx=np.arange(120), progress=False)
 
 
 def test_held_out_cells_must_exist():
