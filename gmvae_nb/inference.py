@@ -73,7 +73,8 @@ def for_each_cell(
             name = cells.names[here[finite.logical_not().nonzero()[0].item()]]
             raise FloatingPointError(
                 f"the model's answer for cell {name!r} is not finite: its "
-                "weights have grown beyond what can be computed with, train again"
+                "weights are out of range, train it again, with a lower learning "
+                "rate"
             )
         parts.append(part)
     return torch.cat(parts)

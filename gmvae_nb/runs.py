@@ -43,7 +43,6 @@ from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
 
 # isort: on
-from .finite import check_results
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
@@ -327,13 +326,8 @@ def score_run(
 ) -> RunScores:
     "Scores of the latent space, and of the raw counts if asked for."
     cells = cells.copy()
-    latent = model.get_latent_representation(cells)
-    prob = model.predict_proba(cells)
-    check_results({"X_gmvae": latent, "gmvae_prob": prob})
-    cells.obsm["X_gmvae"] = latent
-    names = [str(k) for k in range(prob.shape[1])]
-    cluster = pd.Categorical.from_codes(prob.argmax(1), names)
-    cells.obs["gmvae_cluster"] = cluster.remove_unused_categories()
+    cells.obsm["X_gmvae"] = model.get_latent_representation(cells)
+    cells.obs["gmvae_cluster"] = model.predict(cells)
     if batch_key is not None:
         cells.obs[batch_key] = get_categories(cells, batch_key, "batch_key")
     known = cells.obs[labels_key].notna()
@@ -373,9 +367,7 @@ def run_summary(
     last, test = model.history.iloc[-1], {}
     if held_out.n_obs:
         test = {term: float(last[f"test_{term}"]) for term in ELBO_TERMS}
-        iwae = model.get_iwae(held_out, 50)
-        check_results({"-IWAE": iwae})
-        test["neg_iwae"] = float(-iwae.mean())
+        test["neg_iwae"] = float(-model.get_iwae(held_out, 50).mean())
     return dict(
         data=data,
         preset=preset,
@@ -529,7 +521,6 @@ def annotate(
         "gmvae_unsure": confidence < UNSURE_BELOW,
     }
     latent = model.get_latent_representation(cells)
-    check_results({"X_gmvae": latent, "gmvae_prob": prob})
     return obs, {"X_gmvae": latent, "gmvae_prob": prob}
 
 # %% ../nbs/runs.ipynb #b556895c
@@ -780,7 +771,6 @@ def annotate_run(
             split[model.test_idx] = "test"
         obs["gmvae_split"] = pd.Categorical(split)
         obsm["X_gmvae_umap"] = umap(obsm["X_gmvae"], model.seed)
-        check_results({"X_gmvae_umap": obsm["X_gmvae_umap"]})
         uns = dict(
             gmvae_nb=__version__,
             K=model.K,
