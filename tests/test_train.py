@@ -300,6 +300,31 @@ def test_a_collapsed_mixture_is_said_to_be_one():
         flat.train(1, progress=False)
 
 
+def frozen(adata):
+    "The same cells in arrays that nobody may write to."
+    for part in (adata.X.data, adata.X.indices, adata.X.indptr):
+        part.setflags(write=False)
+    return adata
+
+
+@pytest.mark.parametrize("preset", ["blog", "recommended"])
+def test_order_company_and_repetition_do_not_matter(preset):
+    "What scikit-learn asks of an estimator; and arrays that are read-only."
+    preset = replace(PRESETS[preset], n_x=3, n_w=2, encoder_hidden=(16,), decoder_hidden=(16,))
+    preset = replace(preset, prior_hidden=8, M=1, batch_size=16, min_steps=0, dtype="float32")
+    options = dict(K=3, batch_key="batch", preset=preset)
+    model = GMVAE(frozen(simulated()), **options).train(7, progress=False)
+    again = GMVAE(simulated(), **options).train(7, progress=False)
+    for method in ("get_latent_representation", "predict_proba", "get_elbo", "get_iwae"):
+        whole = getattr(model, method)(frozen(simulated()))
+        np.testing.assert_array_equal(whole, getattr(model, method)(), err_msg=method)
+        np.testing.assert_array_equal(whole, getattr(again, method)(), err_msg=method)
+        mixed = np.random.default_rng(0).permutation(120)
+        for cells_ in (mixed, mixed[:7], [5]):
+            part = getattr(model, method)(simulated()[cells_].copy())
+            np.testing.assert_allclose(part, whole[cells_], rtol=1e-4, atol=1e-5, err_msg=method)
+
+
 def test_no_clusters_without_cells_are_among_the_categories():
     model = fitted(K=20)
     found = model.predict()

@@ -117,13 +117,24 @@ def test_runs_killed_at_random_steps_equal_the_undisturbed_one(tmp_path, note):
     note(what, kills, kills, "40 runs, killed up to three times each")
 
 
-@pytest.mark.parametrize("how, n", [("cut", 200), ("flip", 2000)])
-def test_damaged_h5ad_never_brings_the_process_down(tmp_path, note, how, n):
-    found = try_damaged(tmp_path, n, how, seed=1)
+@pytest.mark.parametrize(
+    "how, n, compression",
+    [
+        ("cut", 200, None),
+        ("flip", 2000, None),
+        ("cut", 100, "gzip"),
+        ("flip", 1000, "gzip"),
+        ("flip", 500, "lzf"),
+    ],
+)
+def test_damaged_h5ad_never_brings_the_process_down(tmp_path, note, how, n, compression):
+    found, seconds, megabytes = try_damaged(tmp_path, n, how, 1, compression)
     read, refused = found.get(0, 0), found.get(2, 0)
     kept = read + refused
     what = {"cut": "h5ad cut off at a random byte", "flip": "h5ad with random bits flipped"}[how]
-    note(what, n, kept, f"{refused} refused in a sentence, {read} read")
+    what += f", {compression}, read by a command" if compression else ""
+    detail = f"{refused} refused in a sentence, {read} read; at most {seconds:.1f} s of "
+    note(what, n, kept, f"{detail}processor time and {megabytes:.0f} MB, Python included")
     assert kept == n, found
 
 
