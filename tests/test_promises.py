@@ -147,7 +147,7 @@ def test_a_full_disk_is_a_sentence_and_the_old_model_loads(tmp_path):
                 write()
             assert "could not be written (No space left on device)" in sentence(error)
         there = {p.name for p in disk.iterdir()}
-        assert there == {"model.safetensors", "config.json", "history.csv", "filler"}
+        assert there == {"model.safetensors", "config.json", "history.csv", "filler", ".lock"}
         assert same_weights(GMVAE.load(disk).network.state_dict(), old.network.state_dict())
         verify(disk)
 
