@@ -9,6 +9,7 @@ import torch.distributions as td
 from gmvae_nb.vae import (
     MLP,
     VAE,
+    Dropout,
     GaussianHead,
     gaussian_log_prob,
     kl_gaussians,
@@ -238,18 +239,18 @@ def test_mlp_layers_and_their_order(sizes, dropout):
     orders = {False: (nn.GELU, nn.LayerNorm), True: (nn.LayerNorm, nn.GELU)}
     for norm_first, inner in orders.items():
         mlp = MLP(sizes, dropout, norm_first)
-        block = [nn.Linear, *inner, nn.Dropout]
+        block = [nn.Linear, *inner, Dropout]
         assert [type(layer) for layer in mlp] == block * (len(sizes) - 1)
         linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
         widths = [(layer.in_features, layer.out_features) for layer in linear]
         assert widths == list(zip(sizes, sizes[1:]))
-        assert all(layer.p == dropout for layer in mlp if isinstance(layer, nn.Dropout))
+        assert all(layer.p == dropout for layer in mlp if isinstance(layer, Dropout))
         assert mlp.eval()(torch.zeros(2, 3, sizes[0])).shape == (2, 3, sizes[-1])
 
 
 def test_mlp_defaults_are_those_of_the_text():
     mlp = MLP((4, 3))
-    assert [type(layer) for layer in mlp] == [nn.Linear, nn.GELU, nn.LayerNorm, nn.Dropout]
+    assert [type(layer) for layer in mlp] == [nn.Linear, nn.GELU, nn.LayerNorm, Dropout]
     assert mlp[-1].p == 0.05
 
 
@@ -301,7 +302,7 @@ def test_vae_architecture_follows_its_arguments():
     vae = VAE(12, 3, hidden=(8, 6), dropout=0.2, norm_first=True)
     widths = [(m.in_features, m.out_features) for m in vae.modules() if isinstance(m, nn.Linear)]
     assert widths == [(12, 8), (8, 6), (6, 6), (3, 6), (6, 8), (8, 12)]
-    assert {m.p for m in vae.modules() if isinstance(m, nn.Dropout)} == {0.2}
+    assert {m.p for m in vae.modules() if isinstance(m, Dropout)} == {0.2}
     assert all(isinstance(block[1], nn.LayerNorm) for block in (vae.encoder, vae.decoder))
 
 
