@@ -57,8 +57,10 @@ test: env ## everything: lint, map of modules, exported code in sync, notebooks 
 	$(BIN)/ruff format --check
 	$(BIN)/python tools/module_map.py --check
 	tests/in_sync.sh
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest tests
+	# side by side, on two cores; the pages' report comes last
+	$(BIN)/nbdev_test --n_workers 1 > _runs/nbdev_test.log 2>&1 & pages=$$!; \
+	    $(BIN)/python -m pytest tests; status=$$?; \
+	    wait $$pages || status=1; cat _runs/nbdev_test.log; exit $$status
 
 soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
 	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
