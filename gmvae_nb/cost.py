@@ -64,14 +64,14 @@ def expected(
     From a few timed steps; the memory is the highest, of the whole process."""
     y = get_counts(data.cells, data.layer)
     N = y.shape[0]
-    preset = fitting_preset(get_preset(preset), N)
+    preset = fitting_preset(get_preset(preset), N)[0]
     n = min(N, max(5 * preset.batch_size, 256))
     model = GMVAE(
         some_cells(data, n),
         K=K,
         batch_key=batch_key,
         layer=data.layer,
-        preset=fitting_preset(preset, n),
+        preset=fitting_preset(preset, n)[0],
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

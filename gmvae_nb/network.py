@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_totals', 'encoder_input', 'Posterior',
            'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate',
-           'epochs_wanted', 'is_planned']
+           'epochs_wanted', 'is_planned', 'check_plan', 'fit_batch_size']
 
 # %% ../nbs/network.ipynb #0c717c70
 import math
 import warnings
-from dataclasses import InitVar, asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass, replace
 from numbers import Real
 from typing import NamedTuple
 
@@ -579,3 +579,33 @@ def is_planned(preset: Preset) -> bool:
     in_shares = preset.kl_warmup_share or preset.refit
     cosine = preset.lr_schedule == "cosine"
     return bool(cosine or in_shares or preset.init == "data")
+
+# %% ../nbs/network.ipynb #5eed0501
+def check_plan(
+    preset: Preset,
+    planned: int | None,  # epochs in all, as it was begun; None: not known
+    done: int,  # epochs
+    max_epochs: int,  # asked for now
+) -> None:
+    "ValueError for a planned schedule that was begun for other epochs in all."
+    if done and is_planned(preset) and planned not in (None, max_epochs):
+        raise ValueError(
+            f"this training was planned for {planned} epochs, which its schedule "
+            f"follows, and {done} are done: ask for {planned}, or train a new "
+            f"model for {max_epochs}"
+        )
+
+
+def fit_batch_size(
+    preset: Preset,
+    n_train: int,  # training cells
+) -> tuple[Preset, list[str]]:  # and a sentence, if it was changed
+    "The mini-batch shrunk to the training cells if they are fewer."
+    size = preset.batch_size
+    if not 0 < n_train < size:
+        return preset, []
+    note = (
+        f"{n_train} cells to train on are fewer than a mini-batch of {size}: the "
+        "mini-batch is as large as they are"
+    )
+    return replace(preset, batch_size=n_train), [note]

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'UNSURE_BELOW', 'versions', 'read_run_json', 'run_settings', 'check_numbers',
            'in_todays_terms', 'stored_settings', 'claim_folder', 'compare_settings', 'compare_model', 'finished_run',
-           'fitting_preset', 'note_on_batch_size', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
-           'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns', 'add_arrays',
-           'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run',
-           'cells_for', 'embed_file']
+           'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary', 'counts_were_scored',
+           'describe_run', 'train_run', 'annotate', 'umap', 'add_columns', 'add_arrays', 'write_annotated',
+           'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run', 'cells_for', 'embed_file']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -18,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +47,17 @@ from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 
 # isort: off
-from .model_folder import data_sha256, files_are_whole, first_difference
+from .model_folder import files_are_whole, first_difference
 from .model_folder import forget_checksums, mend, names_sha256
 from .model_folder import read_config, read_model, read_preset
 from .model_folder import record_checksums, weights_sha256
 
 # isort: on
-from .network import ELBO_TERMS, Preset, epochs_wanted, get_preset
+# isort: off
+from .network import ELBO_TERMS, Preset, check_plan, epochs_wanted
+from .network import fit_batch_size, get_preset
+
+# isort: on
 from .reading import Input, fingerprint, gene_columns, gene_names
 from .reference_map import place_on_map, read_map
 from .train import GMVAE
@@ -212,29 +215,22 @@ def compare_settings(
 def compare_model(
     out: Path,  # the folder of the run
     model: GMVAE,
-    data: Input,
+    max_epochs: int,
 ) -> None:
-    "ValueError if the model in the folder is not an earlier state of this one."
+    """ValueError if the model in the folder is not an earlier state of this one,
+    or was begun for another number of epochs that its schedule follows."""
     if not (out / "model.safetensors").exists():
         return
-    assert model.counts is not None and model.batch is not None
-    names = names_sha256(data.cells.obs_names)
-    ours = dict(
-        K=model.K,
-        seed=model.seed,
-        batch_key=model.batch_key,
-        layer=model.layer,
-        genes=model.genes,
-        batches=model.batches,
-        preset=json.loads(json.dumps(asdict(model.preset))),
-        data_sha256=data_sha256(model.counts, model.batch, names),
-    )
-    difference = first_difference(read_model(out)[0], ours)
+    theirs, ours = read_model(out)[0], json.loads(json.dumps(model.config()))
+    del ours["test_idx"]  # not drawn yet
+    difference = first_difference(theirs, ours)
     if difference:
         raise ValueError(
             f"{out} holds the model of another run ({difference}): choose "
             "another folder"
         )
+    planned, done = theirs.get("planned_epochs"), theirs["epochs"]
+    check_plan(model.preset, planned, done, max_epochs)
 
 # %% ../nbs/runs.ipynb #2e67e9d9
 def finished_run(
@@ -273,25 +269,10 @@ def fitting_preset(
     preset: Preset,
     n_cells: int,
     hold_out: bool = True,
-) -> Preset:
+) -> tuple[Preset, list[str]]:  # and a sentence, if it was changed
     "The preset; its mini-batch shrunk to the training cells if they are fewer."
     n_train = len(split_cells(n_cells)[0]) if hold_out else n_cells
-    if not 0 < n_train < preset.batch_size:
-        return preset
-    return replace(preset, batch_size=n_train)
-
-
-def note_on_batch_size(
-    wanted: Preset,
-    fitting: Preset,  # from fitting_preset
-) -> list[str]:  # a sentence, or nothing
-    "That the mini-batch was shrunk."
-    if wanted.batch_size == fitting.batch_size:
-        return []
-    return [
-        f"{fitting.batch_size} cells to train on are fewer than a mini-batch of "
-        f"{wanted.batch_size}: the mini-batch is as large as they are"
-    ]
+    return fit_batch_size(preset, n_train)
 
 
 def epochs_in_all(
@@ -446,9 +427,9 @@ def train_run(
     folder with files that were not made by such a run, unless `overwrite`."""
     out, name = Path(out), preset if isinstance(preset, str) else "custom"
     check_numbers(K, seed)
-    wanted = get_preset(preset)
-    preset = fitting_preset(wanted, data.cells.n_obs, hold_out)
-    data = data._replace(notes=data.notes + note_on_batch_size(wanted, preset))
+    wanted, n_cells = get_preset(preset), data.cells.n_obs
+    preset, shrunk = fitting_preset(wanted, n_cells, hold_out)
+    data = data._replace(notes=data.notes + shrunk)
     model = GMVAE(
         data.cells,
         K=K,
@@ -458,14 +439,14 @@ def train_run(
         seed=seed,
     )
     settings = run_settings(data, model.K, batch_key, preset, seed, hold_out)
-    epochs = epochs_in_all(preset, data.cells.n_obs, max_epochs, hold_out)
+    epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
     with locked_folder(out, wait) as lock:
         claim_folder(out, settings, resume, overwrite)
         finished_run(out, epochs)  # refuses to train less than was trained
         mend(out)
-        compare_model(out, model, data)
+        compare_model(out, model, epochs)
         n_weights = sum(p.numel() for p in model.network.parameters())
         check_room(out, 12 * n_weights)  # a checkpoint: they and two moments
         score_counts = score_counts or counts_were_scored(out)

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,10 +43,9 @@ from .model_folder import FORMAT, data_sha256, describe_model
 from .model_folder import first_difference, names_sha256, read_config
 from .model_folder import read_model, read_preset, same_history
 from .model_folder import write_model
-from .network import ELBO_TERMS, GMVAENetwork, Preset, epochs_wanted
-from .network import get_preset, is_planned, kl_weight, learning_rate
-from .network import neg_elbo, training_loss
-
+from .network import ELBO_TERMS, GMVAENetwork, Preset, check_plan
+from .network import epochs_wanted, fit_batch_size, get_preset, kl_weight
+from .network import learning_rate, neg_elbo, training_loss
 from .old_names import moved, renamed_argument
 from .reading import counts_to_train_on
 from .reproducible import Stream, initial_weights, numpy_stream
@@ -330,15 +329,10 @@ def _train(
 
 def _shrink_mini_batch(self: "GMVAE") -> None:
     "To the training cells, if they are fewer."
-    n, size = len(self.train_idx), self.preset.batch_size
-    if n < size:
-        warnings.warn(
-            f"{n} cells to train on are fewer than a mini-batch of {size}: the "
-            "mini-batch is as large as they are",
-            stacklevel=3,
-        )
-        self.preset = replace(self.preset, batch_size=n)
-        self.network.preset = self.preset
+    self.preset, notes = fit_batch_size(self.preset, len(self.train_idx))
+    self.network.preset = self.preset
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def _epochs_to_train(
@@ -403,13 +397,7 @@ def _merge(self: "GMVAE") -> None:
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
     "ValueError if epochs were trained as a part of another number of epochs."
-    begun = self._rows and is_planned(self.preset)
-    if begun and self._planned_epochs not in (None, max_epochs):
-        raise ValueError(
-            f"this training was planned for {self._planned_epochs} epochs, which "
-            f"its schedule follows, and {len(self._rows)} are done: ask for "
-            f"{self._planned_epochs}, or train a new model for {max_epochs}"
-        )
+    check_plan(self.preset, self._planned_epochs, len(self._rows), max_epochs)
     self._planned_epochs = max_epochs
 
 
@@ -473,7 +461,7 @@ def _data_sha256(self: "GMVAE") -> str | None:
 
 
 def _config(self: "GMVAE") -> dict[str, Any]:
-    "Everything but tensors that `load` needs."
+    "Settings, genes, batches, cells: all but tensors that `load` needs."
     return dict(
         format=FORMAT,
         gmvae_nb=__version__,
@@ -499,7 +487,7 @@ def _write(
     state: dict[str, Tensor],
 ) -> None:
     "The folder of a model. FloatingPointError for weights that are not finite."
-    write_model(folder, self._config(), self._rows, state)
+    write_model(folder, self.config(), self._rows, state)
 
 
 def _save(
@@ -527,7 +515,7 @@ def _resume(
         return
     config, rows, state = read_model(folder)
     ways_out = "choose another folder, or overwrite=True"
-    difference = first_difference(config, json.loads(json.dumps(self._config())))
+    difference = first_difference(config, json.loads(json.dumps(self.config())))
     if difference:
         raise ValueError(
             f"{folder} holds another model ({difference}): {ways_out}"
@@ -556,7 +544,7 @@ def _resume(
     self._rows, self._planned_epochs = rows, config.get("planned_epochs")
     # a write was stopped in between
     if read_config(folder).get("epochs") != done:
-        describe_model(folder, self._config(), self._rows)
+        describe_model(folder, self.config(), self._rows)
 
 # %% ../nbs/04_train.ipynb #5b6a17b0
 def _load(
@@ -961,7 +949,7 @@ class GMVAE:
     _build = _build
     _state = _state
     _restore = _restore
-    _config = _config
+    config = _config
     _data_sha256 = _data_sha256
     _write = _write
     _resume = _resume

@@ -27,12 +27,15 @@ def table(n=60, G=30, seed=3) -> np.ndarray:
 
 
 def cells(X, **layers) -> AnnData:
-    form = sparse.csr_matrix
+    def form(m):
+        return sparse.csr_matrix(np.asarray(m, dtype=np.float32))
+
+    n, G = np.shape(next(m for m in (X, *layers.values()) if m is not None))
     return AnnData(
-        form(np.asarray(X, dtype=np.float32)),
-        obs=pd.DataFrame(index=[f"c{i}" for i in range(len(X))]),
-        var=pd.DataFrame(index=[f"g{i}" for i in range(X.shape[1])]),
-        layers={name: form(np.asarray(m, dtype=np.float32)) for name, m in layers.items()},
+        None if X is None else form(X),
+        obs=pd.DataFrame(index=[f"c{i}" for i in range(n)]),
+        var=pd.DataFrame(index=[f"g{i}" for i in range(G)]),
+        layers={name: form(m) for name, m in layers.items()},
     )
 
 

@@ -15,23 +15,7 @@ from gmvae_nb.data import find_counts, get_counts
 from gmvae_nb.reading import read_input
 from scipy import sparse
 
-
-def table(n=60, G=30, seed=3) -> np.ndarray:
-    "Counts; no cell and no gene is empty."
-    y = np.random.default_rng(seed).poisson(1.5, (n, G)).astype(np.float32)
-    y[:, 0] += 1
-    y[0] += 1
-    return y
-
-
-def cells(X, **layers) -> AnnData:
-    form = sparse.csr_matrix
-    return AnnData(
-        None if X is None else form(np.asarray(X, dtype=np.float32)),
-        obs=pd.DataFrame(index=[f"c{i}" for i in range(60)]),
-        var=pd.DataFrame(index=[f"g{i}" for i in range(30)]),
-        layers={name: form(np.asarray(m, dtype=np.float32)) for name, m in layers.items()},
-    )
+from test_counts import cells, table
 
 
 def command(function, *words: str) -> int:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 
 import anndata as ad
@@ -22,7 +23,7 @@ from gmvae_nb.commands import (
     gmvae_train,
 )
 from gmvae_nb.files import nan_for_null, write_json
-from gmvae_nb.model_folder import record_checksums
+from gmvae_nb.model_folder import record_checksums, verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
@@ -188,7 +189,7 @@ def test_fewer_cells_than_a_mini_batch_shrink_it_and_that_is_said(tmp_path, caps
     gmvae_train(path, dry_run=True, **QUICK)
     gmvae_sweep(path, out=str(tmp_path / "s"), K=[2], max_epochs=1, quiet=True)
     gmvae_sweep(path, out=str(tmp_path / "s"), K=[2], max_epochs=1, quiet=True)
-    assert runs.fitting_preset(TINY, 100) == TINY
+    assert runs.fitting_preset(TINY, 100) == (TINY, [])
 
 
 def test_a_choice_of_genes_that_leaves_a_cell_empty_says_what_to_do(monkeypatch):
@@ -409,3 +410,15 @@ def test_a_console_that_lacks_a_character_gets_another(monkeypatch):
     print("\u00b1", file=sys.stderr)
     sys.stdout.flush()
     assert sys.stdout.buffer.getvalue().split() == [b"0.1", b"?", b"0.2"]
+
+
+def test_a_plan_that_is_not_kept_to_changes_nothing_in_the_folder(tmp_path):
+    data, out = read_input(cells(n=60)), tmp_path / "run"
+    options = dict(K=2, preset=replace(TINY, lr_schedule="cosine"), progress=False)
+    runs.train_run(data, out, max_epochs=1, **options)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match="planned for 1 epochs"):
+        runs.train_run(data, out, max_epochs=2, resume=True, **options)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not verify(out)["notes"]
+    runs.train_run(data, out, max_epochs=1, resume=True, **options)

@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "the model is not compared when run.json is lost",
-        "compare_model(out, model, data)",
+        "compare_model(out, model, epochs)",
         "pass",
         FOLDERS,
         "model_of_other_cells",
@@ -442,10 +442,17 @@ MUTANTS = [
     ),
     Mutant(
         "a planned schedule stretched",
-        "if begun and self._planned_epochs not in (None, max_epochs):",
+        "if done and is_planned(preset) and planned not in (None, max_epochs):",
         "if False:",
         TRAIN,
         "planned",
+    ),
+    Mutant(
+        "a plan looked at too late",
+        "check_plan(model.preset, planned, done, max_epochs)",
+        "pass",
+        "tests/test_runs.py",
+        "plan_that_is_not_kept",
     ),
     Mutant(
         "a collapse kept silent",
