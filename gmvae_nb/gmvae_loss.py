@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['MixturePrior', 'ParameterMixture', 'component_log_probs', 'mixture_log_weights', 'responsibilities', 'gmvae_terms',
-           'free_nats', 'cluster_usage', 'merge_components']
+           'free_nats', 'cluster_usage']
 
 # %% ../nbs/02_gmvae_loss.ipynb #21fbf276
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -196,105 +195,6 @@ def cluster_usage(
         gamma_entropy=entropy(gamma).mean().item(),
         mutual_information=(entropy(mean) - entropy(gamma).mean()).item(),
     )
-
-# %% ../nbs/02_gmvae_loss.ipynb #b71a1825
-class _Clusters:
-    """Components on their way to clusters, with what a merger changes.
-
-    A cluster has the number of one of its components; rows of the others are
-    -inf in `shared`."""
-
-    def __init__(
-        self,
-        gamma: Tensor,  # responsibilities, (N, K), double
-        times: Tensor,  # how often each cell is there, (N,), double
-    ):
-        seen, K = gamma * times[:, None], gamma.shape[1]
-        self.gamma, self.times = gamma, times.numpy()
-        self.shared = (gamma.T @ seen / times.sum()).numpy()  # (K, K)
-        self.w = (seen.sum(0) / times.sum()).numpy()  # (K,)
-        np.fill_diagonal(self.shared, -np.inf)
-        self.of = np.arange(K)  # cluster of each component
-        # for each cluster the largest gain, and with whom
-        self.gain, self.partner = np.zeros(K), np.zeros(K, dtype=np.int64)
-        self._find_partners(np.arange(K))
-        self._prob: np.ndarray | None = None  # (K, N), once they are asked for
-
-    def _find_partners(self, rows: np.ndarray) -> None:
-        gain = self.shared[rows] - self.w[rows, None] * self.w
-        self.partner[rows], self.gain[rows] = gain.argmax(1), gain.max(1)
-
-    def join(self, i: int, j: int) -> None:
-        "Cluster j becomes part of cluster i."
-        shared, w, partner, gain = self.shared, self.w, self.partner, self.gain
-        self.of[self.of == j] = i
-        w[i] += w[j]
-        shared[i] += shared[j]
-        shared[:, i] = shared[i]
-        shared[j] = shared[:, j] = gain[j] = -np.inf
-
-        gain_with_i = shared[i] - w[i] * w
-        changed = (partner == i) | (partner == j)
-        better = (gain_with_i > gain) | (changed & (gain_with_i == gain))
-        better[[i, j]] = False
-        partner[better], gain[better] = i, gain_with_i[better]
-        worse = changed & ~better & np.isfinite(gain)
-        worse[i] = True
-        self._find_partners(np.flatnonzero(worse))
-        if self._prob is not None:
-            self._prob[i] += self._prob[j]
-            self._take_cells(i, j)
-
-    def _take_cells(self, i: int, j: int) -> None:
-        "Cluster i is now the most probable of these cells; of equals the first."
-        prob = self._prob[i]
-        before_top = (prob == self._top_prob) & (i < self._top)
-        taken = (self._top == j) | (prob > self._top_prob) | before_top
-        self._top[taken] = i
-        np.maximum(self._top_prob, prob, out=self._top_prob)
-
-    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        "The clusters, and how many cells have each as their most probable one."
-        if self._prob is None:
-            prob = torch.zeros(self.gamma.T.shape, dtype=self.gamma.dtype)
-            prob.index_add_(0, torch.from_numpy(self.of), self.gamma.T)
-            self._prob = prob.numpy()
-            self._top, self._top_prob = self._prob.argmax(0), self._prob.max(0)
-        size = np.bincount(self._top, self.times, len(self.of))
-        clusters = np.unique(self.of)
-        return clusters, size[clusters]
-
-# %% ../nbs/02_gmvae_loss.ipynb #64d18674
-def merge_components(
-    gamma: Tensor,  # responsibilities, (N, K)
-    times: Tensor | None = None,  # how often each cell counts, (N,); None: once
-) -> Tensor:  # cluster of each component, (K,), from 0, the largest first
-    """Merge components, two at a time, as long as two share more than by chance.
-
-    By chance, they share as many cells as if memberships were independent
-    (Clauset et al. 2004). A cluster that is the most probable one of no cell
-    joins the one it shares most with. O(N K^2).
-    """
-    if times is None:
-        times = torch.ones(len(gamma))
-    there = times > 0
-    merging = _Clusters(gamma[there].double(), times[there].double())
-    while True:
-        i = int(merging.gain.argmax())
-        if merging.gain[i] > 1e-12:  # less is rounding
-            merging.join(*sorted((i, int(merging.partner[i]))))
-            continue
-        clusters, size = merging.sizes()
-        empty = clusters[size == 0]
-        if not len(empty):
-            break
-        i = int(empty[0])
-        share = merging.shared[i] / np.maximum(merging.w, 1e-300)
-        merging.join(i, int(share.argmax()))
-    largest_first = clusters[np.argsort(-size, kind="stable")]
-    number = np.empty(len(merging.of), dtype=np.int64)
-    number[largest_first] = np.arange(len(largest_first))
-    return torch.from_numpy(number[merging.of])
 
 # %% ../nbs/02_gmvae_loss.ipynb #0a7e0002
 from typing import TYPE_CHECKING

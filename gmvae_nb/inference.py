@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell', 'shared_noise',
-           'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'elbo', 'iwae',
-           'normalized_expression', 'draw_nb', 'posterior_predictive']
+           'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table', 'elbo',
+           'iwae', 'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,11 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
+from .clusters import merge_components
 from .data import minibatches
 
 # isort: off
-from .gmvae_loss import cluster_usage, merge_components
+from .gmvae_loss import cluster_usage
 from .gmvae_loss import mixture_log_weights
 
 # isort: on
@@ -111,12 +112,13 @@ def cluster_probabilities(
     network: GMVAENetwork,
     cells: Cells,
     noise: Noise,
+    n_clusters: int | None = None,  # None: those that are proven to be several
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
     "Probability of each cluster for each cell (eq-inference-proba)."
 
     def probabilities(y: Tensor, b: Tensor) -> Tensor:
         gamma = network.log_responsibilities(y, b, *noise).exp().mean(0)
-        return network.by_cluster(gamma)
+        return network.by_cluster(gamma, n_clusters)
 
     return for_each_cell(network, cells, probabilities).numpy()
 
@@ -178,6 +180,33 @@ def cluster_report(
         "log_K_minus_kl_z": float(np.log(K)) - kl_z,
         "cells": {str(k): int(n) for k, n in enumerate(sizes)},
     }
+
+# %% ../nbs/inference.ipynb #c1070002
+def fork_table(network: GMVAENetwork) -> pd.DataFrame:
+    """A row for each fork, from K components to one cluster.
+
+    n_clusters: so many are left after it. of_0, of_1: numbers of two components;
+    it joins their clusters. kappa, proven: see
+    `clusters.ClusterTree`, from -1 on. ValueError for a model without a tree."""
+    if not network.preset.merge:
+        raise ValueError(
+            "this preset does not merge components: it has no tree of clusters"
+        )
+    forks = network.forks.cpu().numpy()
+    if len(forks) and not forks.any():
+        raise ValueError(
+            "this model has no tree of clusters: it is not trained to its end, "
+            "or an older version trained it"
+        )
+    evidence = network.fork_evidence.cpu().numpy()
+    columns = {
+        "n_clusters": np.arange(len(forks), 0, -1),
+        "of_0": forks[:, 0],
+        "of_1": forks[:, 1],
+        "kappa": evidence[:, 0],
+        "proven": evidence[:, 1],
+    }
+    return pd.DataFrame(columns)
 
 # %% ../nbs/inference.ipynb #038faf33
 def elbo(

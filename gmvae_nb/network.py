@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clusters import cut_tree
 from .counts_linear import CountsLinear, EncoderInput
 
 # isort: off
@@ -368,14 +369,36 @@ def _log_responsibilities(
     return responsibilities(x, *components, self.log_weights)
 
 # %% ../nbs/network.ipynb #2e81917e
+def _clusters(
+    self: "GMVAENetwork",
+    n_clusters: int | None = None,  # None: those that are proven to be several
+) -> Tensor:  # of each component, (K,)
+    """The cluster of each component, in the order of the proven clusters.
+
+    ValueError for a number that there cannot be, or a model without a tree."""
+    K, p = len(self.prior.means[0, 0]), self.preset
+    proven = self.cluster_of if p.merge else torch.arange(K)
+    if n_clusters is None or n_clusters == proven.max() + 1:
+        return proven
+    if not p.merge or (K > 1 and not self.forks.any()):
+        raise ValueError(
+            f"n_clusters is {n_clusters}, but this model has no tree to cut: its "
+            "components are not merged, or were merged by an older version"
+        )
+    of = torch.from_numpy(cut_tree(self.forks.cpu().numpy(), n_clusters))
+    order = proven.cpu() * K + torch.arange(K)
+    first = torch.full((K,), K * K).scatter_reduce(0, of, order, "amin")
+    return first[of].unique(return_inverse=True)[1].to(proven.device)
+
+
 def _by_cluster(
     self: "GMVAENetwork",
     gamma: Tensor,  # responsibilities of the components, (..., K)
+    n_clusters: int | None = None,  # None: those that are proven to be several
 ) -> Tensor:  # (..., number of clusters)
     "Cluster probabilities: the sums over the components of each cluster."
-    if not self.preset.merge:
-        return gamma
-    return gamma @ F.one_hot(self.cluster_of).to(gamma.dtype)
+    of = self.clusters(n_clusters)
+    return gamma @ F.one_hot(of).to(gamma)
 
 # %% ../nbs/network.ipynb #a5a9541f
 def _log_importance_weights(
@@ -440,8 +463,12 @@ def _rest_encoder(
     self: "GMVAENetwork",
     resting: bool,
 ) -> None:
-    "Hold the encoder still, or let it learn; r of the cell learns meanwhile."
+    """Hold the encoder still, or let it learn; r of the cell learns meanwhile.
+
+    Components that were placed for the embedding rest with it."""
     modules = [self.encoder, self.q_x] + ([self.q_w] if self.n_w else [])
+    if self.preset.init == "data":
+        modules.append(self.prior)
     for module in modules:
         module.requires_grad_(not resting)
     r_of_cell = resting and self.preset.dispersion == "cell"
@@ -453,7 +480,10 @@ class GMVAENetwork(nn.Module):
 
     y_mean: Tensor  # of all training counts, ()
     y_std: Tensor  # of all training counts, ()
-    cluster_of: Tensor  # of each component, (K,), for a preset that merges
+    # for a preset that merges:
+    cluster_of: Tensor  # of each component, (K,)
+    forks: Tensor  # as of ClusterTree, (K - 1, 2); zeros: not known
+    fork_evidence: Tensor  # kappa and what is proven, from -1 on, (K - 1, 2)
 
     def __init__(
         self,
@@ -503,6 +533,9 @@ class GMVAENetwork(nn.Module):
             self.alignment = BatchAlignment(K, n_batches, p.n_x)
         if p.merge:
             self.register_buffer("cluster_of", torch.arange(K))
+            forks = torch.zeros(K - 1, 2, dtype=torch.int64)
+            self.register_buffer("forks", forks)
+            self.register_buffer("fork_evidence", torch.zeros(K - 1, 2))
         self.register_buffer("y_mean", torch.zeros(()))
         self.register_buffer("y_std", torch.ones(()))
 
@@ -516,6 +549,7 @@ class GMVAENetwork(nn.Module):
     noise = _noise
     paired_noise = _paired_noise
     log_responsibilities = _log_responsibilities
+    clusters = _clusters
     by_cluster = _by_cluster
     log_importance_weights = _log_importance_weights
     rest_encoder = _rest_encoder

@@ -37,6 +37,7 @@ MOVED: dict[
         "square_norm": "gaussian_products",
         "ExpectedLogProbs": "gaussian_products",
         "component_terms": "gaussian_products",
+        "merge_components": "clusters",
     },
     "train": {
         "match_genes": "match",
@@ -63,7 +64,7 @@ MOVED: dict[
         "epochs_wanted": "network",
         "TERMS": "network.ELBO_TERMS",
         "cluster_usage": "gmvae_loss",
-        "merge_components": "gmvae_loss",
+        "merge_components": "clusters",
         "draw_nb": "inference",
         "read_model": "model_folder",
         "check_model": "model_folder",

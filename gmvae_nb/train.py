@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__, inference, match
+from . import __version__, clusters, inference, match
 from .counts_on_disk import CountsOnDisk
 
 # isort: off
@@ -34,7 +34,7 @@ from .data import batch_codes, mean_and_std, minibatches, split_cells
 # isort: on
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
-from .gmvae_loss import cluster_usage, merge_components
+from .gmvae_loss import cluster_usage
 from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch
 
@@ -47,6 +47,7 @@ from .network import ELBO_TERMS, GMVAENetwork, Preset, check_plan
 from .network import epochs_wanted, fit_batch_size, get_preset, kl_weight
 from .network import learning_rate, neg_elbo, training_loss
 from .old_names import moved, renamed_argument
+from .placing import fit_components, kmeans_components
 from .reading import counts_to_train_on
 from .reproducible import Stream, initial_weights, numpy_stream
 from .reproducible import own_threads, seed_sequence, stream_seed
@@ -125,7 +126,7 @@ def _evaluate(
     return parts
 
 # %% ../nbs/04_train.ipynb #f4104eec
-STARTING_COMPONENTS = 30  # with K=None: from so many the data choose
+STARTING_COMPONENTS = 50  # with K=None: from so many the data choose
 
 
 def _sampled_cells(
@@ -148,31 +149,28 @@ def _start_heads(self: "GMVAE") -> None:
 
 # %% ../nbs/04_train.ipynb #5a750d5d
 @torch.no_grad()
-def _place_components(self: "GMVAE") -> None:
-    "The components by k-means of the embedding."
-    from sklearn.cluster import KMeans
-
-    net, rows = self.network, self._sampled_cells()
+def _place_components(
+    self: "GMVAE",
+    for_good: bool,  # the embedding moves no more
+) -> None:
+    "The components by k-means of the embedding; for good, the best there are."
+    net = self.network
     q = for_each_cell(
         net,
         self._own_cells(),
         lambda y, b: torch.stack(net.encode(y, b)[:2], 1),
-        rows,
-    ).double()
-    x, q_var = q[:, 0].numpy(), q[:, 1].mul(2).exp().numpy()
+        self._sampled_cells(),
+    )
+    x_mean, x_std = q[:, 0], q[:, 1].exp()
+    key = self.seed, Stream.CENTRES, int(for_good)
+    m, s, size = kmeans_components(x_mean, x_std, self.K, stream_seed(*key))
+    if for_good:
+        m, s = fit_components(x_mean, x_std, m, s, torch_stream(*key))
 
-    K = min(self.K, len(np.unique(x, axis=0)))
-    start = stream_seed(self.seed, Stream.CENTRES)
-    found = KMeans(K, n_init=4, random_state=start).fit(x)
-    label, centre = found.labels_, found.cluster_centers_
-    size = np.bincount(label, minlength=K)
-    average = csr_matrix((1 / size[label], (label, np.arange(len(x)))))  # (K, N)
-    var = average @ ((x - centre[label]) ** 2 + q_var)
-
-    net.prior.means[0, 0, :K].copy_(torch.from_numpy(centre))
-    net.prior.log_stds[0, 0, :K].copy_(torch.from_numpy(0.5 * np.log(var)))
+    net.prior.means[0, 0, : len(m)].copy_(m)
+    net.prior.log_stds[0, 0, : len(m)].copy_(s.log())
     if net.log_weights is not None:
-        net.log_weights[:K].copy_(torch.from_numpy(np.log(size / len(x))))
+        net.log_weights[: len(m)].copy_((size / size.sum()).log())
     for p in (*net.prior.parameters(), net.log_weights):
         self.optimizer.state.pop(p, None)
 
@@ -187,8 +185,11 @@ def _start_epoch(
     if preset.init == "data" and epoch == 0:
         self._start_heads()
     if preset.init == "data" and epoch == placed:
-        self._place_components()
-    rests = epoch >= (1 - preset.refit) * max_epochs
+        self._place_components(for_good=False)
+    first_rest = math.ceil((1 - preset.refit) * max_epochs)
+    rests = epoch >= first_rest
+    if preset.init == "data" and epoch == first_rest > placed:
+        self._place_components(for_good=True)
     if preset.refit:
         self.network.rest_encoder(rests)
     several = preset.align > 0 and len(self.batches) > 1
@@ -381,18 +382,23 @@ def _train_epoch_or_restore(
 
 
 def _merge(self: "GMVAE") -> None:
-    "Merge components that share cells, with noise of its own for each cell."
+    "The tree of the components, with noise of its own for each cell."
     net, generator = self.network, torch_stream(self.seed, Stream.MERGING)
 
-    def gamma(y: Tensor, b: Tensor) -> Tensor:
+    def gamma_of(y: Tensor, b: Tensor) -> Tensor:
         noise = net.noise(
             20, len(y), generator
         )  # shared noise would not average out
         return net.log_responsibilities(y, b, *noise).exp().mean(0)
 
     rows = self._sampled_cells()
-    found = for_each_cell(net, self._own_cells(), gamma, rows)
-    net.cluster_of.copy_(merge_components(found))
+    gamma = for_each_cell(net, self._own_cells(), gamma_of, rows)
+    tree = clusters.cluster_tree(clusters.shared_cells(gamma))
+    of = clusters.cut_tree(tree.forks, tree.n_clusters)
+    net.cluster_of.copy_(clusters.number_by_size(of, gamma))
+    net.forks.copy_(torch.from_numpy(tree.forks))
+    evidence = torch.from_numpy(np.stack([tree.kappa, tree.proven], 1))
+    net.fork_evidence.copy_(evidence.clamp_min(-1))
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
@@ -664,10 +670,14 @@ def _predict_proba(
     n_samples: int = 50,  # draws of (x, w) to average over
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
+    n_clusters: int | None = None,  # None: as many as are proven
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
-    "Probability of each cluster for each cell."
+    """Probability of each cluster for each cell.
+
+    `n_clusters` cuts the tree of clusters there (see `cluster_tree`)."""
+    ask = inference.cluster_probabilities
     noise = self._noise(n_samples)
-    return self._ask(inference.cluster_probabilities, adata, map_batch, noise)
+    return self._ask(ask, adata, map_batch, noise, n_clusters)
 
 
 @renamed_argument("n_draws", "n_samples")
@@ -677,10 +687,15 @@ def _predict(
     n_samples: int = 50,  # draws of (x, w) to average over
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
+    n_clusters: int | None = None,  # None: as many as are proven
 ) -> pd.Categorical:  # (N,), categories: clusters with cells, "0", "1", …
-    "The most probable cluster of each cell."
-    prob = self.predict_proba(adata, n_samples, map_batch=map_batch)
-    names = [str(k) for k in range(self.n_clusters)]
+    """The most probable cluster of each cell.
+
+    `n_clusters` cuts the tree of clusters there (see `cluster_tree`)."""
+    prob = self.predict_proba(
+        adata, n_samples, map_batch=map_batch, n_clusters=n_clusters
+    )
+    names = [str(k) for k in range(prob.shape[1])]
     cluster = pd.Categorical.from_codes(prob.argmax(1), names)
     return cluster.remove_unused_categories()
 
@@ -718,6 +733,11 @@ def _cluster_report(
     "Which clusters carry cells, and how sure the cells are."
     noise = self._noise(50)
     return self._ask(inference.cluster_report, adata, map_batch, noise, self.seed)
+
+
+def _cluster_tree(self: "GMVAE") -> pd.DataFrame:  # see inference.fork_table
+    "How components become clusters, and clusters one, with the evidence."
+    return inference.fork_table(self.network)
 
 # %% ../nbs/04_train.ipynb #bb14c74c
 #| code-fold: true
@@ -961,6 +981,7 @@ class GMVAE:
     get_elbo = _get_elbo
     get_iwae = _get_iwae
     cluster_report = _cluster_report
+    cluster_tree = _cluster_tree
     get_normalized_expression = _get_normalized_expression
     posterior_predictive = _posterior_predictive
     _own_cells = _own_cells

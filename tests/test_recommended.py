@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gmvae_nb.data import to_torch
-from gmvae_nb.gmvae_loss import merge_components
 from gmvae_nb.metrics import ari
 from gmvae_nb.network import PRESETS, BatchAlignment
 from gmvae_nb.train import GMVAE
@@ -44,7 +43,7 @@ def test_the_number_of_clusters_is_chosen_without_labels():
     adata = simulated(240, G=60)
     model = GMVAE(adata, batch_key="batch", preset=SMALL).train(progress=False)
     clusters = model.predict()
-    assert model.K == 30 and 2 <= model.n_clusters <= 6  # three groups
+    assert model.K == 50 and 2 <= model.n_clusters <= 6  # three groups
     assert ari(adata.obs["cell_type"], clusters) > 0.8
     assert list(clusters.categories) == [str(k) for k in range(model.n_clusters)]
     assert set(clusters) == set(clusters.categories)  # none is empty
@@ -205,13 +204,3 @@ def test_what_cannot_be_is_told():
         GMVAE(simulated(), K=None, preset="blog")
     with pytest.raises(ValueError, match='prior="parameters"'):
         replace(SMALL, prior="network")
-
-
-def test_merging_does_not_depend_on_the_order_of_components_or_cells():
-    generator = torch.Generator().manual_seed(0)
-    gamma = (3 * torch.randn(500, 9, generator=generator)).softmax(-1)
-    gamma[:, 5] = gamma[:, 2] = (gamma[:, 5] + gamma[:, 2]) / 2  # one component twice
-    found, order = merge_components(gamma), torch.randperm(9, generator=generator)
-    assert found[5] == found[2]
-    shuffled = merge_components(gamma[torch.randperm(500, generator=generator)][:, order])
-    assert shuffled.tolist() == found[order].tolist()
