@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLD_APART', 'ALPHA', 'shared_cells', 'changes', 'agreement', 'proven_agreement', 'ClusterTree', 'cluster_tree',
-           'cut_tree', 'number_by_size', 'merge_components']
+           'cut_tree', 'number_by_size', 'merge_components', 'linkage']
 
 # %% ../nbs/clusters.ipynb #c1050004
 from typing import NamedTuple
@@ -184,3 +184,23 @@ def merge_components(
     "The clusters of which each pair is proven to be two."
     tree = cluster_tree(shared_cells(gamma, times), alpha, level)
     return number_by_size(cut_tree(tree.forks, tree.n_clusters), gamma, times)
+
+# %% ../nbs/clusters.ipynb #c1050038
+def linkage(
+    forks: np.ndarray,  # (K - 1, 2)
+    proven: np.ndarray,  # (K - 1,)
+    cluster_of: np.ndarray,  # of each component, (K,)
+) -> np.ndarray:  # two nodes, height, clusters below; (n_clusters - 1, 4)
+    """The tree above the clusters, as scipy's dendrogram draws it.
+
+    A fork's height is the least kappa that is proven, or that of a fork below it
+    if that is larger."""
+    node, n = cluster_of.copy(), int(cluster_of.max()) + 1
+    height = np.maximum.accumulate(proven)
+    below, rows = np.ones(2 * n - 1), np.zeros((n - 1, 4))
+    for row, fork in enumerate(range(len(forks) - (n - 1), len(forks))):
+        a, b = node[forks[fork]]
+        below[n + row] = below[a] + below[b]
+        rows[row] = a, b, height[fork], below[n + row]
+        node[(node == a) | (node == b)] = n + row
+    return rows

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell', 'shared_noise',
-           'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table', 'elbo',
-           'iwae', 'normalized_expression', 'draw_nb', 'posterior_predictive']
+           'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table',
+           'cluster_linkage', 'elbo', 'iwae', 'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from .clusters import merge_components
+from .clusters import linkage, merge_components
 from .data import minibatches
 
 # isort: off
@@ -207,6 +207,16 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
         "proven": evidence[:, 1],
     }
     return pd.DataFrame(columns)
+
+
+def cluster_linkage(
+    network: GMVAENetwork,
+) -> np.ndarray:  # (n_clusters - 1, 4); no rows without a tree
+    "The tree above the clusters, see `clusters.linkage`."
+    if not network.preset.merge or not network.forks.any():
+        return np.zeros((0, 4))
+    tree = (network.forks, network.fork_evidence[:, 1], network.cluster_of)
+    return linkage(*(part.cpu().numpy() for part in tree))
 
 # %% ../nbs/inference.ipynb #038faf33
 def elbo(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palette', 'png', 'on_map', 'draw_map', 'draw_curve',
-           'draw_curves', 'rank_genes', 'marker_genes', 'cluster_row', 'cluster_rows', 'unsure_pairs',
+           'draw_tree', 'draw_curves', 'rank_genes', 'marker_genes', 'cluster_row', 'cluster_rows', 'unsure_pairs',
            'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page', 'ReportInput',
            'get_labels', 'read_report_input', 'report_markers', 'base64_of', 'cells_on_map', 'group_map', 'map_values',
            'cluster_values', 'unsure_values', 'score_rows', 'settings_rows', 'page_values', 'cluster_table',
@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
+from .clusters import TOLD_APART
 from .data import find_counts, gene_features, get_categories, get_counts
 from .files import locked_folder, nan_for_null, write_atomically
 from .h5ad import read_h5ad
@@ -146,6 +147,24 @@ def draw_curve(
         loc="lower right",
         bbox_to_anchor=(1, 1),
     )
+    return png(fig)
+
+# %% ../nbs/report.ipynb #c1080002
+def draw_tree(
+    nodes: np.ndarray,  # of clusters.linkage, (n_clusters - 1, 4)
+) -> str:  # a data address; empty without a tree
+    "The tree of the clusters."
+    from scipy.cluster.hierarchy import dendrogram
+
+    if not len(nodes):
+        return ""
+    height = 0.9 + 0.22 * len(nodes)
+    fig = Figure(figsize=(5, height), layout="constrained")
+    ax = fig.add_subplot()
+    dendrogram(nodes, ax=ax, orientation="left", color_threshold=0)
+    low = min(nodes[0, 2], TOLD_APART)
+    ax.axvline(TOLD_APART, ls="--", c="grey", lw=1)
+    ax.set(xlim=(1, low - 0.02), xlabel="proven agreement of two looks at a cell")
     return png(fig)
 
 # %% ../nbs/report.ipynb #12bb7e33
@@ -518,8 +537,10 @@ def cluster_values(
     if batch is not None:
         batch_colours = maps[1]["colours"]
         batch_shares = list(np.bincount(batch.codes) / len(obs))
+    nodes = report.cells.uns["gmvae"].get("cluster_tree", [])
     return dict(
         clusters=clusters,
+        tree=draw_tree(np.reshape(nodes, (-1, 4))),
         markers=len(markers),
         batch_colours=batch_colours,
         batch_shares=batch_shares,

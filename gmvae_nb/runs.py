@@ -43,6 +43,7 @@ from .files import write_json
 
 # isort: on
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
+from .inference import cluster_linkage
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 
@@ -759,6 +760,7 @@ def annotate_run(
             counts=data.where,
             round_counts=data.round_counts or "",
             unsure_below=UNSURE_BELOW,
+            cluster_tree=cluster_linkage(model.network),
             counts_sha256=data.sha256,
             **of_model,
         )

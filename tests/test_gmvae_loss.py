@@ -1,12 +1,9 @@
 """Adversarial and property-based checks of the mixture prior, its loss and its clusters."""
 
 import math
-import time
 
-import numpy as np
 import pytest
 import torch
-from gmvae_nb.data import kang_pbmc
 from gmvae_nb.gmvae_loss import (
     MixturePrior,
     ParameterMixture,

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gmvae_nb.data import to_torch
 from gmvae_nb.clusters import merge_components
+from gmvae_nb.data import to_torch
 from gmvae_nb.reproducible import Stream, numpy_stream
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
