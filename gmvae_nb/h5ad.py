@@ -8,6 +8,8 @@ __all__ = ['other_format', 'decompress', 'decompressed', 'check_is_file', 'check
 
 # %% ../nbs/h5ad.ipynb #05ff6af3
 import contextlib
+import faulthandler
+import gc
 import gzip
 import json
 import os
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
-from .looking import is_old_layout
+from .looking import is_old_layout, limit_resources, look_through
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -87,28 +89,78 @@ def other_format(
     )
 
 # %% ../nbs/h5ad.ipynb #c050575a
-def _look_through(path: Path) -> dict[str, Any]:  # as `looking.main` prints it
-    "What another process finds in a file."
+def _can_be_copied() -> bool:
+    "Whether a copy of this process may look, which is there at once."
+    if (
+        sys.platform != "linux"
+        or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+    ):
+        return False
+    # HDF5 in the copy would know of the files that are open in this process
+    n_open = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE)
+    return n_open == 0 and psutil.Process().memory_info().rss < 4e9
+
+
+def _look_in_copy(path: Path, memory: int) -> tuple[int, bytes]:
+    "Exit code of a copy of this process, and what it found, as JSON."
+    out, into = os.pipe()
+    with warnings.catch_warnings():
+        # of other threads, which are not in the copy, and of which it needs none
+        warnings.simplefilter("ignore")
+        pid = os.fork()
+    if pid == 0:
+        try:
+            gc.freeze()  # else it goes through all that is here
+            faulthandler.disable()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+                signal.signal(number, signal.SIG_DFL)
+            limit_resources(path.stat().st_size)
+            found = look_through(str(path), memory)
+            os.write(into, json.dumps(found).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(into)
+    try:
+        with open(out, "rb") as pipe:
+            said = pipe.read()
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status), said
+
+
+def _look_in_another(path: Path, memory: int) -> tuple[int, bytes]:
+    "The same of a program that is started for it."
     code = (
         "import json, sys; "
         "path, size, memory, *sys.path = json.loads(sys.argv[1]); "
         "from gmvae_nb.looking import limit_resources, main; "
         "limit_resources(size); main(path, memory)"
     )
-    size, memory = path.stat().st_size, psutil.virtual_memory().total
+    size = path.stat().st_size
     words = json.dumps([str(path), size, memory, *sys.path])
     # elsewhere the process has bounds of its own, of processor time
     seconds = 60 + size / 1e6 if os.name == "nt" else None
     command = [sys.executable, "-c", code, words]
+    done = subprocess.run(command, capture_output=True, timeout=seconds)
+    return done.returncode, done.stdout
+
+
+def _look_through(path: Path) -> dict[str, Any]:  # as `looking.look_through`
+    "What another process finds in a file."
+    look = _look_in_copy if _can_be_copied() else _look_in_another
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds)
+        code, said = look(path, psutil.virtual_memory().total)
     except subprocess.TimeoutExpired:
         return {"damaged": "HDF5 finds no end in it"}
-    if -done.returncode == getattr(signal, "SIGXCPU", None):
+    if -code == getattr(signal, "SIGXCPU", None):
         return {"damaged": "HDF5 finds no end in it"}
-    if done.returncode:
-        return {"damaged": f"HDF5 stopped with code {done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout)
+    if code:
+        return {"damaged": f"HDF5 stopped with code {code}"}
+    found: dict[str, Any] = json.loads(said)
     return found
 
 # %% ../nbs/h5ad.ipynb #e45bc039

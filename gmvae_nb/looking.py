@@ -6,7 +6,7 @@
 __all__ = ['DEFLATE', 'SHUFFLE', 'FLETCHER32', 'LZF', 'PIECE', 'UnsafeFile', 'UnknownCompression', 'check_link', 'filters_of',
            'inflated', 'unpacked_lzf', 'unpacked', 'Stored', 'has_objects', 'declared', 'blocks_of', 'in_order',
            'bytes_of_texts', 'bytes_of_records', 'bytes_of_attributes', 'everything', 'look_inside', 'memory_needed',
-           'limit_resources', 'other_hdf5', 'is_old_layout', 'main']
+           'limit_resources', 'other_hdf5', 'is_old_layout', 'look_through', 'main']
 
 # %% ../nbs/looking.ipynb #851ac6eb
 import json
@@ -360,10 +360,14 @@ def is_old_layout(f: h5py.File) -> bool:
     return records or "raw.X" in f
 
 # %% ../nbs/looking.ipynb #e730f476
-def main(path: str, memory: float = math.inf) -> None:
-    """Prints as JSON: missing and size, or why the file cannot be used.
+def look_through(
+    path: str,  # of any file
+    memory: float = math.inf,  # bytes of the machine
+) -> dict[str, object]:  # missing, kind, size in bytes and old, or why not
+    """What is in an HDF5 file, or why it cannot be used.
 
-    unsafe, compressed, in_use, no_right, or damaged."""
+    Why not: unsafe, compressed, in_use, no_right, damaged, with a reason. Nothing
+    is raised."""
     found: dict[str, object]
     try:
         with h5py.File(path) as f:
@@ -386,4 +390,9 @@ def main(path: str, memory: float = math.inf) -> None:
         found = {"damaged": f"{type(e).__name__}: {e}"}
         if "unable to lock file" in str(e) or "already open" in str(e):
             found = {"in_use": str(e)}
-    print(json.dumps(found))
+    return found
+
+
+def main(path: str, memory: float = math.inf) -> None:
+    "Prints as JSON what `look_through` finds."
+    print(json.dumps(look_through(path, memory)))

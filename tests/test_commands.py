@@ -502,6 +502,31 @@ def test_the_sweep_begins_with_the_seed_that_is_asked_for(mine, tmp_path):
     assert list(pd.read_csv(tmp_path / "s/results.csv")["seed"]) == [3, 4]
 
 
+def test_a_sweep_of_some_cells_is_that_of_a_file_with_no_others(tmp_path):
+    a = cells(240)
+    a.write_h5ad(tmp_path / "a.h5ad")
+    a[a.obs["cell_type"].isin(["type0", "type2"])].copy().write_h5ad(tmp_path / "part.h5ad")
+    words = dict(K=[2], batch_key="batch", preset="blog", max_epochs=1, quiet=True)
+    subset = "cell_type=type0,type2"
+    gmvae_sweep(str(tmp_path / "a.h5ad"), out=str(tmp_path / "s"), subset=subset, **words)
+    gmvae_sweep(str(tmp_path / "part.h5ad"), out=str(tmp_path / "p"), **words)
+    models = [(tmp_path / out / "K2-seed0/model.safetensors").read_bytes() for out in "sp"]
+    assert models[0] == models[1]
+    assert json.loads((tmp_path / "s/K2-seed0/run.json").read_text())["subset"] == subset
+    with pytest.raises(ValueError, match="no cell has cell_type 'x'; there are type0, type1"):
+        gmvae_sweep(str(tmp_path / "a.h5ad"), out="s", subset="cell_type=x", **words)
+
+
+@pytest.mark.parametrize("K, said", [(2000, True), (3, False)])
+def test_thousands_of_components_are_said_to_cost_their_square(
+    tmp_path, monkeypatch, capsys, K, said
+):
+    monkeypatch.setattr("gmvae_nb.commands.describe_cost", lambda *args, **settings: {})
+    cells(240).write_h5ad(tmp_path / "a.h5ad")
+    gmvae_train(str(tmp_path / "a.h5ad"), K=K, preset="blog", dry_run=True)
+    assert ("K is 2,000: merging the components" in capsys.readouterr().err) == said
+
+
 def test_bad_input_is_a_sentence_and_code_2(shell, mine, tmp_path):
     code, _, err = shell("gmvae_train", mine, "--out", tmp_path / "run", "--batch_key", "nobody")
     last = err.strip().split("\n")[-1]

@@ -212,3 +212,30 @@ def test_texts_that_are_formulas_get_an_apostrophe_and_come_back(tmp_path):
     again = read_table(tmp_path / "t.csv", keep_default_na=False)
     assert again["text"].tolist() == again["group"].tolist() == TEXTS
     assert list(again) == list(table)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("there", ["nothing", "ours", "another"])
+def test_make_results_replaces_no_notebook_but_its_own(tmp_path, there):
+    "With a papermill that writes a notebook at once."
+    shutil.copy(NOTEBOOK.parents[1] / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "_runs").mkdir()
+    writes = """echo '{"papermill": "new"}' > $2"""
+    for name, does in {"papermill": writes, "gmvae_table": "true"}.items():
+        program = tmp_path / ".venv/bin" / name
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    for name in ("settings.ini", "setup.py", "constraints.txt", ".venv/.ready"):
+        (tmp_path / name).touch()  # the environment is the newest: it is not made
+    target = tmp_path / "_runs/K7-seed1.ipynb"
+    if there != "nothing":
+        target.write_text('{"papermill": "old"}' if there == "ours" else "somebody's")
+    command = ["make", "results", "K=7", "SEED=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if there == "another":
+        assert done.returncode and target.read_text() == "somebody's"
+        assert "was not written by make results: move it away" in done.stdout
+    else:
+        assert done.returncode == 0 and "new" in target.read_text(), done.stderr
+    assert [p.name for p in (tmp_path / "_runs").iterdir()] == [target.name]

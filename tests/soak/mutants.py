@@ -146,7 +146,7 @@ MUTANTS = [
     ),
     Mutant(
         "no sentence for too little memory",
-        "except (*CODES, RuntimeError) as error:",
+        "except (*CODES, RuntimeError, ImportError, SystemError) as error:",
         "except tuple(CODES) as error:",
         FOLDERS,
         "too_little_memory",

@@ -1,0 +1,61 @@
+"""Runs of `gmvae_train`, each a copy of this process under a bound of its own.
+
+    python tests/limited_runs.py FOLDER AS|FSIZE BOUNDS...
+
+FOLDER has mine.h5ad, and gets `whole`, a run of two epochs without a bound. For each bound a copy
+of it is gone on with, in a folder of that name; stderr is beside it, and the exit codes are printed
+as JSON. AS bounds are of memory, in bytes above what the process has; FSIZE bounds of each file."""
+
+import importlib
+import json
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from gmvae_nb import commands, runs
+from gmvae_nb.network import PRESETS
+
+from hazards import TINY, outcome
+
+WORDS = "--K 2 --preset blog --batch_key batch --labels_key cell_type --quiet --resume"
+
+
+def train(folder: Path, name: str, epochs: int) -> int:
+    "As on the command line, its end included; the exit code."
+    pid = os.fork()
+    if pid:
+        return outcome(pid)
+    for handle, place in ((1, os.devnull), (2, folder / f"{name}.txt")):
+        os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), handle)
+    if name != "whole":
+        set_bound(sys.argv[2], int(name))
+    words = [str(folder / "mine.h5ad"), "--out", str(folder / name), "--max_epochs", str(epochs)]
+    sys.argv = ["gmvae_train", *words, *WORDS.split()]
+    commands.gmvae_train()
+    sys.exit()
+
+
+def set_bound(kind: str, n_bytes: int) -> None:
+    if kind == "AS":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        n_bytes += pages * resource.getpagesize()
+    which = getattr(resource, f"RLIMIT_{kind}")
+    resource.setrlimit(which, (n_bytes, resource.getrlimit(which)[1]))
+
+
+def main(folder: Path, bounds: list[str]) -> None:
+    PRESETS["blog"] = TINY
+    runs.umap = lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32)
+    for name in ("gmvae_nb.metrics", "gmvae_nb.report", "scanpy", "torch._dynamo"):
+        importlib.import_module(name)  # once, and not in every copy
+    codes = {"whole": train(folder, "whole", 2)}
+    for bound in bounds:
+        shutil.copytree(folder / "whole", folder / bound)
+        codes[bound] = train(folder, bound, 3)
+    print(json.dumps(codes))
+
+
+main(Path(sys.argv[1]), sys.argv[3:])
