@@ -112,7 +112,7 @@ def cluster_probabilities(
     network: GMVAENetwork,
     cells: Cells,
     noise: Noise,
-    n_clusters: int | None = None,  # None: those that are proven to be several
+    n_clusters: int | None = None,  # None: those that are told apart
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
     "Probability of each cluster for each cell (eq-inference-proba)."
 
@@ -186,8 +186,8 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
     """A row for each fork, from K components to one cluster.
 
     n_clusters: so many are left after it. of_0, of_1: numbers of two components;
-    it joins their clusters. kappa, proven: see
-    `clusters.ClusterTree`, from -1 on. ValueError for a model without a tree."""
+    it joins their clusters. kappa (from -1 on) and p: see `clusters.ClusterTree`.
+    ValueError for a model without a tree."""
     if not network.preset.merge:
         raise ValueError(
             "this preset does not merge components: it has no tree of clusters"
@@ -204,7 +204,7 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
         "of_0": forks[:, 0],
         "of_1": forks[:, 1],
         "kappa": evidence[:, 0],
-        "proven": evidence[:, 1],
+        "p": evidence[:, 1],
     }
     return pd.DataFrame(columns)
 
@@ -215,7 +215,7 @@ def cluster_linkage(
     "The tree above the clusters, see `clusters.linkage`."
     if not network.preset.merge or not network.forks.any():
         return np.zeros((0, 4))
-    tree = (network.forks, network.fork_evidence[:, 1], network.cluster_of)
+    tree = (network.forks, network.fork_evidence[:, 0], network.cluster_of)
     return linkage(*(part.cpu().numpy() for part in tree))
 
 # %% ../nbs/inference.ipynb #038faf33

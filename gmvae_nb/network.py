@@ -371,30 +371,30 @@ def _log_responsibilities(
 # %% ../nbs/network.ipynb #2e81917e
 def _clusters(
     self: "GMVAENetwork",
-    n_clusters: int | None = None,  # None: those that are proven to be several
+    n_clusters: int | None = None,  # None: those that are told apart
 ) -> Tensor:  # of each component, (K,)
-    """The cluster of each component, in the order of the proven clusters.
+    """The cluster of each component, in the order of those that are told apart.
 
     ValueError for a number that there cannot be, or a model without a tree."""
-    K, p = len(self.prior.means[0, 0]), self.preset
-    proven = self.cluster_of if p.merge else torch.arange(K)
-    if n_clusters is None or n_clusters == proven.max() + 1:
-        return proven
-    if not p.merge or (K > 1 and not self.forks.any()):
+    K, merges = len(self.prior.means[0, 0]), self.preset.merge
+    own = self.cluster_of if merges else torch.arange(K)
+    if n_clusters is None or n_clusters == own.max() + 1:
+        return own
+    if not merges or (K > 1 and not self.forks.any()):
         raise ValueError(
             f"n_clusters is {n_clusters}, but this model has no tree to cut: its "
             "components are not merged, or were merged by an older version"
         )
     of = torch.from_numpy(cut_tree(self.forks.cpu().numpy(), n_clusters))
-    order = proven.cpu() * K + torch.arange(K)
+    order = own.cpu() * K + torch.arange(K)
     first = torch.full((K,), K * K).scatter_reduce(0, of, order, "amin")
-    return first[of].unique(return_inverse=True)[1].to(proven.device)
+    return first[of].unique(return_inverse=True)[1].to(own.device)
 
 
 def _by_cluster(
     self: "GMVAENetwork",
     gamma: Tensor,  # responsibilities of the components, (..., K)
-    n_clusters: int | None = None,  # None: those that are proven to be several
+    n_clusters: int | None = None,  # None: those that are told apart
 ) -> Tensor:  # (..., number of clusters)
     "Cluster probabilities: the sums over the components of each cluster."
     of = self.clusters(n_clusters)
@@ -483,7 +483,7 @@ class GMVAENetwork(nn.Module):
     # for a preset that merges:
     cluster_of: Tensor  # of each component, (K,)
     forks: Tensor  # as of ClusterTree, (K - 1, 2); zeros: not known
-    fork_evidence: Tensor  # kappa and what is proven, from -1 on, (K - 1, 2)
+    fork_evidence: Tensor  # kappa, from -1 on, and p, (K - 1, 2)
 
     def __init__(
         self,

@@ -164,7 +164,7 @@ def draw_tree(
     dendrogram(nodes, ax=ax, orientation="left", color_threshold=0)
     low = min(nodes[0, 2], TOLD_APART)
     ax.axvline(TOLD_APART, ls="--", c="grey", lw=1)
-    ax.set(xlim=(1, low - 0.02), xlabel="proven agreement of two looks at a cell")
+    ax.set(xlim=(1, low - 0.02), xlabel="agreement of two looks at a cell")
     return png(fig)
 
 # %% ../nbs/report.ipynb #12bb7e33

@@ -397,7 +397,7 @@ def _merge(self: "GMVAE") -> None:
     of = clusters.cut_tree(tree.forks, tree.n_clusters)
     net.cluster_of.copy_(clusters.number_by_size(of, gamma))
     net.forks.copy_(torch.from_numpy(tree.forks))
-    evidence = torch.from_numpy(np.stack([tree.kappa, tree.proven], 1))
+    evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
     net.fork_evidence.copy_(evidence.clamp_min(-1))
 
 # %% ../nbs/04_train.ipynb #5eed0202
@@ -670,7 +670,7 @@ def _predict_proba(
     n_samples: int = 50,  # draws of (x, w) to average over
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
-    n_clusters: int | None = None,  # None: as many as are proven
+    n_clusters: int | None = None,  # None: as many as are told apart
 ) -> np.ndarray:  # (N, n_clusters), rows sum to 1
     """Probability of each cluster for each cell.
 
@@ -687,7 +687,7 @@ def _predict(
     n_samples: int = 50,  # draws of (x, w) to average over
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
-    n_clusters: int | None = None,  # None: as many as are proven
+    n_clusters: int | None = None,  # None: as many as are told apart
 ) -> pd.Categorical:  # (N,), categories: clusters with cells, "0", "1", …
     """The most probable cluster of each cell.
 

@@ -1,4 +1,4 @@
-"""Which components are one cluster: agreement, what is proven of it, the tree, and its cuts."""
+"""Which components are one cluster: agreement, the test, the tree, and its cuts."""
 
 import math
 import time
@@ -16,15 +16,17 @@ from gmvae_nb.clusters import (
     cut_tree,
     merge_components,
     number_by_size,
-    proven_agreement,
+    one_population_p,
     shared_cells,
+    told_apart,
 )
 from gmvae_nb.metrics import ari
 from gmvae_nb.placing import MIN_STD, em_turn, fit_components, kmeans_components
 from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2, poisson
+from scipy.stats import gamma as gamma_function
+from scipy.stats import poisson
 from sklearn.mixture import GaussianMixture
 from torch.testing import assert_close
 
@@ -51,7 +53,7 @@ def groups(sizes, apart=12.0, per_group=4, seed=0):
 
 
 def evidence(gamma, i, j):
-    "kappa and what is proven, from the two-by-two table of two looks, entry by entry."
+    "kappa and p, from the two-by-two table of two looks, entry by entry."
     table = torch.zeros(2, 2, dtype=torch.float64)
     for first, a in enumerate((i, j)):
         for second, b in enumerate((i, j)):
@@ -59,22 +61,23 @@ def evidence(gamma, i, j):
     n = table.sum()
     same, by_chance = table.trace() / n, (table.sum(0) / n) @ (table.sum(1) / n)
     kappa = (same - by_chance) / (1 - by_chance)
-    changed = (n - table.trace()).item()
-    upper = chi2.ppf(1 - ALPHA, 2 * (changed + 1)) / 2  # Garwood's, as it is usually written
-    return kappa.item(), 1 - upper / (n * (1 - by_chance)).item()
+    changed, expected = (n - table.trace()).item(), (n * (1 - by_chance)).item()
+    return kappa.item(), 1 - gamma_function.cdf(expected, changed + 1)
 
 
 def merged_by_definition(gamma):
     "Every merger looks at all pairs and all cells anew. Sets of components."
     gamma, members = gamma.double(), [{k} for k in range(gamma.shape[1])]
+    alpha = ALPHA / math.comb(len(members), 2)
     while len(members) > 1:
         columns = torch.stack([gamma[:, list(m)].sum(1) for m in members], 1)
         unit = columns / columns.norm(dim=0).clamp_min(1e-300)
         pairs = [(i, j) for i in range(len(members)) for j in range(i)]
-        unproven = [p for p in pairs if evidence(columns, *p)[1] < TOLD_APART]
-        if not unproven:
+        found = {pair: evidence(columns, *pair) for pair in pairs}
+        alike = [pair for pair in pairs if found[pair][0] < TOLD_APART or found[pair][1] > alpha]
+        if not alike:
             break
-        i, j = max(unproven, key=lambda p: (unit[:, p[0]] @ unit[:, p[1]]).item())
+        i, j = max(alike, key=lambda p: (unit[:, p[0]] @ unit[:, p[1]]).item())
         members[j] |= members.pop(i)
     return sorted(sorted(m) for m in members)
 
@@ -98,21 +101,39 @@ def test_evidence_is_that_of_the_table_of_two_looks(n_i, n_j, share):
     gamma[n_i:] = torch.tensor([share / 300, 1 - share / 300])
     shared = shared_cells(gamma)
     counts = changes(shared[0, 1:], shared[0, 0], shared[1, 1:])
-    kappa, proven = evidence(gamma, 0, 1)
+    kappa, p = evidence(gamma, 0, 1)
     assert agreement(*counts)[0] == pytest.approx(kappa, abs=1e-9)
-    assert proven_agreement(*counts)[0] == pytest.approx(proven, abs=1e-9)
+    assert one_population_p(*counts)[0] == pytest.approx(p, abs=1e-9)
 
 
 @pytest.mark.parametrize("by_chance", [2.0, 17.0, 300.0, 10_000.0])
 @pytest.mark.parametrize("alpha", [0.3, 0.05, 0.001])
-def test_what_is_not_told_apart_is_kept_apart_with_probability_alpha_at_most(by_chance, alpha):
-    "Of all numbers of changes that a Poisson of mean 0.2 E gives, by their probabilities."
-    changed = np.arange(0, int(by_chance) + 60)
-    kept = proven_agreement(changed, np.full(len(changed), by_chance), alpha) >= TOLD_APART
-    error = poisson.pmf(changed, (1 - TOLD_APART) * by_chance)[kept].sum()
+def test_one_population_is_split_with_probability_alpha_at_most(by_chance, alpha):
+    "Of all numbers of changes that a Poisson of mean E gives, by their probabilities."
+    changed = np.arange(0, int(2 * by_chance) + 60)
+    split = told_apart(changed, np.full(len(changed), by_chance), alpha, level=-9.0)
+    error = poisson.pmf(changed, by_chance)[split].sum()
     assert error <= alpha + 1e-12
     if by_chance >= 300:
         assert error > alpha / 3  # and not far below it
+
+
+def test_alpha_is_that_of_all_pairs_together():
+    "A group of n that is never confused: its p is exp(-2 n), nearly; of 50 components n is 6."
+    for n, K, apart in [(5, 50, False), (6, 50, True), (1, 2, False), (2, 2, True)]:
+        gamma = torch.zeros(4000 + n, K)
+        gamma[:4000, 0] = gamma[4000:, 1] = 1
+        assert (merge_components(gamma)[:2].tolist() == [0, 1]) == apart
+    loose = torch.eye(2).repeat_interleave(torch.tensor([4000, 1]), 0)
+    assert merge_components(loose, alpha=0.2).max() == 1
+
+
+def test_a_proven_difference_that_cells_do_not_follow_is_no_border():
+    gamma = torch.tensor([[0.9, 0.1]] * 3000 + [[0.1, 0.9]] * 3000)
+    counts = changes(*(shared_cells(gamma)[i, j] for i, j in [(0, 1), (0, 0), (1, 1)]))
+    assert one_population_p(*counts) < 1e-100 and agreement(*counts) == pytest.approx(0.64)
+    assert merge_components(gamma).max() == 0
+    assert merge_components(gamma, level=0.6).max() == 1
 
 
 @pytest.mark.parametrize("K", [2, 30, 50])
@@ -130,14 +151,6 @@ def test_a_normal_population_is_not_cut_into_proven_halves():
         assert merge_components(gamma_of_distances(x, centres)).max() == 0
 
 
-@pytest.mark.parametrize("n, kept", [(7, False), (8, True)])
-def test_the_smallest_cluster_is_as_large_as_alpha_says(n, kept):
-    assert math.ceil(math.log(1 / ALPHA) / (2 * (1 - TOLD_APART))) == 8
-    gamma = torch.eye(2).repeat_interleave(torch.tensor([4000, n]), 0)
-    assert (merge_components(gamma).max() == 1) == kept
-    assert merge_components(gamma, alpha=0.3).max() == 1  # a looser promise, smaller clusters
-
-
 def test_rare_groups_apart_stay_clusters_and_take_no_part_of_the_large_ones():
     gamma = groups([1500, 400, 20, 12])
     cluster = merge_components(gamma)
@@ -145,7 +158,7 @@ def test_rare_groups_apart_stay_clusters_and_take_no_part_of_the_large_ones():
 
 
 def test_too_small_a_group_joins_the_cluster_that_it_is_most_like():
-    x = torch.cat([torch.zeros(500), torch.full((500,), 40.0), torch.full((4,), 43.0)])
+    x = torch.cat([torch.zeros(500), torch.full((500,), 40.0), torch.full((1,), 43.0)])
     noise = torch.randn(len(x), generator=torch.Generator().manual_seed(0))
     centres = torch.tensor([[0.0], [40.0], [43.0]])
     cluster = merge_components(gamma_of_distances((x + noise)[:, None], centres))
@@ -200,9 +213,9 @@ def test_above_the_clusters_all_that_joins_is_proven():
     gamma = groups([300, 200, 100, 50])
     tree = cluster_tree(shared_cells(gamma))
     above = tree.n_clusters - 1
-    assert tree.n_clusters == 4 and (tree.proven[-above:] >= TOLD_APART).all()
-    assert (tree.proven[:-above] < TOLD_APART).all()
-    assert (tree.proven <= tree.kappa).all()
+    assert tree.n_clusters == 4 and (tree.kappa[-above:] >= TOLD_APART).all()
+    assert (tree.p[-above:] <= ALPHA / math.comb(16, 2)).all()
+    assert (tree.kappa[:-above] < TOLD_APART).all()
 
 
 def test_merging_many_components_takes_seconds():
@@ -341,9 +354,9 @@ def test_the_table_of_forks_is_the_tree(model):
     table = model.cluster_tree()
     assert table["n_clusters"].tolist() == list(range(model.K - 1, 0, -1))
     above = table[table["n_clusters"] < model.n_clusters]
-    assert (above["proven"] >= TOLD_APART - 1e-6).all()
-    assert (table["proven"] <= table["kappa"] + 1e-6).all()
-    assert (table[["kappa", "proven"]] >= -1).all(axis=None)
+    assert (above["kappa"] >= TOLD_APART - 1e-6).all()
+    assert (above["p"] <= ALPHA / math.comb(model.K, 2)).all()
+    assert table["kappa"].between(-1, 1).all() and table["p"].between(0, 1).all()
 
 
 def test_the_tree_is_kept_and_old_models_say_that_they_have_none(model, tmp_path):

@@ -21,7 +21,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from gmvae_nb.clusters import cluster_tree, cut_tree, number_by_size, shared_cells
+from gmvae_nb.clusters import cluster_tree, cut_tree, number_by_size
 from gmvae_nb.count_splitting import halve_cells
 from gmvae_nb.inference import for_each_cell
 from gmvae_nb.metrics import ari, nmi
