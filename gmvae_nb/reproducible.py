@@ -38,6 +38,7 @@ class Stream(IntEnum):
     ANSWERS = 9  # noise that all cells share, when a trained model is asked
     RESAMPLES = 10  # of cells, for the range of the number of clusters
     SIMULATION = 11  # counts drawn from the model
+    HALVES = 12  # of the counts of a cell, that know nothing of each other
 
 
 def seed_sequence(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from gmvae_nb.calibration import Calibration, calibration, cluster_types
+from gmvae_nb.count_splitting import Halves, agreement_p, halve_cells, split_counts
 from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells
 from gmvae_nb.files import write_atomically
 from gmvae_nb.h5ad import open_h5ad
@@ -58,6 +59,15 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
         "confidence": float(prob.max(1).mean()),
         "n": float(n),
     }
+
+
+def two_clusters(model: GMVAE, new: AnnData, log_r: np.ndarray) -> float:
+    divided: Halves = halve_cells(model.network, model.match_cells(new), 0, model.test_idx)
+    one, two = (model.predict_proba(half).argmax(1) for half in (divided.first, divided.second))
+    counts: csr_matrix = get_counts(new, "counts")
+    first, second = split_counts(counts, log_r, 0.5, np.random.default_rng(0))
+    print(first.shape, second.shape, divided.rows)
+    return agreement_p([[((one == i) & (two == j)).sum() for j in (0, 1)] for i in (0, 1)])
 
 
 def heads(h: Tensor, y: Tensor) -> Tensor:

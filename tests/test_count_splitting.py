@@ -1,0 +1,342 @@
+"""Counts divided in two: sums, distributions, independence; do halves agree; a model's cells."""
+
+from dataclasses import replace
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gmvae_nb.count_splitting import agreement_p, halve_cells, split_counts, thin_counts
+from gmvae_nb.inference import draw_nb
+from gmvae_nb.match import Cells
+from gmvae_nb.network import PRESETS
+from gmvae_nb.reproducible import Stream, numpy_stream
+from gmvae_nb.train import GMVAE
+from scipy.sparse import csr_matrix
+from scipy.stats import beta, binom, binomtest, chisquare
+
+from test_train import TINY, simulated
+
+N = 200_000
+
+
+def drawn(r, mean, n=N, seed=0):
+    "Negative binomial counts, and their log r."
+    rng = np.random.default_rng(seed)
+    log_r = np.full(n, np.log(r))
+    return draw_nb(log_r, np.full(n, np.log(mean / r)), rng), log_r
+
+
+def assert_mean(values, expected):
+    "Within four standard errors."
+    assert abs(values.mean() - expected) < 4 * values.std() / len(values) ** 0.5
+
+
+# --- one count ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("share", [0.5, 0.2])
+@pytest.mark.parametrize("r, mean", [(0.3, 2.0), (2.0, 5.0), (30.0, 1.0)])
+def test_both_parts_are_negative_binomial_and_independent(r, mean, share):
+    y, log_r = drawn(r, mean)
+    first = thin_counts(y, log_r, share, np.random.default_rng(1))
+    second = y - first
+    assert first.dtype == np.int64 and first.min() >= 0 and second.min() >= 0
+    for part, s in ((first, share), (second, 1 - share)):
+        assert_mean(part, s * mean)
+        assert_mean((part - s * mean) ** 2, s * mean + (s * mean) ** 2 / (s * r))
+    assert_mean((first - share * mean) * (second - (1 - share) * mean), 0)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_count_is_divided_as_beta_and_binomial_say(count):
+    r, share = 1.7, 0.3
+    first = thin_counts(np.full(N, count), np.full(N, np.log(r)), share, np.random.default_rng(2))
+    u = (np.arange(4000) + 0.5) / 4000  # the binomial averaged over u
+    quantiles = beta.ppf(u, r * share, r * (1 - share))
+    pmf = np.array([binom.pmf(k, count, quantiles).mean() for k in range(count + 1)])
+    observed = np.bincount(first, minlength=count + 1)
+    assert chisquare(observed, N * pmf / pmf.sum()).pvalue > 1e-3
+
+
+def test_a_count_of_one_is_a_coin_whatever_r_is():
+    for log_r in (-40.0, 0.0, 40.0):
+        first = thin_counts(np.ones(N), np.full(N, log_r), 0.3, np.random.default_rng(3))
+        assert_mean(first, 0.3)
+
+
+@pytest.mark.parametrize("log_r", [np.inf, 30.0, 25.0])
+def test_a_huge_r_is_poisson_splitting(log_r):
+    first = thin_counts(np.full(N, 20), np.full(N, log_r), 0.25, np.random.default_rng(4))
+    observed = np.bincount(first.clip(max=12), minlength=13)
+    pmf = binom.pmf(np.arange(12), 20, 0.25)
+    assert chisquare(observed, N * np.append(pmf, 1 - pmf.sum())).pvalue > 1e-3
+
+
+def test_a_tiny_r_does_not_divide_a_count():
+    "u is 0 or 1: with r -> 0 all molecules of a gene go one way."
+    first = thin_counts(np.full(N, 9), np.full(N, -np.inf), 0.3, np.random.default_rng(5))
+    assert set(np.unique(first)) == {0, 9}
+    assert_mean(first == 9, 0.3)
+
+
+@pytest.mark.parametrize("wrong", [0.3, 4.0, np.inf])
+def test_a_wrong_r_leaves_the_covariance_that_the_page_says(wrong):
+    r, mean, share = 1.0, 3.0, 0.4
+    y, _ = drawn(r, mean, seed=6)
+    first = thin_counts(y, np.full(N, np.log(wrong)), share, np.random.default_rng(6))
+    factor = 1 / r if np.isinf(wrong) else (wrong - r) / (r * (wrong + 1))
+    assert (factor > 0) == (wrong > r)
+    product = (first - share * mean) * (y - first - (1 - share) * mean)
+    assert_mean(product, share * (1 - share) * mean**2 * factor)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, np.nan])
+def test_a_share_outside_0_and_1_is_refused(share):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=f"share is {share}; expected a number between 0 and 1"):
+        thin_counts(np.ones(2), np.zeros(2), share, rng)
+    with pytest.raises(ValueError, match="share is"):
+        split_counts(csr_matrix(np.eye(2)), np.zeros(2), share, rng)
+
+
+@pytest.mark.parametrize("counts", [[1, 1.5], [2, -1], [2, np.inf]])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_what_is_no_count_is_refused(counts):
+    with pytest.raises(ValueError, match="counts must be whole numbers"):
+        thin_counts(np.array(counts), np.zeros(2), 0.5, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("log_r", [np.zeros(3), np.zeros((2, 1)), np.array(0.0), [0, np.nan]])
+def test_each_count_needs_an_r(log_r):
+    with pytest.raises(ValueError, match="expected a number for each of the 2 counts"):
+        thin_counts(np.ones(2), log_r, 0.5, np.random.default_rng(0))
+
+
+# --- a matrix -------------------------------------------------------------------------------------
+def matrix(n=300, G=40, seed=7):
+    rng = np.random.default_rng(seed)
+    y = csr_matrix(rng.negative_binomial(0.7, 0.3, (n, G)).astype(np.float32))
+    y.data[:3] = 0  # stored zeros
+    return y, rng.normal(size=y.nnz)
+
+
+def test_two_matrices_sum_to_the_whole_and_store_no_zero():
+    y, log_r = matrix()
+    before = y.copy()
+    one, two = split_counts(y, log_r, 0.5, np.random.default_rng(8))
+    for part in (one, two):
+        assert part.shape == y.shape and part.dtype == np.float32 and part.format == "csr"
+        assert part.nnz == part.count_nonzero() < y.count_nonzero()
+        assert (part.data > 0).all()
+    np.testing.assert_array_equal((one + two).toarray(), y.toarray())
+    for name in ("data", "indices", "indptr"):  # as they were
+        np.testing.assert_array_equal(getattr(y, name), getattr(before, name))
+
+
+def test_the_first_part_has_the_share_and_each_count_its_own_r():
+    y, _ = drawn(1.0, 6.0, n=40_000, seed=9)
+    y = csr_matrix(y.reshape(200, 200).astype(np.float32))
+    log_r = np.where(y.indices < 100, -50.0, np.inf)  # in one piece, or Poisson
+    one, _ = split_counts(y, log_r, 0.2, np.random.default_rng(9))
+    assert abs(one.sum() / y.sum() - 0.2) < 0.01
+    whole, part = y.toarray(), one.toarray()
+    uncut = (part == 0) | (part == whole)
+    large = whole >= 8
+    assert uncut[:, :100].all() and uncut[:, 100:][large[:, 100:]].mean() < 0.2
+
+
+def test_one_seed_one_split():
+    y, log_r = matrix()
+    ways = [split_counts(y, log_r, 0.5, np.random.default_rng(seed))[0] for seed in (1, 1, 2)]
+    assert (ways[0] != ways[1]).nnz == 0
+    assert (ways[0] != ways[2]).nnz > 100
+
+
+def test_counts_beyond_what_float32_adds_are_divided():
+    y = csr_matrix(np.array([[2.0**24, 3.0]]))
+    one, two = split_counts(y, np.array([0.0, 0.0]), 0.5, np.random.default_rng(0))
+    np.testing.assert_array_equal(one.toarray() + two.toarray().astype(float), y.toarray())
+
+
+# --- agreement ------------------------------------------------------------------------------------
+def by_hand(table):
+    (a, b), (c, d) = table
+    n, R, C = a + b + c + d, a + b, a + c
+    ways = sum(comb(R, k) * comb(n - R, C - k) for k in range(a, min(R, C) + 1))
+    return float(Fraction(ways, comb(n, C)))
+
+
+@pytest.mark.parametrize(
+    "table, p",
+    [
+        ([[3, 1], [1, 3]], 17 / 70),  # the lady tasting tea
+        ([[4, 0], [0, 4]], 1 / 70),
+        ([[0, 4], [4, 0]], 1.0),  # they disagree: no evidence
+        ([[1, 11], [9, 3]], by_hand([[1, 11], [9, 3]])),
+        ([[11, 1], [3, 9]], by_hand([[11, 1], [3, 9]])),
+        ([[20, 7], [5, 40]], by_hand([[20, 7], [5, 40]])),
+        ([[5, 0], [3, 0]], 1.0),
+        ([[0, 0], [0, 0]], 1.0),
+    ],
+)
+def test_agreement_is_fishers_exact_test(table, p):
+    assert agreement_p(table) == pytest.approx(p, rel=1e-9)
+    assert agreement_p(np.array(table, dtype=float)) == pytest.approx(p, rel=1e-9)
+    assert isinstance(agreement_p(table), float)
+    swapped = np.array(table)[::-1, ::-1]  # the clusters' names
+    assert agreement_p(swapped) == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "table", [[1, 2], [[1, 2, 3], [4, 5, 6]], [[1, -1], [2, 3]], [[0.5, 1]] * 2]
+)
+def test_a_table_is_two_by_two_numbers_of_cells(table):
+    with pytest.raises(ValueError, match="expected numbers of cells, 2 x 2"):
+        agreement_p(table)
+
+
+G = 30
+RATES = np.random.default_rng(10).gamma(2.0, 2.0, G)
+DISPERSION = np.random.default_rng(11).uniform(0.5, 3, G)
+CHANGE = np.where(np.arange(G) % 2, 0.5, -0.5)  # along which cells differ, and are cut
+
+
+def agreement_of(position, log_r, rng):
+    "p of the halves of cells whose rule was not made by them."
+    mean = RATES * np.exp(np.outer(position, CHANGE))
+    y = draw_nb(np.log(DISPERSION), np.log(mean / DISPERSION), rng)
+    first = thin_counts(y.ravel(), np.tile(log_r, len(y)), 0.5, rng).reshape(y.shape)
+    middle = RATES / RATES.sum() @ CHANGE
+    halves = (first, y - first)
+    one, two = (part / part.sum(1, keepdims=True) @ CHANGE > middle for part in halves)
+    return agreement_p(
+        [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
+    )
+
+
+def test_p_values_of_one_population_are_no_smaller_than_chance():
+    rng = np.random.default_rng(12)
+    p = np.array([agreement_of(np.zeros(200), np.log(DISPERSION), rng) for _ in range(300)])
+    for alpha in (0.01, 0.05, 0.2, 0.5):
+        small = (p <= alpha).sum()
+        assert binomtest(small, len(p), alpha, alternative="greater").pvalue > 1e-3
+    assert (p <= 0.5).mean() > 0.3  # and not all at 1
+    as_poisson = [agreement_of(np.zeros(200), np.full(G, np.inf), rng) for _ in range(20)]
+    assert np.median(as_poisson) < 1e-3
+
+
+def test_two_populations_are_found():
+    rng = np.random.default_rng(13)
+    p = agreement_of(rng.choice([-0.7, 0.7], 200), np.log(DISPERSION), rng)
+    assert p < 1e-6
+
+
+# --- the cells of a model -------------------------------------------------------------------------
+LIKE = {
+    "blog": TINY,
+    "recommended": replace(
+        PRESETS["recommended"],
+        n_x=4,
+        encoder_hidden=(16, 8),
+        decoder_hidden=(8, 16),
+        batch_size=16,
+        min_steps=0,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=LIKE)
+def model(request):
+    model = GMVAE(simulated(), K=3, batch_key="batch", preset=LIKE[request.param])
+    return model.train(2, progress=False)
+
+
+def few_counts():
+    "Cells 3 and 8 have one count: one half has none. The names are their own."
+    adata = simulated(40, seed=5)
+    y = adata.X.toarray()
+    y[[3, 8]] = 0
+    y[[3, 8], [4, 6]] = 1
+    adata.X = csr_matrix(y)
+    adata.obs_names = [f"new{i}" for i in range(40)]
+    return adata
+
+
+def dense(cells: Cells) -> np.ndarray:
+    return cells.counts.toarray()
+
+
+def test_halves_of_a_models_cells_sum_to_them_and_empty_ones_are_left_out(model):
+    adata = few_counts()
+    cells = model.match_cells(adata)
+    halves = halve_cells(model.network, cells, 0)
+    kept = np.delete(np.arange(40), [3, 8])
+    np.testing.assert_array_equal(halves.rows, kept)
+    np.testing.assert_array_equal(dense(halves.first) + dense(halves.second), dense(cells)[kept])
+    for half in halves[:2]:
+        assert half.counts.dtype == np.float32 and (half.counts.getnnz(1) > 0).all()
+        assert half.counts.nnz == half.counts.count_nonzero()
+        pd.testing.assert_index_equal(half.names, cells.names[kept])
+        np.testing.assert_array_equal(half.batch, cells.batch[kept])
+        assert half.genes is cells.genes and half.batches == cells.batches
+        assert model.predict_proba(half).shape[0] == len(kept)
+    share = halves.first.counts.sum() / dense(cells)[kept].sum()
+    assert 0.4 < share < 0.6
+
+
+def test_a_cells_halves_depend_on_the_seed_and_its_row_alone(model):
+    cells = model.match_cells(few_counts())
+    all_of_them = halve_cells(model.network, cells, 0)
+    rows = np.array([30, 3, 12, 1])
+    some = halve_cells(model.network, cells, 0, rows)
+    np.testing.assert_array_equal(some.rows, [30, 12, 1])
+    assert list(some.first.names) == ["new30", "new12", "new1"]
+    at = [list(all_of_them.rows).index(row) for row in some.rows]
+    for one, other in zip(some[:2], all_of_them[:2]):
+        np.testing.assert_array_equal(dense(one), dense(other)[at])
+        np.testing.assert_array_equal(one.batch, other.batch[at])
+    again, other = (halve_cells(model.network, cells, seed).first for seed in (0, 1))
+    np.testing.assert_array_equal(dense(again), dense(all_of_them.first))
+    assert (dense(other) != dense(again)).mean() > 0.2
+
+
+def test_a_cell_is_divided_with_the_models_r_at_its_mean(model):
+    cells = model.match_cells(simulated(20, seed=6))
+    halves = halve_cells(model.network, cells, 3)
+    y, i = cells.counts, 7
+    row = torch.from_numpy(y[i].toarray()).to_sparse_csr()
+    b = torch.tensor([cells.batch[i]])
+    with torch.no_grad():
+        x = model.network.encode(row, b).x_mean
+        log_r = model.network.likelihood_params(row, b, x[None])[0][0, 0].double().numpy()
+    genes = y[i].indices
+    first = thin_counts(y[i].data, log_r[genes], 0.5, numpy_stream(3, Stream.HALVES, i))
+    expected = np.zeros(y.shape[1])
+    expected[genes] = first
+    np.testing.assert_array_equal(dense(halves.first)[list(halves.rows).index(i)], expected)
+
+
+def test_nothing_is_left_of_the_gradient_nor_of_dropout(model):
+    cells = model.match_cells(simulated(20, seed=6))
+    model.network.train()
+    state = torch.get_rng_state()
+    one = halve_cells(model.network, cells, 0)
+    assert torch.get_rng_state().equal(state) and not model.network.training
+    np.testing.assert_array_equal(
+        dense(one.first), dense(halve_cells(model.network, cells, 0).first)
+    )
+
+
+def test_a_cell_without_any_count_is_named(model):
+    adata = few_counts()
+    y = adata.X.toarray()
+    y[5] = 0
+    cells = model.match_cells(few_counts())._replace(counts=csr_matrix(y))
+    with pytest.raises(ValueError, match="'new5' has no count"):
+        halve_cells(model.network, cells, 0)
+    halve_cells(model.network, cells, 0, np.array([0, 1]))  # not asked for
+
+
+def test_the_stream_of_halves_has_its_number():
+    assert Stream.HALVES == 12 and Stream.SIMULATION == 11
