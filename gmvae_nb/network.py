@@ -413,7 +413,6 @@ class BatchAlignment(nn.Module):
 
     DECAY = 0.98  # of the running sums at each step
     SHRINK = 10.0  # cells at an offset of 0 that are added to each batch's own
-    POWER = 1.5  # of the balance
 
     def __init__(
         self,
@@ -443,7 +442,7 @@ class BatchAlignment(nn.Module):
             cells, sums = self.cells, self.sums
             if pooled:  # as one component
                 cells, sums = cells.sum(0, True), sums.sum(0, True)
-            weight = batch_balance(cells).pow(self.POWER).unsqueeze(-1)
+            weight = batch_balance(cells).unsqueeze(-1)
             n = cells.unsqueeze(-1)  # (K, B, 1), or (1, B, 1)
             n_k = n.sum(1, keepdim=True).clamp_min(1e-6)
             centre = sums.sum(1, keepdim=True) / n_k  # (K, 1, D)

@@ -139,12 +139,12 @@ def test_the_less_a_component_is_shared_the_less_it_is_pulled(in_second):
     group, batch, x = one_shared_one_onesided(in_second)
     grad = aligned_once(group, batch, x)
     shared, onesided = grad[group == 0].norm(dim=1), grad[group == 1].norm(dim=1)
-    assert onesided.max() < 0.05 * shared.min()
+    assert onesided.max() < 0.1 * shared.min()
     assert in_second or not onesided.any()
     if in_second:  # their own offset, shrunk to a sixth, is not small: its weight is
         share, of_others = 2 / 42, 40 / 80
         offset = x[group == 1][-2:].mean(0) - x[group == 1].mean(0)
-        expected = offset * 2 / (2 + 10) * (share / of_others) ** 1.5 / len(x)
+        expected = offset * 2 / (2 + 10) * share / of_others / len(x)
         torch.testing.assert_close(grad[-2:], expected.expand(2, -1))
 
 

@@ -814,7 +814,7 @@ MUTANTS = [
     ),
     Mutant(
         "a component of one batch is pulled as any other",
-        "weight = batch_balance(cells).pow(self.POWER).unsqueeze(-1)",
+        "weight = batch_balance(cells).unsqueeze(-1)",
         "weight = 1.0",
         RECOMMENDED,
         "less_a_component",
