@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_totals', 'encoder_input', 'Posterior',
-           'fast_dtype', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight', 'learning_rate',
-           'epochs_wanted', 'is_planned', 'check_plan', 'fit_batch_size']
+           'fast_dtype', 'batch_balance', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight',
+           'learning_rate', 'epochs_wanted', 'is_planned', 'check_plan', 'fit_batch_size']
 
 # %% ../nbs/network.ipynb #0c717c70
 import math
@@ -419,6 +419,17 @@ def _log_importance_weights(
     log_q = log_q_x + gaussian_log_prob(w, q.w_mean, q.w_log_std)
     return self.log_likelihood(y, b, x) + log_p_x + log_p_w - log_q
 
+# %% ../nbs/network.ipynb #ba1a9ce0
+def batch_balance(
+    cells: Tensor,  # n, of each component and batch, (K, B)
+) -> Tensor:  # from 0, one side has no cells, to 1, both have the same share
+    "The smaller over the larger of a batch's share and the other batches'."
+    others = (cells.sum(1, keepdim=True) - cells).clamp_min(0)
+    share = cells / cells.sum(0).clamp_min(1e-6)
+    of_others = others / others.sum(0).clamp_min(1e-6)
+    larger = torch.maximum(share, of_others).clamp_min(1e-12)
+    return torch.minimum(share, of_others) / larger
+
 # %% ../nbs/network.ipynb #40210820
 class BatchAlignment(nn.Module):
     "Running means of x by component and batch, and a pull between them."
@@ -442,6 +453,7 @@ class BatchAlignment(nn.Module):
         gamma: Tensor,  # responsibilities, (N, K)
         b: Tensor,  # batch codes, (N,)
         log_stds: Tensor,  # of the components, (K, D)
+        pooled: bool = False,  # means of batches as a whole
     ) -> Tensor:  # (); its gradient, not its value, is meant
         "Takes a mini-batch into the running sums, and pulls its cells."
         with torch.no_grad():
@@ -450,11 +462,15 @@ class BatchAlignment(nn.Module):
             sums = torch.einsum("nkb,nd->kbd", by_batch, x_mean)
             self.cells.mul_(self.DECAY).add_(by_batch.sum(0))
             self.sums.mul_(self.DECAY).add_(sums)
-            cells = self.cells.unsqueeze(-1)  # (K, B, 1)
-            n_k = self.cells.sum(1)[:, None, None].clamp_min(1e-6)
-            centre = self.sums.sum(1, keepdim=True) / n_k  # (K, 1, D)
+            cells, sums = self.cells, self.sums
+            if pooled:  # as one component
+                cells, sums = cells.sum(0, True), sums.sum(0, True)
+            weight = batch_balance(cells).unsqueeze(-1)
+            n = cells.unsqueeze(-1)  # (K, B, 1), or (1, B, 1)
+            n_k = n.sum(1, keepdim=True).clamp_min(1e-6)
+            centre = sums.sum(1, keepdim=True) / n_k  # (K, 1, D)
             var = log_stds.mul(2).exp().unsqueeze(1)  # (K, 1, D)
-            offset = (self.sums - cells * centre) / (cells + self.SHRINK) / var
+            offset = weight * (sums - n * centre) / (n + self.SHRINK) / var
             pull = torch.einsum("nkb,kbd->nd", by_batch, offset)
         return (pull * x_mean).sum(-1).mean()
 

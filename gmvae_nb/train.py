@@ -224,7 +224,8 @@ def _train_epoch(
         loss = training_loss(terms, preset, weight)
         if aligned:
             log_stds = net.prior.log_stds[0, 0]
-            pull = net.alignment(terms["x_mean"], terms["gamma"], b, log_stds)
+            cells = terms["x_mean"], terms["gamma"], b
+            pull = net.alignment(*cells, log_stds, pooled=weight < 1)
             loss = loss + preset.align * pull
         if not loss.isfinite():
             what = f"the loss is {loss.item()} at"

@@ -8,8 +8,10 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from gmvae_nb.network import PRESETS
 
 from hazards import cells
@@ -19,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 import donor  # noqa: E402
 import evaluation  # noqa: E402
 import heads  # noqa: E402
+import overcorrection  # noqa: E402
 import partition  # noqa: E402
 import peers  # noqa: E402
 import search  # noqa: E402
@@ -129,6 +132,25 @@ def test_donor_trains_with_and_without_it(file, tmp_path, monkeypatch, capsys):
     assert list(rows["trained_on"]) == ["all", "others"]
     assert rows[["total", "donor_nmi", "donor_asw"]].notna().all(axis=None)
     assert "1, trained on others" in capsys.readouterr().out
+
+
+def test_overcorrection_takes_a_type_out_of_every_second_batch(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--seeds", 0, "--types", "type0", "type1", "--cells", 230]
+    words += ["--methods", "recommended", "no alignment"]
+    rows = twice(monkeypatch, overcorrection, tmp_path / "overcorrection.csv", *words)
+    assert list(rows["dropped"]) == ["type0"] * 2 + ["type1"] * 2
+    assert list(rows["method"]) == ["recommended", "no alignment"] * 2
+    assert rows["foreign"].between(0, 1).all() and (rows["cells"] >= 30).all()
+    assert "type1" in capsys.readouterr().out
+
+
+def test_what_is_foreign_is_every_second_batch_by_size():
+    obs = pd.DataFrame({"batch": list("aaabbcccc"), "cell_type": list("xyxxyxyyx")})
+    adata = AnnData(np.zeros((9, 1)), obs=obs.set_index(obs.index.astype(str)))
+    keys = Namespace(batch_key="batch", labels_key="cell_type")
+    kept, foreign, is_type = overcorrection.drop(adata, "x", keys)  # by size: c, a, b
+    assert list(kept.obs_names) == list("1345678")
+    assert list(np.flatnonzero(foreign)) == [0] and list(kept.obs_names[is_type]) == list("358")
 
 
 def test_heads_times_every_form(tmp_path, monkeypatch):

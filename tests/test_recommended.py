@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from gmvae_nb.data import to_torch
 from gmvae_nb.metrics import ari
-from gmvae_nb.network import PRESETS, BatchAlignment
+from gmvae_nb.network import PRESETS, BatchAlignment, batch_balance
 from gmvae_nb.train import GMVAE
 
 from hazards import before_steps, stop_at_step
@@ -114,6 +114,82 @@ def test_alignment_removes_what_a_batch_adds_to_its_component_and_nothing_else()
         here = group == k
         torch.testing.assert_close(x[here].mean(0), start[here].mean(0), atol=0.3, rtol=0)
     torch.testing.assert_close(x[group == 2], start[group == 2])
+
+
+def aligned_once(group, batch, x, **how):
+    "The gradient at x of one mini-batch, for components of unit spread."
+    K, B = int(group.max()) + 1, int(batch.max()) + 1
+    x = x.clone().requires_grad_()
+    align = BatchAlignment(K, B, x.shape[1])
+    gamma, log_stds = F.one_hot(group, K).float(), torch.zeros(K, x.shape[1])
+    return torch.autograd.grad(align(x, gamma, batch, log_stds, **how), x)[0]
+
+
+def one_shared_one_onesided(in_second: int):
+    "40 cells of each batch in group 0; 40 of batch 0, and few of batch 1, in group 1."
+    group = torch.tensor([0] * 80 + [1] * (40 + in_second))
+    batch = torch.tensor([0, 1] * 40 + [0] * 40 + [1] * in_second)
+    noise = torch.randn(len(group), 2, generator=torch.Generator().manual_seed(0))
+    return group, batch, noise + 3 * batch[:, None]
+
+
+@pytest.mark.parametrize("in_second", [0, 2])
+def test_the_less_a_component_is_shared_the_less_it_is_pulled(in_second):
+    group, batch, x = one_shared_one_onesided(in_second)
+    grad = aligned_once(group, batch, x)
+    shared, onesided = grad[group == 0].norm(dim=1), grad[group == 1].norm(dim=1)
+    assert onesided.max() < 0.1 * shared.min()
+    assert in_second or not onesided.any()
+    if in_second:  # their own offset, shrunk to a sixth, is not small: its weight is
+        share, of_others = 2 / 42, 40 / 80
+        offset = x[group == 1][-2:].mean(0) - x[group == 1].mean(0)
+        expected = offset * 2 / (2 + 10) * share / of_others / len(x)
+        torch.testing.assert_close(grad[-2:], expected.expand(2, -1))
+
+
+def test_a_component_with_an_equal_share_of_each_batch_is_pulled_in_full():
+    cells = torch.tensor([[10.0, 40, 20], [30.0, 120, 60]])  # of batches of other sizes
+    torch.testing.assert_close(batch_balance(cells), torch.ones(2, 3))
+    batch = torch.tensor([0, 1] * 20)
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) + batch[:, None]
+    grad = aligned_once(torch.zeros_like(batch), batch, x)
+    offset = torch.stack([x[batch == b].mean(0) - x.mean(0) for b in (0, 1)])
+    torch.testing.assert_close(grad, offset[batch] * 20 / (20 + 10) / 40)
+
+
+def test_balance_knows_no_order_of_batches_and_bears_what_is_empty():
+    cells = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(batch_balance(cells[:, order]), batch_balance(cells)[:, order])
+    two = batch_balance(cells[:, :2])
+    torch.testing.assert_close(two[:, 0], two[:, 1])  # each is the other's rest
+    cells[1], cells[:, 2] = 0, 0
+    weight = batch_balance(cells)
+    assert weight.isfinite().all() and weight.ge(0).all() and weight.le(1).all()
+    assert not weight[1].any() and not weight[:, 2].any()
+    assert not batch_balance(torch.zeros(3, 2)).any()
+
+
+def test_pooled_moves_a_batch_as_a_whole():
+    group, batch, x = one_shared_one_onesided(2)
+    grad = aligned_once(group, batch, x, pooled=True)
+    for b in (0, 1):
+        of_batch, n = grad[batch == b], (batch == b).sum()
+        offset = (x[batch == b].mean(0) - x.mean(0)) * n / (n + 10) / len(x)
+        torch.testing.assert_close(of_batch, offset.expand(n, -1))
+
+
+def test_batches_are_pooled_until_the_prior_has_its_full_weight(monkeypatch):
+    seen, forward = [], BatchAlignment.forward
+
+    def spy(self, *args, pooled):
+        seen.append(pooled)
+        return forward(self, *args, pooled=pooled)
+
+    monkeypatch.setattr(BatchAlignment, "forward", spy)
+    fitted(6, epochs=10, preset=replace(SMALL, kl_warmup_share=0.4, refit=0.3))
+    per_epoch = len(seen) // 6  # placed before epoch 2, at rest from epoch 8 on
+    assert seen == [True] * 2 * per_epoch + [False] * 4 * per_epoch
 
 
 def untrained():

@@ -25,6 +25,7 @@ FOLDERS = "tests/test_folders.py"
 MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
+RECOMMENDED = "tests/test_recommended.py"
 REPRODUCIBLE = "tests/test_reproducible.py"
 TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
@@ -810,6 +811,27 @@ MUTANTS = [
         "False and len(self.batches) > 1",
         MUTATIONS,
         "alignment_brings",
+    ),
+    Mutant(
+        "a component of one batch is pulled as any other",
+        "weight = batch_balance(cells).unsqueeze(-1)",
+        "weight = 1.0",
+        RECOMMENDED,
+        "less_a_component",
+    ),
+    Mutant(
+        "batches of other sizes look unbalanced",
+        "share = cells / cells.sum(0).clamp_min(1e-6)",
+        "share = cells",
+        RECOMMENDED,
+        "equal_share",
+    ),
+    Mutant(
+        "batches never moved as a whole",
+        "pooled=weight < 1",
+        "pooled=False",
+        RECOMMENDED,
+        "full_weight",
     ),
     Mutant(
         "input dropout left out",
