@@ -42,6 +42,7 @@ from .model_folder import weights_sha256
 from .reading import gene_columns, gene_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
+from .schedule import row_of_weights, went_back
 from .tables import write_table
 
 # %% ../nbs/report.ipynb #ba5be77c
@@ -340,8 +341,10 @@ def remarks(
     "What a reader should know before she believes the clusters."
     held_out = "test_neg_elbo" in history
     loss = history["test_neg_elbo" if held_out else "train_neg_elbo"]
-    sentences = remark_on_mixture(history.iloc[-1]["effective_K"], K, used)
-    sentences += remark_on_training(loss)
+    effective_K = row_of_weights(history)["effective_K"]
+    sentences = remark_on_mixture(effective_K, K, used)
+    if not went_back(history):
+        sentences += remark_on_training(loss)
     if unsure > 0.1:
         sentences.append(
             f"{unsure:.0%} of the cells are unsure of their cluster: "
