@@ -36,13 +36,13 @@ from .h5ad import read_h5ad
 
 # isort: off
 from .model_folder import check_files, forget_checksums
-from .model_folder import weights_sha256
+from .model_folder import read_preset, weights_sha256
 
 # isort: on
 from .reading import gene_columns, gene_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
-from .schedule import row_of_weights, went_back
+from .schedule import course_of, row_of_weights, went_back
 from .tables import write_table
 
 # %% ../nbs/report.ipynb #ba5be77c
@@ -618,11 +618,14 @@ def page_values(
     unsure = unsure_values(report)
     n_clusters = report.cells.obsm["gmvae_prob"].shape[1]
     used = len(clusters["clusters"])
+    rows = history.to_dict("records")
+    preset = read_preset(settings["preset"])
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,
         metrics=metrics,
         preset=settings["preset"],
+        course=course_of(preset, run["max_epochs"], rows),
         n=lambda what: f"{run['n_' + what]:,}",
         **maps,
         **clusters,
