@@ -14,5 +14,6 @@ from .nb_likelihood import *
 from .neighbors import *
 from .network import *
 from .results import *
+from .schedule import *
 from .train import *
 from .vae import *

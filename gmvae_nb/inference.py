@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell', 'shared_noise',
            'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table',
-           'cluster_linkage', 'elbo', 'iwae', 'normalized_expression', 'draw_nb', 'posterior_predictive']
+           'cluster_linkage', 'elbo', 'iwae', 'codes_to_decode', 'columns_of', 'normalized_expression', 'draw_nb',
+           'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -245,6 +246,37 @@ def iwae(
 
 # %% ../nbs/inference.ipynb #ebc80af2
 LibrarySize = float | Literal["latent"]
+
+
+def codes_to_decode(
+    batches: Sequence[str],  # the model's
+    names: str | Sequence[str] | None,  # of these; None: each cell's own
+) -> list[int] | None:
+    "Codes of batches. ValueError for one that the model does not know, or none."
+    if names is None:
+        return None
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted or any(name not in batches for name in wanted):
+        raise ValueError(
+            f"transform_batch is {names!r}; expected one or more of the model's "
+            f"batches: {', '.join(batches)}"
+        )
+    return [list(batches).index(name) for name in wanted]
+
+
+def columns_of(
+    genes: Sequence[str],  # the model's
+    wanted: Sequence[str],
+) -> np.ndarray:  # of the wanted genes
+    "Where genes stand. ValueError for one that the model does not have."
+    column = pd.Index(genes).get_indexer(list(wanted))
+    if (column < 0).any():
+        unknown = wanted[int((column < 0).argmax())]
+        raise ValueError(
+            f"gene_list has {unknown!r}, which is not one of the model's "
+            f"{len(genes):,} genes"
+        )
+    return column
 
 
 def normalized_expression(

@@ -63,7 +63,7 @@ def weights_sha256(
     "sha256 of the weights alone: what the answers of a model depend on."
     weights = {}
     for name, t in state.items():
-        if not name.startswith("optimizer."):
+        if not name.startswith(("optimizer.", "best.")):
             weights[name.removeprefix("network.")] = t.detach().cpu()
     return model_digest({}, [], weights)
 
@@ -225,7 +225,8 @@ def expected_tensors(
     config: dict[str, Any],  # with the types that check_config has checked
     preset: Preset,
 ) -> dict[str, Tensor]:  # without memory
-    "The tensors of a model with these settings, Adam's moments included."
+    """The tensors of a model with these settings: weights, Adam's moments, and
+    both again of its best epoch."""
     n_genes, n_batches = len(config["genes"]), len(config["batches"])
     with torch.device("meta"):
         network = GMVAENetwork(n_genes, n_batches, config["K"], preset)
@@ -235,11 +236,14 @@ def expected_tensors(
         tensors[f"optimizer.{i}.exp_avg"] = p
         tensors[f"optimizer.{i}.exp_avg_sq"] = p
         tensors[f"optimizer.{i}.step"] = step
+    if preset.patience:
+        tensors |= {f"best.{name}": t for name, t in tensors.items()}
     return tensors
 
 # %% ../nbs/model_folder.ipynb #03418b1b
 # settings that older models do not name: they were trained with the defaults
 ADDED_SETTINGS = {"mean_head", "weight_decay", "refit"}
+ADDED_SETTINGS |= {"most_epochs", "patience"}
 # tensors that models before format 4 do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
 

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_totals', 'encoder_input', 'Posterior',
-           'fast_dtype', 'batch_balance', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'training_loss', 'kl_weight',
-           'learning_rate', 'epochs_wanted', 'is_planned', 'check_plan', 'fit_batch_size']
+           'fast_dtype', 'batch_balance', 'BatchAlignment', 'GMVAENetwork', 'neg_elbo', 'epoch_means', 'training_loss']
 
 # %% ../nbs/network.ipynb #0c717c70
-import math
 import warnings
-from dataclasses import InitVar, asdict, dataclass, replace
+from dataclasses import InitVar, asdict, dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +27,7 @@ from .gmvae_loss import mixture_log_weights, responsibilities
 
 # isort: on
 from .nb_heads import NBHeads
+from .old_names import moved
 from .preset_checks import check_settings
 
 # isort: off
@@ -36,6 +35,9 @@ from .vae import MLP, Dropout, GaussianHead, gaussian_log_prob
 from .vae import reparametrize
 
 # isort: on
+
+if not TYPE_CHECKING:  # names that live elsewhere now
+    __getattr__ = moved(__name__)
 
 # %% ../nbs/network.ipynb #a5b630cb
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Preset:
     kl_warmup_share: float = 0.0  # the same as a share of the training
     refit: float = 0.0  # share of the training, its last: the encoder rests
     min_steps: int = 0  # small data: epochs until so many mini-batches are seen
+    most_epochs: int = 0  # but no more than so many, or max_epochs; 0: no limit
+    # share of the training without a better held-out -ELBO after which the
+    # encoder rests; 0: no watch
+    patience: float = 0.0
     lr_schedule: str = "step"  # or "cosine": to 0 at the end of training
     lr_factor: float = 0.7  # "step": the rate is multiplied by this ...
     lr_step: int = 25  # ... after so many epochs
@@ -140,6 +146,8 @@ PRESETS: dict[str, Preset] = {
         kl_warmup_share=0.3,
         refit=0.3,
         min_steps=1500,
+        most_epochs=100,
+        patience=0.2,
         lr_schedule="cosine",
     ),
 }
@@ -581,6 +589,23 @@ def neg_elbo(
     "The negative ELBO, without lambda."
     return terms["rec"] + terms["kl_w"] + terms["kl_xz"]
 
+# %% ../nbs/network.ipynb #3ad24c5b
+def epoch_means(
+    # terms of mini-batches, from GMVAENetwork.forward
+    parts: list[dict[str, Tensor]],
+    prefix: str,  # "train" or "test"
+) -> dict[str, float]:  # e.g. train_neg_elbo, train_rec, ..., nats per cell
+    "Mean of each term over cells, whichever mini-batch they were in."
+    sizes = [len(part["kl_w"]) for part in parts]
+    sizes = torch.tensor(sizes, dtype=torch.float64)
+    parts = [{**part, "neg_elbo": neg_elbo(part)} for part in parts]
+    means = {}
+    for term in ELBO_TERMS:
+        of_part = [part[term].double().mean() for part in parts]
+        mean = torch.stack(of_part).cpu() @ sizes / sizes.sum()
+        means[f"{prefix}_{term}"] = mean.item()
+    return means
+
 # %% ../nbs/network.ipynb #a9503809
 def training_loss(
     terms: dict[str, Tensor],  # from GMVAENetwork.forward
@@ -591,71 +616,3 @@ def training_loss(
     without_z = (terms["kl_w"] + terms["kl_xz"] - terms["kl_z"]).mean()
     z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode)
     return terms["rec"].mean() + kl_weight * (without_z + z)
-
-# %% ../nbs/network.ipynb #d271435e
-def kl_weight(
-    epoch: int,  # counted from 0
-    preset: Preset,
-    max_epochs: int,  # of this training
-) -> float:
-    "Weight of the prior terms: rises linearly to 1 while they are warmed up."
-    rise = preset.kl_warmup_epochs or preset.kl_warmup_share * max_epochs
-    return min(1.0, (epoch + 1) / rise) if rise else 1.0
-
-# %% ../nbs/network.ipynb #b02d484b
-def learning_rate(
-    epoch: float,  # epochs done, counted from 0
-    preset: Preset,
-    max_epochs: int,  # of this training
-) -> float:
-    "Falls by `lr_factor` after every `lr_step` epochs; or half a cosine, to 0."
-    if preset.lr_schedule == "cosine":
-        done = min(1.0, epoch / max_epochs)
-        return preset.lr * 0.5 * (1 + math.cos(math.pi * done))
-    return preset.lr * preset.lr_factor ** (epoch // preset.lr_step)
-
-# %% ../nbs/network.ipynb #748218c8
-def epochs_wanted(
-    preset: Preset,
-    n_train: int,  # training cells
-) -> int:
-    "`max_epochs`, or more, until `min_steps` mini-batches are seen."
-    steps_per_epoch = math.ceil(n_train / preset.batch_size)
-    return max(preset.max_epochs, math.ceil(preset.min_steps / steps_per_epoch))
-
-# %% ../nbs/network.ipynb #5eed0106
-def is_planned(preset: Preset) -> bool:
-    "Whether the schedule depends on how many epochs there are in all."
-    in_shares = preset.kl_warmup_share or preset.refit
-    cosine = preset.lr_schedule == "cosine"
-    return bool(cosine or in_shares or preset.init == "data")
-
-# %% ../nbs/network.ipynb #5eed0501
-def check_plan(
-    preset: Preset,
-    planned: int | None,  # epochs in all, as it was begun; None: not known
-    done: int,  # epochs
-    max_epochs: int,  # asked for now
-) -> None:
-    "ValueError for a planned schedule that was begun for other epochs in all."
-    if done and is_planned(preset) and planned not in (None, max_epochs):
-        raise ValueError(
-            f"this training was planned for {planned} epochs, which its schedule "
-            f"follows, and {done} are done: ask for {planned}, or train a new "
-            f"model for {max_epochs}"
-        )
-
-
-def fit_batch_size(
-    preset: Preset,
-    n_train: int,  # training cells
-) -> tuple[Preset, list[str]]:  # and a sentence, if it was changed
-    "The mini-batch shrunk to the training cells if they are fewer."
-    size = preset.batch_size
-    if not 0 < n_train < size:
-        return preset, []
-    note = (
-        f"{n_train} cells to train on are fewer than a mini-batch of {size}: the "
-        "mini-batch is as large as they are"
-    )
-    return replace(preset, batch_size=n_train), [note]

@@ -37,12 +37,13 @@ from .h5ad import read_h5ad
 
 # isort: off
 from .model_folder import check_files, forget_checksums
-from .model_folder import weights_sha256
+from .model_folder import read_preset, weights_sha256
 
 # isort: on
 from .reading import gene_columns, gene_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
+from .schedule import course_of, row_of_weights, went_back
 from .tables import write_table
 
 # %% ../nbs/report.ipynb #ba5be77c
@@ -359,8 +360,10 @@ def remarks(
     "What a reader should know before she believes the clusters."
     held_out = "test_neg_elbo" in history
     loss = history["test_neg_elbo" if held_out else "train_neg_elbo"]
-    sentences = remark_on_mixture(history.iloc[-1]["effective_K"], K, used)
-    sentences += remark_on_training(loss)
+    effective_K = row_of_weights(history)["effective_K"]
+    sentences = remark_on_mixture(effective_K, K, used)
+    if not went_back(history):
+        sentences += remark_on_training(loss)
     if unsure > 0.1:
         sentences.append(
             f"{unsure:.0%} of the cells are unsure of their cluster: "
@@ -636,11 +639,14 @@ def page_values(
     unsure = unsure_values(report)
     n_clusters = report.cells.obsm["gmvae_prob"].shape[1]
     used = len(clusters["clusters"])
+    rows = history.to_dict("records")
+    preset = read_preset(settings["preset"])
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,
         metrics=metrics,
         preset=settings["preset"],
+        course=course_of(preset, run["max_epochs"], rows),
         n=lambda what: f"{run['n_' + what]:,}",
         **maps,
         **clusters,

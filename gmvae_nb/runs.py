@@ -55,13 +55,15 @@ from .model_folder import read_config, read_model, read_preset
 from .model_folder import record_checksums, weights_sha256
 
 # isort: on
-# isort: off
-from .network import ELBO_TERMS, Preset, check_plan, epochs_wanted
-from .network import fit_batch_size, get_preset
-
-# isort: on
+from .network import ELBO_TERMS, Preset, get_preset
 from .reading import Input, fingerprint, gene_columns, gene_names
 from .reference_map import place_on_map, read_map
+
+# isort: off
+from .schedule import check_plan, epochs_wanted, fit_batch_size
+from .schedule import row_of_weights
+
+# isort: on
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -252,7 +254,8 @@ def finished_run(
     max_epochs: int,
     labels_key: str | None = None,  # of the scores that it shall have
 ) -> bool:
-    """Whether the run was trained for so many epochs, and scored by these labels.
+    """Whether the run was trained for so many epochs, or fewer for a watch that
+    ended it, and scored by these labels.
 
     ValueError if it has gone further."""
     epochs, is_there = 0, (out / "model.safetensors").exists()
@@ -274,7 +277,9 @@ def finished_run(
             scored_by = read_run_json(out / "run.json")["labels_key"]
             if scored_by != labels_key:
                 return False
-        return read_run_json(out / "metrics.json")["epochs"] == max_epochs
+        planned = read_run_json(out / "run.json")["max_epochs"]
+        scored = read_run_json(out / "metrics.json")["epochs"]
+        return planned == max_epochs and scored == epochs
     except (ValueError, KeyError):  # damaged: to be made again
         return False
 
@@ -295,7 +300,7 @@ def epochs_in_all(
     max_epochs: int | None = None,  # as asked for; None: the preset's
     hold_out: bool = True,
 ) -> int:
-    "How many epochs a run takes."
+    "How many epochs a run takes, if no watch ends it earlier."
     if max_epochs is not None:
         return max_epochs
     n_train = len(split_cells(n_cells)[0]) if hold_out else n_cells
@@ -359,7 +364,7 @@ def run_summary(
     """What a run came to: settings, scores, cluster usage.
 
     With held-out cells also their terms of -ELBO and -IWAE, nats per cell."""
-    last, test = model.history.iloc[-1], {}
+    last, test = row_of_weights(model.history), {}
     if held_out.n_obs:
         test = {term: float(last[f"test_{term}"]) for term in ELBO_TERMS}
         test["neg_iwae"] = float(-model.get_iwae(held_out, 50).mean())
@@ -462,7 +467,8 @@ def train_run(
         mend(out)
         compare_model(out, model, epochs)
         n_weights = sum(p.numel() for p in model.network.parameters())
-        check_room(out, 12 * n_weights)  # a checkpoint: they and two moments
+        states = 2 if preset.patience else 1  # the best epoch's too
+        check_room(out, 12 * states * n_weights)  # they and two moments
         score_counts = score_counts or counts_were_scored(out)
         description = describe_run(
             data,

@@ -278,6 +278,8 @@ BAD_SETTINGS = {
     "batch_size": [1.5, "16"],
     "lam": [-1],
     "min_steps": [-1],
+    "most_epochs": [-1, 0.5, True],
+    "patience": [-0.1, 1.0, "long"],
     "merge": ["yes"],
     "library_size": [1],
     "align": [-1],

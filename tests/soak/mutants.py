@@ -29,6 +29,7 @@ RECOMMENDED = "tests/test_recommended.py"
 REPRODUCIBLE = "tests/test_reproducible.py"
 TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
+SCHEDULE = "tests/test_schedule.py"
 
 
 class Mutant(NamedTuple):
@@ -671,8 +672,8 @@ MUTANTS = [
     ),
     Mutant(
         "finished runs trained again",
-        '["epochs"] == max_epochs',
-        '["epochs"] == -1',
+        "return planned == max_epochs and scored == epochs",
+        "return False",
         PROMISES,
         "sweep_retries",
     ),
@@ -848,9 +849,51 @@ MUTANTS = [
         "input_dropout",
     ),
     Mutant(
+        "a watch that never ends anything",
+        "elif epoch - best >= wait:",
+        "elif False:",
+        SCHEDULE,
+        "watch_ends",
+    ),
+    Mutant(
+        "a watch that waits one epoch more",
+        "elif epoch - best >= wait:",
+        "elif epoch - best > wait:",
+        SCHEDULE,
+        "watch_ends",
+    ),
+    Mutant(
+        "weights that do not go back",
+        "if kept < done and self._best is not None:",
+        "if False:",
+        SCHEDULE,
+        "go_back_with",
+    ),
+    Mutant(
+        "a best epoch that no checkpoint holds",
+        "return state | best",
+        "return state",
+        SCHEDULE,
+        "stopped_in_any",
+    ),
+    Mutant(
+        "a rest as long as planned",
+        "rest = best / plan.learning * (max_epochs - plan.learning)",
+        "rest = max_epochs - plan.learning",
+        SCHEDULE,
+        "watch_ends",
+    ),
+    Mutant(
+        "passes without end",
+        "for_steps = min(for_steps, preset.most_epochs)",
+        "pass",
+        SCHEDULE,
+        "most_epochs",
+    ),
+    Mutant(
         "learning rate by epoch",
-        "learning_rate(epoch + step / n_steps, preset, max_epochs)",
-        "learning_rate(epoch, preset, max_epochs)",
+        "done = place(epoch + step / n_steps)",
+        "done = place(epoch)",
         MUTATIONS,
         "cosine_falls",
     ),
