@@ -384,19 +384,19 @@ def _clusters(
     """The cluster of each component, in the order of those that are told apart.
 
     ValueError for a number that there cannot be, or a model without a tree."""
-    K, merges = len(self.prior.means[0, 0]), self.preset.merge
-    own = self.cluster_of if merges else torch.arange(K)
-    if n_clusters is None or n_clusters == own.max() + 1:
+    own = self.cluster_of if self.preset.merge else None
+    if own is not None and n_clusters in (None, own.max().item() + 1):
         return own
-    if not merges or (K > 1 and not self.forks.any()):
+    if own is None or (len(own) > 1 and not self.forks.any()):
         raise ValueError(
             f"n_clusters is {n_clusters}, but this model has no tree to cut: its "
             "components are not merged, or were merged by an older version"
         )
-    of = torch.from_numpy(cut_tree(self.forks.cpu().numpy(), n_clusters))
+    K, of = len(own), cut_tree(self.forks.cpu().numpy(), n_clusters)
     order = own.cpu() * K + torch.arange(K)
-    first = torch.full((K,), K * K).scatter_reduce(0, of, order, "amin")
-    return first[of].unique(return_inverse=True)[1].to(own.device)
+    index = torch.from_numpy(of)
+    first = torch.full((K,), K * K).scatter_reduce(0, index, order, "amin")
+    return first[index].unique(return_inverse=True)[1].to(own.device)
 
 
 def _by_cluster(
@@ -405,8 +405,9 @@ def _by_cluster(
     n_clusters: int | None = None,  # None: those that are told apart
 ) -> Tensor:  # (..., number of clusters)
     "Cluster probabilities: the sums over the components of each cluster."
-    of = self.clusters(n_clusters)
-    return gamma @ F.one_hot(of).to(gamma)
+    if not self.preset.merge and n_clusters in (None, gamma.shape[-1]):
+        return gamma
+    return gamma @ F.one_hot(self.clusters(n_clusters)).to(gamma)
 
 # %% ../nbs/network.ipynb #a5a9541f
 def _log_importance_weights(

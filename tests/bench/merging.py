@@ -86,14 +86,14 @@ def mean_f1(labels: np.ndarray, clusters: np.ndarray, at_least: int = 20) -> flo
 
 
 def part_of(data: str):
-    "The cells and counts of a data set, or of a random part of it."
+    "The cells of a data set, or of a random part of it, and the layer with the counts."
     name, _, n = data.partition(":")
     read_in = read_input(name, batch_key="batch", labels_key="cell_type")
     adata = read_in.cells
     if n:
         rows = np.random.default_rng(0).choice(adata.n_obs, int(n), replace=False)
         adata = adata[np.sort(rows)].copy()
-    return adata
+    return adata, read_in.layer
 
 
 def main():
@@ -105,8 +105,9 @@ def main():
         name = data.split("/")[-1].removesuffix(".h5ad")
         if not rows.empty and ((rows["data"] == name) & (rows["seed"] == seed)).any():
             continue
-        adata, start = part_of(data), time.process_time()
-        model = GMVAE(adata, batch_key=args.batch_key, seed=seed).train(progress=False)
+        (adata, layer), start = part_of(data), time.process_time()
+        model = GMVAE(adata, batch_key=args.batch_key, layer=layer, seed=seed)
+        model.train(progress=False)
         seconds = time.process_time() - start
         labels = adata.obs[args.labels_key].astype(str).to_numpy()
         for rule in RULES:
