@@ -417,7 +417,8 @@ def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
 
 def _warn_if_collapsed(self: "GMVAE") -> None:
     "A UserWarning if the components of K > 1 do not tell the cells apart."
-    information = row_of_weights(self.history)["mutual_information"]
+    row = row_of_weights(pd.DataFrame(self._rows))
+    information = row["mutual_information"]
     if self.K == 1 or information > 0.1:
         return
     cure = "give it more epochs or cells"
