@@ -275,23 +275,22 @@ def _train(
 ) -> "GMVAE":  # the model itself
     """Train until `max_epochs` epochs are done; called again, go on from there.
 
-    With held-out cells a preset with `patience` may do with fewer: once they are
-    described no better, the weights go back to the best epoch's and the encoder
-    rests for what is left, in proportion. After the last epoch, components are
-    merged if the preset says so. `history`
+    `max_epochs` is the plan and the most. A preset with `patience` may do with
+    fewer: once the held-out cells are described no better, the weights go back
+    to the best epoch's, and the encoder rests for what is left, in proportion.
+    After the last epoch, components are merged if the preset says so. `history`
     gets one row per epoch: epoch, seconds, lr, the means of -ELBO and its terms
     (nats per cell) over training cells (as they were met, with dropout) and
-    held-out cells (afterwards, without), and the cluster usage of the held-out
-    cells (of the training cells if none are held out); with a watch, weights_of:
-    the epoch whose weights the model had when this one was over. Interrupted with
-    Ctrl-C, the model is put back to its last finished epoch before
-    KeyboardInterrupt goes on. A UserWarning says so if the mixture has
-    collapsed, or if there are fewer cells than a mini-batch has, which is made
-    smaller. Raises ValueError when a
-    planned schedule (see `is_planned`) was begun for another number of epochs;
-    FloatingPointError when the loss is no longer finite; BlockingIOError while
-    another process or thread trains in `out`. Threads:
-    `OMP_NUM_THREADS`, or one for each core."""
+    held-out cells (afterwards, without), the cluster usage of the held-out cells
+    (of the training cells if none are held out), and for a preset with
+    `patience` weights_of: the epoch whose weights the model had when this one
+    was over. Interrupted with Ctrl-C, the model is put back to its last finished
+    epoch before KeyboardInterrupt goes on. A UserWarning says so if the mixture
+    has collapsed, or if there are fewer cells than a mini-batch has, which is
+    made smaller. Raises ValueError when a planned schedule (see `is_planned`)
+    was begun for another number of epochs; FloatingPointError when the loss is
+    not finite; BlockingIOError while another process or thread trains in `out`.
+    Threads: `OMP_NUM_THREADS`, or one for each core."""
     counts = self._cells().counts
     if self.train_idx is None or test_idx is not None:
         split = training_split(counts.shape[0], test_idx, self.seed)
