@@ -43,7 +43,8 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
     rows: np.ndarray | None = model.test_idx
     X: np.ndarray = model.get_latent_representation(cells)
     prob: np.ndarray = model.predict_proba(new, n_samples=20, map_batch={"*": "donor1"})
-    clusters: pd.Categorical = model.predict(cells)
+    clusters: pd.Categorical = model.predict(cells, n_clusters=5)
+    forks: pd.DataFrame = model.cluster_tree()
     elbo: np.ndarray = model.get_elbo(new)
     iwae: np.ndarray = model.get_iwae()
     shares: pd.DataFrame = model.get_normalized_expression(
@@ -52,7 +53,7 @@ def use(model: GMVAE, new: AnnData) -> dict[str, float]:
     drawn: list[csr_matrix] = model.posterior_predictive(n_samples=2)
     report = model.cluster_report(cells)
     n: int = model.n_clusters + model.K + len(missing) + len(model.genes)
-    print(X.shape, clusters, shares, report, rows, len(history), len(drawn))
+    print(X.shape, clusters, forks, shares, report, rows, len(history), len(drawn))
     return {
         "elbo": float(elbo.mean()),
         "iwae": float(iwae.mean()),

@@ -30,6 +30,7 @@ REPRODUCIBLE = "tests/test_reproducible.py"
 TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
 SCHEDULE = "tests/test_schedule.py"
+CLUSTERS = "tests/test_clusters.py"
 
 
 class Mutant(NamedTuple):
@@ -41,6 +42,76 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "alpha is that of one pair",
+        "alpha / max(1, K * (K - 1) // 2)",
+        "alpha",
+        CLUSTERS,
+        "all_pairs_together",
+    ),
+    Mutant(
+        "two are two whatever kappa says",
+        "(agreement(changed, by_chance) >= level) & (p <= alpha)",
+        "p <= alpha",
+        CLUSTERS,
+        "cells_do_not_follow",
+    ),
+    Mutant(
+        "two are two whatever the chance",
+        "(agreement(changed, by_chance) >= level) & (p <= alpha)",
+        "agreement(changed, by_chance) >= level",
+        CLUSTERS,
+        "all_pairs_together",
+    ),
+    Mutant(
+        "clusters where all pairs are told apart last",
+        "n_clusters = max(n_clusters, K - step)",
+        "n_clusters = K - step",
+        CLUSTERS,
+        "greedy_search",
+    ),
+    Mutant(
+        "half of the changes are counted",
+        "return 2 * shared, by_chance",
+        "return shared, by_chance",
+        CLUSTERS,
+        "table_of_two_looks",
+    ),
+    Mutant(
+        "each cell counts once when merging",
+        "seen = gamma if times is None else gamma * times.double()[:, None]",
+        "seen = gamma",
+        CLUSTERS,
+        "count_twice",
+    ),
+    Mutant(
+        "clusters numbered by the smallest",
+        "size.argsort(descending=True, stable=True)",
+        "size.argsort(stable=True)",
+        CLUSTERS,
+        "numbered_by",
+    ),
+    Mutant(
+        "a component shrinks to a cell",
+        ".clamp_min(MIN_STD**2)",
+        ".clamp_min(0)",
+        CLUSTERS,
+        "shrinks_to_a_cell",
+    ),
+    Mutant(
+        "means without the draws",
+        "(x - centre[label]) ** 2 + q_var",
+        "(x - centre[label]) ** 2",
+        CLUSTERS,
+        "spread_of_draws",
+    ),
+    Mutant(
+        "components learn while the encoder rests",
+        "modules.append(self.prior)",
+        "pass",
+        CLUSTERS,
+        "rest_with_the_encoder",
+    ),
     Mutant(
         "a file that was replaced gets the clusters",
         "check_unchanged(path)  # the copy: it changes no more",
