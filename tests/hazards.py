@@ -4,14 +4,12 @@ Used by test_promises.py, soak/soak_promises.py and others; cells and models her
 """
 
 import contextlib
-import ctypes
 import itertools
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -187,10 +185,6 @@ def memory_of(work) -> tuple[int, float, float]:
     read, write = os.pipe()
 
     def measured():
-        if sys.platform == "linux":
-            # what this process has freed, and its highest mark, would hide what is needed
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, cpu_seconds()
         try:
             work()

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -736,31 +735,39 @@ def wide_file(path, n, G=1000, per_cell=200) -> None:
     ad.AnnData(y, obs=pd.DataFrame(index=[f"c{i}" for i in range(n)])).write_h5ad(path)
 
 
-def megabytes_for(path: Path, n: int, backed: bool) -> float:
-    "What reading, one epoch and the embedding of n cells need."
+AT_WORK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from dataclasses import replace
+from functools import partial
+from gmvae_nb.data import read_h5ad
+from gmvae_nb.train import GMVAE
+from hazards import TINY
 
-    def work():
-        adata = data.read_h5ad(path, backed=backed)
-        m = GMVAE(adata, K=2, preset=replace(TINY, batch_size=64))
-        m.train(1, progress=False)
-        m.get_latent_representation()
+adata = read_h5ad(sys.argv[2], backed=sys.argv[3] == "backed")
+model = GMVAE(adata, K=2, preset=replace(TINY, batch_size=64))
+model.train(1, progress=False)
+model.get_latent_representation()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
 
-    # elsewhere: what this process has freed, its copy would use without being seen
-    assert outcome(fork(lambda: wide_file(path, n))) == 0
-    code, _, megabytes = memory_of(work)
-    assert code == 0
-    return megabytes
+
+def megabytes_for(path: Path, how: str) -> float:
+    "The peak of a process that reads, trains for an epoch and embeds."
+    words = [sys.executable, "-c", AT_WORK, str(ROOT / "tests"), str(path), how]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 @needs_linux
 def test_memory_does_not_grow_with_the_counts_on_disk(tmp_path):
     """18,000 cells more take 29 MB as a CSR matrix; their names and results are a tenth of it.
 
-    `many - few`, measured by `megabytes_for` five times each: from disk 4.3 to 4.5 MB in a process
-    that has just begun, 10.8 to 10.9 MB in one that has trained before (what it freed, the fewer
-    cells use first); in memory, twice each, 49 and 36 MB."""
+    The two peaks are those of processes of their own, whatever this one has had before."""
     sizes = 10_000, 28_000  # more than are read at a time
-    few, many = (megabytes_for(tmp_path / f"{n}.h5ad", n, backed=True) for n in sizes)
+    paths = [tmp_path / f"{n}.h5ad" for n in sizes]
+    for path, n in zip(paths, sizes):
+        assert outcome(fork(partial(wide_file, path, n))) == 0
+    few, many = (megabytes_for(path, "backed") for path in paths)
     assert many - few < 20, (few, many)  # less than the counts take once
 
 
