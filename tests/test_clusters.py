@@ -14,6 +14,7 @@ from gmvae_nb.clusters import (
     changes,
     cluster_tree,
     cut_tree,
+    linkage,
     merge_components,
     number_by_size,
     one_population_p,
@@ -22,6 +23,7 @@ from gmvae_nb.clusters import (
 )
 from gmvae_nb.metrics import ari
 from gmvae_nb.placing import MIN_STD, em_turn, fit_components, kmeans_components
+from gmvae_nb.report import draw_tree
 from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -379,3 +381,22 @@ def test_without_merging_there_is_no_tree():
     for ask in (unmerged.cluster_tree, lambda: unmerged.predict(n_clusters=2)):
         with pytest.raises(ValueError, match="tree"):
             ask()
+
+
+# ---- the drawing
+
+
+def test_the_tree_above_the_clusters_never_falls_and_ends_in_all_of_them():
+    gamma = groups([300, 200, 100, 50, 20], apart=6.0)
+    tree, cluster_of = cluster_tree(shared_cells(gamma)), merge_components(gamma).numpy()
+    nodes, n = linkage(tree.forks, tree.kappa, cluster_of), tree.n_clusters
+    assert nodes.shape == (n - 1, 4) and n == 5
+    assert (np.diff(nodes[:, 2]) >= 0).all() and nodes[-1, 3] == n
+    assert sorted(nodes[:, :2].ravel()) == list(range(2 * n - 2))  # each node joins once
+    assert draw_tree(nodes).startswith("data:image/png;base64,")
+
+
+def test_one_cluster_has_no_tree_to_draw():
+    tree = cluster_tree(shared_cells(torch.full((900, 3), 1 / 3)))
+    nodes = linkage(tree.forks, tree.kappa, np.zeros(3, dtype=np.int64))
+    assert nodes.shape == (0, 4) and draw_tree(nodes) == ""

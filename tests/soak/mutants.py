@@ -43,6 +43,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a fork without what is below it",
+        "below[n + row] = below[a] + below[b]",
+        "below[n + row] = below[a]",
+        CLUSTERS,
+        "tree_above",
+    ),
+    Mutant(
+        "a tree of one cluster is drawn",
+        "if not len(nodes):",
+        "if False:",
+        CLUSTERS,
+        "no_tree_to_draw",
+    ),
+    Mutant(
         "alpha is that of one pair",
         "alpha / max(1, K * (K - 1) // 2)",
         "alpha",
