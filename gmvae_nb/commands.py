@@ -84,10 +84,11 @@ def command(
             if args or kwargs:
                 return func(*args, **kwargs)
             take_every_character()
-            options = parsed()
-            # what batch systems send
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            options: dict = {}
             try:
+                options = parsed()
+                # what batch systems send
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False

@@ -4,9 +4,10 @@
 
 FOLDER has mine.h5ad, and gets `begun`, a run of one epoch, and `whole`, the same gone on with to
 two. For each chosen n a copy of `begun` is gone on with, in which the n-th request of at least
-LEAST bytes fails; then it is gone on with again, undisturbed. COUNT is how many n are chosen,
-evenly, `all`, or `written`: all of those made while a file is written. What happened is
-printed as JSON: for each n the exit codes of both runs and what was said."""
+LEAST bytes fails; what that leaves is copied to `n.left`, and the run is gone on with again,
+undisturbed. COUNT is how many n are chosen, evenly, `all`, or `written`: all that are made while a
+file is written. For each n a line of JSON is printed: n, the exit code, what was said, and the
+exit code of the undisturbed run."""
 
 import ctypes
 import importlib
@@ -87,7 +88,9 @@ def main(folder: Path, least: int, count: str) -> None:
         run, log = folder / str(n), folder / f"{n}.txt"
         shutil.copytree(folder / "begun", run)
         code = train(folder, run.name, 2, n, least, log)
-        print(json.dumps([n, code, log.read_text()]), flush=True)
+        shutil.copytree(run, folder / f"{n}.left")
+        again = train(folder, run.name, 2, -1, least, folder / f"{n}.again")
+        print(json.dumps([n, code, log.read_text(), again]), flush=True)
 
 
 main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
