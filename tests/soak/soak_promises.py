@@ -163,7 +163,8 @@ def test_sweeps_on_two_nodes_equal_the_serial_one(nodes, data, serial, tmp_path,
 def test_whichever_allocation_fails(failing, tmp_path, note, least, count, which):  # noqa: F811
     codes = whichever_allocation_fails(failing, tmp_path, least, count)
     detail = f"{codes.count(4)} a sentence and code 4, {codes.count(2)} with code 2, "
-    detail += f"{codes.count(0)} done without it; all gone on with to the same model"
+    detail += f"{codes.count(0)} done without it, {sum(code < 0 for code in codes)} killed by a "
+    detail += "library; all gone on with to the same model"
     note(f"a request for memory fails: {which}", len(codes), len(codes), detail)
     assert codes.count(4) > len(codes) / 2
 
