@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'ROUND_COUNTS', 'GENE_KEY', 'SUBSET', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP',
-           'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command', 'add_version', 'take_every_character',
-           'in_words', 'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result', 'minutes',
-           'describe_cost', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep',
-           'check_table', 'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table',
-           'gmvae_verify', 'gmvae_metrics', 'print_overview']
+           'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command', 'check_none_is_empty', 'add_version',
+           'take_every_character', 'in_words', 'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result',
+           'minutes', 'describe_cost', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo',
+           'gmvae_sweep', 'check_table', 'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed',
+           'gmvae_table', 'gmvae_verify', 'gmvae_metrics', 'print_overview']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import argparse
@@ -84,10 +84,12 @@ def command(
             if args or kwargs:
                 return func(*args, **kwargs)
             take_every_character()
-            options = parsed()
-            # what batch systems send
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            options: dict = {}
             try:
+                options = parsed()
+                check_none_is_empty(options)
+                # what batch systems send
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False
@@ -108,6 +110,17 @@ def command(
         return run
 
     return decorate
+
+
+def check_none_is_empty(options: dict[str, object]) -> None:
+    "ValueError for what a shell makes of a variable that was not set."
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, str) and not v.strip() for v in values):
+            raise ValueError(
+                f"{name} is an empty text, as of a shell variable that is not "
+                "set: give it a value, or leave it out"
+            )
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

@@ -123,11 +123,23 @@ def _pooled(function, items, desc, progress):
     from joblib import cpu_count  # knows of the cores that a scheduler grants
     from threadpoolctl import threadpool_limits
 
-    one_thread = dict(initializer=threadpool_limits, initargs=(1,))
+    failed: list[Exception] = []  # a pool would not say why
+
+    def one_thread():
+        try:
+            threadpool_limits(1)
+        except Exception as error:
+            failed.append(error)
+
+    def do(item):
+        if failed:
+            raise failed[0]
+        return function(item)
+
     bar = dict(total=len(items), desc=desc, disable=not progress, leave=False)
     with threadpool_limits(1):
-        with ThreadPoolExecutor(cpu_count(), **one_thread) as pool:
-            yield from tqdm(pool.map(function, items), **bar)
+        with ThreadPoolExecutor(cpu_count(), initializer=one_thread) as pool:
+            yield from tqdm(pool.map(do, items), **bar)
 
 # %% ../nbs/neighbors.ipynb #0f9270ad
 def distance_sums(

@@ -27,6 +27,7 @@ import peers  # noqa: E402
 import search  # noqa: E402
 import study  # noqa: E402
 import training  # noqa: E402
+import unpacking  # noqa: E402
 
 TINY = dict(
     n_x=3, encoder_hidden=(8,), decoder_hidden=(8,), batch_size=32, min_steps=0, max_epochs=1
@@ -65,7 +66,7 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "script", "donor evaluation heads partition peers search study training".split()
+    "script", "donor evaluation heads partition peers search study training unpacking".split()
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
@@ -196,3 +197,15 @@ def test_evaluation_measures_a_contender(tmp_path, monkeypatch):
     row = pd.read_csv(tmp_path / "e.csv").loc[0]
     assert row["contender"] == "five" and row["cells"] == 200 and 0 <= row["kbet"] <= 1
     assert row["wall"] > 0 and row["gb"] > 0
+
+
+def test_unpacking_measures_a_file_with_both(tmp_path, monkeypatch, capsys):
+    unpacking.write(tmp_path / "a.h5ad", 150, "dense", 4, None)
+    monkeypatch.setattr(unpacking.looking, "deflate", None)
+    run(monkeypatch, unpacking, tmp_path / "t.csv", tmp_path / "a.h5ad", "--repeats", 1)
+    found = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert found["file"] == "a.h5ad" and found["look_zlib"] > 0 and found["look"] > 0
+    assert found["read_input"] > found["look"] / 2
+    unpacking.write(tmp_path / "b.h5ad", 150, "csr", 1, 2000)
+    with unpacking.h5py.File(tmp_path / "b.h5ad") as f:
+        assert f["X/data"].chunks == (2000,) and f["X/data"].compression_opts == 1

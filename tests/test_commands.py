@@ -146,6 +146,30 @@ def test_label_key_is_labels_key(shell, mine, tmp_path):
         assert code == 2 and "labels_key='nobody' is not a column" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gmvae_train", "mine.h5ad", "--out", ""],
+        ["gmvae_train", "mine.h5ad", "--out", "run", "--batch_key", ""],
+        ["gmvae_train", "", "--out", "run"],
+        ["gmvae_sweep", "mine.h5ad", "--out", " "],
+        ["gmvae_embed", "run", "mine.h5ad", "--out", ""],
+        ["gmvae_metrics", "mine.h5ad", "--embed", ""],
+        ["gmvae_table", "run", ""],
+    ],
+    ids=" ".join,
+)
+def test_a_variable_of_the_shell_that_is_not_set_writes_nowhere(
+    shell, tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    cells().write_h5ad(tmp_path / "mine.h5ad")
+    code, out, said = shell(*words)
+    assert code == 2 and out == "" and len(said.strip().split("\n")) == 1, said
+    assert "is an empty text, as of a shell variable" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.h5ad"]
+
+
 def test_a_table_of_nothing_is_a_sentence(shell, tmp_path):
     code, out, err = shell("gmvae_table", tmp_path)
     assert code == 2 and out == ""

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from gmvae_nb.data import download_h5ad, get_counts, read_h5ad
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.looking import UnknownCompression, UnsafeFile, memory_needed
 from gmvae_nb.reading import read_input
+from isal import isal_zlib
 from scipy import sparse
 
-from hazards import cells
+from hazards import ROOT, cells
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
@@ -207,20 +209,65 @@ BLOCKS = {
 }
 
 
+# ISA-L, and zlib where that is missing
+both = pytest.mark.parametrize("deflate", [isal_zlib, zlib], ids=lambda m: m.__name__)
+
+
+@both
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_that_is_not_of_its_size_is_never_read(tmp_path, name):
+def test_a_block_that_is_not_of_its_size_is_never_read(tmp_path, monkeypatch, name, deflate):
+    monkeypatch.setattr(looking, "deflate", deflate)
     path = file_with(tmp_path, BLOCKS[name])
     for read in (read_h5ad, read_input):
         with pytest.raises(ValueError, match="is no h5ad file, or not a whole one"):
             read(path)
 
 
-def test_a_bomb_goes_no_further_than_the_size_that_was_declared():
+@both
+def test_a_bomb_goes_no_further_than_the_size_that_was_declared(monkeypatch, deflate):
+    monkeypatch.setattr(looking, "deflate", deflate)
     unpacked, raw = 0, zlib.compress(bytes(50_000_000))
     with pytest.raises(ValueError, match="a block of 4,000 bytes holds others"):
         for piece in looking.unpacked(raw, [1], 4000):
             unpacked += len(piece)
     assert unpacked <= 4000
+
+
+def test_both_unpackers_take_and_refuse_the_same():
+    "Whole, cut off, with bits flipped, with something after the end, of another size."
+    rng, taken = random.Random(0), 0
+
+    def unpack(raw, size):
+        try:
+            return b"".join(looking.unpacked(raw, [1], size))
+        except (ValueError, zlib.error, isal_zlib.error):
+            return None
+
+    for _ in range(600):
+        part = bytes(rng.choice([0, 0, 1, rng.randrange(256)]) for _ in range(200))
+        content = part * rng.choice([1, 2, 40])
+        raw, size = bytearray(zlib.compress(content, rng.randrange(10))), len(content)
+        how = rng.choice(["whole", "cut", "flip", "more", "size"])
+        if how == "cut":
+            raw = raw[: rng.randrange(len(raw))]
+        elif how == "flip":
+            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        elif how == "more":
+            raw += b"more"
+        elif how == "size":
+            size += rng.choice([-1, 1])
+        found = []
+        for looking.deflate in (zlib, isal_zlib):
+            found.append(unpack(bytes(raw), size))
+        assert found[0] == found[1], (how, size)
+        taken += found[0] is not None
+    assert 100 < taken < 500
+
+
+def test_without_isal_zlib_unpacks(tmp_path):
+    block = "import sys; sys.modules['isal'] = None; "
+    code = "import zlib; from gmvae_nb import looking; assert looking.deflate is zlib"
+    subprocess.run([sys.executable, "-c", block + code], check=True, cwd=ROOT)
 
 
 def test_deflate_twice_and_unknown_filters_are_told(tmp_path):

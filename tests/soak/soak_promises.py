@@ -35,7 +35,8 @@ from hazards import (
     try_damaged,
     write_for_ever,
 )
-from test_promises import megabytes_for, same_weights, untrained
+from test_limits import failing, whichever_allocation_fails  # noqa: F401
+from test_promises import megabytes_for, same_weights, untrained, wide_file
 
 try:
     import test_ray
@@ -154,6 +155,20 @@ def test_sweeps_on_two_nodes_equal_the_serial_one(nodes, data, serial, tmp_path,
     assert not again
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize(
+    "least, count, which",
+    [(2**16, "all", "each of 64 kB or more"), (2**12, "written", "4 kB, each while writing")],
+)
+def test_whichever_allocation_fails(failing, tmp_path, note, least, count, which):  # noqa: F811
+    codes = whichever_allocation_fails(failing, tmp_path, least, count)
+    detail = f"{codes.count(4)} a sentence and code 4, {codes.count(2)} with code 2, "
+    detail += f"{codes.count(0)} done without it, {sum(code < 0 for code in codes)} killed by a "
+    detail += "library; all gone on with to the same model"
+    note(f"a request for memory fails: {which}", len(codes), len(codes), detail)
+    assert codes.count(4) > len(codes) / 2
+
+
 def test_bits_flipped_in_a_model_are_noticed(tmp_path, note):
     model(1, SMALL).save(tmp_path)
     path, rng = tmp_path / "model.safetensors", random.Random(3)
@@ -178,9 +193,11 @@ def test_bits_flipped_in_a_model_are_noticed(tmp_path, note):
 def test_memory_on_disk_and_in_memory(tmp_path, note):
     "The cells in memory show what the measure can see."
     few, many = 18_000, 90_000
+    paths = {n: tmp_path / f"{n}.h5ad" for n in (few, many)}
+    for n, path in paths.items():
+        assert outcome(fork(partial(wide_file, path, n))) == 0
     disk, memory = (
-        {n: megabytes_for(tmp_path / f"{n}.h5ad", n, backed) for n in (few, many)}
-        for backed in (True, False)
+        {n: megabytes_for(path, how) for n, path in paths.items()} for how in ("backed", "read")
     )
     detail = f"from disk {disk[many]:.0f} and {disk[few]:.0f} MB, "
     detail += f"in memory {memory[many]:.0f} and {memory[few]:.0f} MB"
