@@ -25,7 +25,7 @@ FILM, PICTURE = ROOT / "nbs/images/film.js", ROOT / "nbs/images/film.svg"
 LAST_CELL = "g200-usage"  # of the page's code that the film needs
 
 FAR = math.sqrt(80 / 2)  # two components are as far apart as in 80 dimensions
-KS, BOUNDS, LAMS = (8, 16), ("paper", "exact"), (0, 1)  # lambda: 0, or log K
+KS, BOUNDS, LAMS = (8, 16, 4), ("paper", "exact"), (0, 1)  # lambda: 0, or log K
 REACH = {"far": FAR, "near": 1.0, "offsets": 0.01, "off": 0.0}
 START = {
     "random": {},
@@ -223,7 +223,7 @@ def pack() -> None:
     about = json.loads((RUNS / "cells.json").read_text(encoding="utf-8"))
     names = sorted(set(about["types"]))
     data = dict(
-        Ks=KS,
+        Ks=sorted(KS),
         steps=STEPS,
         names=names,
         types="".join(str(names.index(t)) for t in about["types"]),
