@@ -1,6 +1,6 @@
 """Train the models of the film on nbs/gmvae_200.ipynb, and pack what they did.
 
-python tools/film.py           trains (ten minutes of one core), then packs
+python tools/film.py           trains (some ten minutes of one core), then packs
 python tools/film.py --pack    packs again what was trained
 
 A run that is finished is not done again; a second process may begin at the end (--last-first).
