@@ -17,10 +17,17 @@ SITE = "https://gmvae-nb.github.io/gmvae_nb"
 def prose(text: str) -> str:
     """Markdown that reads well outside of the site: pages and images are links.
 
-    Of a citation the authors' names, which stand before it, suffice."""
+    Of a citation the authors' names, which stand before it, suffice. A callout is quoted."""
     text = re.sub(r" ?\[@[^\]]+\]", "", text)
-    text = re.sub(r"\]\((\w+)\.ipynb\)", rf"]({SITE}/\1.html)", text)
+    text = re.sub(r"\]\((?:\d+_)?(\w+)\.ipynb(#[\w-]+)?\)", rf"]({SITE}/\1.html\2)", text)
+    text = re.sub(r"(?ms)^::: \{\.callout-\w+\}\n## ([^\n]+)\n(.*?)^:::$", quoted, text)
     return text.replace("](images/", "](nbs/images/")
+
+
+def quoted(callout: re.Match) -> str:
+    "A callout as a quotation, its title in bold."
+    lines = [f"**{callout[1]}**", "", *callout[2].rstrip().split("\n")]
+    return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
 def code(cell) -> str:
