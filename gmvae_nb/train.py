@@ -398,11 +398,13 @@ def _keep_or_go_back(
 
 def _find_clusters(self: "GMVAE") -> None:
     "The cluster of each component, and what a preset that merges needs for it."
-    net, generator = self.network, torch_stream(self.seed, Stream.MERGING)
+    net, shared = self.network, self._noise(50)
+    generator = torch_stream(self.seed, Stream.MERGING)
 
     def gamma_of(y: Tensor, b: Tensor) -> Tensor:
-        # noise of each cell: shared noise would not average out
-        noise = net.noise(20, len(y), generator)
+        noise = shared  # as in predict: its clusters are counted
+        if self.preset.merge:  # shared noise would not average out
+            noise = net.noise(20, len(y), generator)
         return net.log_responsibilities(y, b, *noise).exp().mean(0)
 
     rows = self._sampled_cells()
