@@ -9,7 +9,6 @@ python tests/bench/sample.py nbs/sample.csv nbs/sample_cells.csv nbs/sample_scor
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from gmvae_nb.data import get_counts
 from gmvae_nb.reading import read_input
@@ -36,7 +35,6 @@ def curves(model: GMVAE, cells) -> pd.DataFrame:
 def cells_of(model: GMVAE, held_out, layer) -> pd.DataFrame:
     "Where the held-out cells lie, raw and latent."
     table = held_out.obs[["cell_type", "batch"]].astype(str)
-    table["cluster"] = np.asarray(model.predict(held_out)).astype(int)
     embeddings = {
         "counts": get_counts(held_out, layer, allow_empty_genes=True),
         "latent": model.get_latent_representation(held_out),
