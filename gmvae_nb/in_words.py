@@ -87,10 +87,10 @@ def mixture_sentence(run: Told) -> str:
         return f"{run.name}: K = 1, one component; there are no clusters to find."
     row, limit = row_of_weights(run.history), np.log(run.K)
     kl_z = kl_z_of(run.history)[row.name]
-    fate = "the mixture has collapsed" if has_collapsed(run) else "it is in use"
+    fate = ", so the mixture has collapsed" if has_collapsed(run) else ""
     return (
         f"{run.name}: the effective number of its {run.K} components is "
-        f"{row['effective_K']:.1f}, {fate}; KL_z is {kl_z:.2f} nats, "
+        f"{row['effective_K']:.1f}{fate}; KL_z is {kl_z:.2f} nats, "
         f"log K is {limit:.2f}."
     )
 
@@ -164,13 +164,13 @@ def cause_sentence(run: Told) -> str:
     since = history.iloc[first]
     at_random = ""
     if run.preset.init == "random":
-        at_random = ", which was placed at random"
+        at_random = ", placed at random"
     return (
         f"Cause: from epoch {int(since['epoch'])} on each draw of a cell is sure "
-        f"of one component{at_random}; one without cells gets no gradient of its "
-        "own and does not win back the cells that it lost (the effective number "
-        f"was {since['effective_K']:.1f} then, and {row['effective_K']:.1f} at "
-        "the end)."
+        f"of one component{at_random}; and a component without cells gets no "
+        "gradient of its own, by which it could win some back (the effective "
+        f"number was {since['effective_K']:.1f} then, and "
+        f"{row['effective_K']:.1f} at the end)."
     )
 
 # %% ../nbs/in_words.ipynb #1a0d001c
