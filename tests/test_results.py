@@ -156,6 +156,7 @@ def test_run_again_it_trains_neither_model(finished, own_file, monkeypatch):
 
 def test_without_labels_batches_and_a_model_beside_it(own_file, monkeypatch, capsys):
     monkeypatch.chdir(own_file.parent)
+    monkeypatch.setattr(runs, "umap", lambda X, seed: np.zeros((X.shape[0], 2), np.float32))
     alone = dict(batch_key=None, labels_key=None, compare="", out="alone")
     run_notebook(to_the_end=True, K=1, data="mine.h5ad", layer="counts", max_epochs=1, **alone)
     assert {p.name for p in Path("alone").iterdir()} == {*MODEL_FILES, *FIGURES}
