@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLLAPSED_BELOW', 'SURE_ABOVE', 'SETTINGS_IN_WORDS', 'Told', 'loss_sentence', 'comparison_sentence', 'has_collapsed',
            'kl_z_of', 'mixture_sentence', 'clusters_sentence', 'maps_sentences', 'has_few', 'cause_sentence',
-           'settings_in_words', 'verdict']
+           'settings_in_words', 'verdict', 'in_lines']
 
 # %% ../nbs/in_words.ipynb #1a0d0003
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,3 +227,16 @@ def verdict(
             "Beside it may be seen one that does: -p compare recommended."
         )
     return said
+
+# %% ../nbs/in_words.ipynb #1a0d0202
+def in_lines(
+    sentences: Sequence[str],
+    width: int = 66,  # letters
+) -> str:
+    "One sentence after the other, each from the margin on."
+    filled = [
+        fill(sentence, width, subsequent_indent="  ")
+        for sentence in sentences
+        if sentence
+    ]
+    return "\n".join(filled)
