@@ -1,5 +1,5 @@
 # The whole project from a machine that has Python >= 3.11 and make:
-#   make results K=30   train, score and draw one model on the shipped data
+#   make results K=30   the seed's model and ours side by side: train, score and draw
 #   make sweep          one model for each K of the seed's experiment, in one table
 #   make test           every check there is
 PYTHON ?= python3
@@ -33,24 +33,27 @@ env: .venv/.ready ## create .venv with the pinned development set, once
 
 RUN = _runs/K$(K)-seed$(SEED)
 DRAFT = _runs/.K$(K)-seed$(SEED).ipynb
-results: env ## train, score and draw one model, or go on with it: make results K=30 [SEED=0] [PARAMETERS="-p max_epochs 5"]
+# folders of the models beside runs of these patterns
+BESIDE = ls $(addsuffix /*/metrics.json,$(1)) 2>/dev/null | xargs -r -n 1 dirname
+results: env ## train, score and draw the seed's model and ours beside it, or go on: make results K=30 [SEED=0] [PARAMETERS='-p compare ""']
 	@test ! -e $(RUN).ipynb || grep -q '"papermill"' $(RUN).ipynb || \
 	    { echo "$(RUN).ipynb is there and was not written by make results: move it away"; exit 2; }
 	mkdir -p _runs
 	$(BIN)/papermill nbs/06_results.ipynb $(DRAFT) --cwd . --kernel python3 --log-output --no-progress-bar \
 	    -p K $(K) -p seed $(SEED) -p out $(RUN) $(PARAMETERS)
 	sync $(DRAFT) && mv $(DRAFT) $(RUN).ipynb
-	@$(BIN)/gmvae_table $(RUN)
+	@$(BIN)/gmvae_table $(RUN) $$($(call BESIDE,$(RUN)))
 	@echo "notebook  $(RUN).ipynb"
 	@echo "metrics   $(RUN)/metrics.json"
 	@echo "cells     $(RUN)/annotated.h5ad"
+	@for beside in $$($(call BESIDE,$(RUN))); do echo "beside    $$beside"; done
 	@echo "figures   $$(ls $(RUN)/*.png | tr '\n' ' ')"
 
 sweep: env ## one model for each K in KS, finished ones skipped, then the table: make sweep [KS="10 20"] [SEED=0] [OPTIONS="--max_epochs 5"]
 	$(BIN)/gmvae_sweep kang_pbmc --K $(KS) --seed $(SEED) --batch_key batch --labels_key cell_type --preset blog --out _runs $(OPTIONS)
 
 table: env ## the table of all finished runs: mean and standard deviation over repeats, per K
-	$(BIN)/gmvae_table _runs/K*/
+	$(BIN)/gmvae_table _runs/K*/ $$($(call BESIDE,_runs/K*))
 
 test: env ## everything: lint, map of modules, exported code in sync, notebooks clean, notebook tests, pytest
 	$(BIN)/ruff check

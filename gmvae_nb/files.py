@@ -351,6 +351,7 @@ OWN_FILES = {
     "run.json": '"counts_sha256":',
     "loss.png": "gmvae_nb",
     "umap.png": "gmvae_nb",
+    "clusters.png": "gmvae_nb",
     # in place of annotated.h5ad, where that cannot be written
     "annotated_cells.csv": "cell,gmvae_cluster,",
     "annotated_cells.npz": "X_gmvae.npy",

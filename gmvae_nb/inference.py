@@ -165,15 +165,12 @@ def cluster_report(
 
     found = for_each_cell(network, cells, gamma_and_kl)
     gamma, kl_z = found[:, :-1], found[:, -1].mean().item()
-    K, sure = gamma.shape[1], {}
-    n_clusters = K
+    K, sure, of_components = gamma.shape[1], {}, gamma
+    gamma = network.by_cluster(gamma.to(network.y_mean.device)).cpu()
     if network.preset.merge:
-        n_clusters_95 = merged_cluster_range(gamma, seed)
-        gamma = network.by_cluster(gamma.to(network.y_mean.device)).cpu()
-        confidence = gamma.amax(1).mean().item()
-        sure = {"confidence": confidence, "n_clusters_95": n_clusters_95}
-        n_clusters = gamma.shape[1]
-    sizes = gamma.argmax(1).bincount(minlength=n_clusters)
+        sure["confidence"] = gamma.amax(1).mean().item()
+        sure["n_clusters_95"] = merged_cluster_range(of_components, seed)
+    sizes = gamma.argmax(1).bincount(minlength=gamma.shape[1])
     return {
         **cluster_usage(gamma),
         **sure,

@@ -40,8 +40,9 @@ from .finite import not_finite
 from .network import GMVAENetwork, Preset
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
-FORMAT = 4  # raised when an older reader would misread a newer folder
-# 1 had no checksum; 1 and 2 had one setting kl_warmup where there are two now
+FORMAT = 5  # raised when an older reader would misread a newer folder
+# 1 had no checksum; 1 and 2 had one setting kl_warmup where there are two now;
+# until 4 the clusters of a preset that does not merge were its components
 
 # %% ../nbs/model_folder.ipynb #3ec0a367
 def model_digest(
@@ -65,6 +66,10 @@ def weights_sha256(
     for name, t in state.items():
         if not name.startswith(("optimizer.", "best.")):
             weights[name.removeprefix("network.")] = t.detach().cpu()
+    K = len(weights.get("cluster_of", ()))
+    if K and "forks" not in weights:  # of a preset that does not merge
+        if weights["cluster_of"].equal(torch.arange(K)):
+            del weights["cluster_of"]  # which models until format 4 do not have
     return model_digest({}, [], weights)
 
 # %% ../nbs/model_folder.ipynb #2559e6c1
@@ -244,8 +249,9 @@ def expected_tensors(
 # settings that older models do not name: they were trained with the defaults
 ADDED_SETTINGS = {"mean_head", "weight_decay", "refit"}
 ADDED_SETTINGS |= {"most_epochs", "patience"}
-# tensors that models before format 4 do not have
+# tensors that models before format 4, and before 5, do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
+ADDED_TENSORS |= {"network.cluster_of"}
 
 
 def read_preset(
@@ -436,9 +442,14 @@ def read_model(
                 if digest != header["sha256"]:
                     raise ValueError("its checksum differs")
             check_model(config, rows, state)
+            has_best = any(name.startswith("best.") for name in state)
             for name in ADDED_TENSORS & set(expected):
-                empty = torch.zeros_like(expected[name], device="cpu")
-                state.setdefault(name, empty)
+                start = torch.zeros_like(expected[name], device="cpu")
+                if name.endswith("cluster_of"):  # each component is its own
+                    start = torch.arange(len(start))
+                state.setdefault(name, start)
+                if has_best:
+                    state.setdefault(f"best.{name}", start)
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

@@ -379,15 +379,15 @@ def _log_responsibilities(
 # %% ../nbs/network.ipynb #2e81917e
 def _clusters(
     self: "GMVAENetwork",
-    n_clusters: int | None = None,  # None: those that are told apart
+    n_clusters: int | None = None,  # None: the model's own
 ) -> Tensor:  # of each component, (K,)
-    """The cluster of each component, in the order of those that are told apart.
+    """The cluster of each component, in the order of the model's own.
 
     ValueError for a number that there cannot be, or a model without a tree."""
-    own = self.cluster_of if self.preset.merge else None
-    if own is not None and n_clusters in (None, own.max().item() + 1):
+    own = self.cluster_of
+    if n_clusters in (None, own.max().item() + 1):
         return own
-    if own is None or (len(own) > 1 and not self.forks.any()):
+    if not self.preset.merge or (len(own) > 1 and not self.forks.any()):
         raise ValueError(
             f"n_clusters is {n_clusters}, but this model has no tree to cut: its "
             "components are not merged, or were merged by an older version"
@@ -402,12 +402,13 @@ def _clusters(
 def _by_cluster(
     self: "GMVAENetwork",
     gamma: Tensor,  # responsibilities of the components, (..., K)
-    n_clusters: int | None = None,  # None: those that are told apart
+    n_clusters: int | None = None,  # None: the model's own
 ) -> Tensor:  # (..., number of clusters)
     "Cluster probabilities: the sums over the components of each cluster."
-    if not self.preset.merge and n_clusters in (None, gamma.shape[-1]):
-        return gamma
-    return gamma @ F.one_hot(self.clusters(n_clusters)).to(gamma)
+    of = self.clusters(n_clusters)
+    if of.max() + 1 == len(of):  # each component is one
+        return gamma[..., of.argsort()]
+    return gamma @ F.one_hot(of).to(gamma)
 
 # %% ../nbs/network.ipynb #a5a9541f
 def _log_importance_weights(
@@ -505,8 +506,8 @@ class GMVAENetwork(nn.Module):
 
     y_mean: Tensor  # of all training counts, ()
     y_std: Tensor  # of all training counts, ()
+    cluster_of: Tensor  # of each component, (K,), from 0, the largest first
     # for a preset that merges:
-    cluster_of: Tensor  # of each component, (K,)
     forks: Tensor  # as of ClusterTree, (K - 1, 2); zeros: not known
     fork_evidence: Tensor  # kappa, from -1 on, and p, (K - 1, 2)
 
@@ -556,8 +557,8 @@ class GMVAENetwork(nn.Module):
         self.alignment = None
         if p.align:
             self.alignment = BatchAlignment(K, n_batches, p.n_x)
+        self.register_buffer("cluster_of", torch.arange(K))
         if p.merge:
-            self.register_buffer("cluster_of", torch.arange(K))
             forks = torch.zeros(K - 1, 2, dtype=torch.int64)
             self.register_buffer("forks", forks)
             self.register_buffer("fork_evidence", torch.zeros(K - 1, 2))

@@ -278,19 +278,20 @@ def _train(
     `max_epochs` is the plan and the most. A preset with `patience` may do with
     fewer: once the held-out cells are described no better, the weights go back
     to the best epoch's, and the encoder rests for what is left, in proportion.
-    After the last epoch, components are merged if the preset says so. `history`
-    gets one row per epoch: epoch, seconds, lr, the means of -ELBO and its terms
-    (nats per cell) over training cells (as they were met, with dropout) and
-    held-out cells (afterwards, without), the cluster usage of the held-out cells
-    (of the training cells if none are held out), and for a preset with
-    `patience` weights_of: the epoch whose weights the model had when this one
-    was over. Interrupted with Ctrl-C, the model is put back to its last finished
-    epoch before KeyboardInterrupt goes on. A UserWarning says so if the mixture
-    has collapsed, or if there are fewer cells than a mini-batch has, which is
-    made smaller. Raises ValueError when a planned schedule (see `is_planned`)
-    was begun for another number of epochs; FloatingPointError when the loss is
-    not finite; BlockingIOError while another process or thread trains in `out`.
-    Threads: `OMP_NUM_THREADS`, or one for each core."""
+    After the last epoch, components are merged if the preset says so, and
+    clusters numbered by size. `history` gets one row per epoch: epoch, seconds,
+    lr, the means of -ELBO and its terms (nats per cell) over training cells (as
+    they were met, with dropout) and held-out cells (afterwards, without), the
+    cluster usage of the held-out cells (of the training cells if none are held
+    out), and for a preset with `patience` weights_of: the epoch whose weights
+    the model had when this one was over. Interrupted with Ctrl-C, the model is
+    put back to its last finished epoch before KeyboardInterrupt goes on. A
+    UserWarning says so if the mixture has collapsed, or if there are fewer cells
+    than a mini-batch has, which is made smaller. Raises ValueError when a
+    planned schedule (see `is_planned`) was begun for another number of epochs;
+    FloatingPointError when the loss is not finite; BlockingIOError while another
+    process or thread trains in `out`. Threads: `OMP_NUM_THREADS`, or one for
+    each core."""
     counts = self._cells().counts
     if self.train_idx is None or test_idx is not None:
         split = training_split(counts.shape[0], test_idx, self.seed)
@@ -366,8 +367,8 @@ def _train_epoch_or_restore(
         self._rows.append(self._train_epoch(epoch, max_epochs))
         self._keep_or_go_back(max_epochs)
         total = course_of(*plan, self._rows).total
-        if self.preset.merge and epoch + 1 == total:
-            self._merge()
+        if epoch + 1 == total:
+            self._find_clusters()
     except (KeyboardInterrupt, FloatingPointError) as stop:
         self._restore(last_good)
         del self._rows[epoch:]
@@ -395,24 +396,27 @@ def _keep_or_go_back(
         self._rows[-1]["weights_of"] = kept
 
 
-def _merge(self: "GMVAE") -> None:
-    "The tree of the components, with noise of its own for each cell."
-    net, generator = self.network, torch_stream(self.seed, Stream.MERGING)
+def _find_clusters(self: "GMVAE") -> None:
+    "The cluster of each component, and what a preset that merges needs for it."
+    net, shared = self.network, self._noise(50)
+    generator = torch_stream(self.seed, Stream.MERGING)
 
     def gamma_of(y: Tensor, b: Tensor) -> Tensor:
-        noise = net.noise(
-            20, len(y), generator
-        )  # shared noise would not average out
+        noise = shared  # as in predict: its clusters are counted
+        if self.preset.merge:  # shared noise would not average out
+            noise = net.noise(20, len(y), generator)
         return net.log_responsibilities(y, b, *noise).exp().mean(0)
 
     rows = self._sampled_cells()
     gamma = for_each_cell(net, self._own_cells(), gamma_of, rows)
-    tree = clusters.cluster_tree(clusters.shared_cells(gamma))
-    of = clusters.cut_tree(tree.forks, tree.n_clusters)
+    of = np.arange(self.K)
+    if self.preset.merge:
+        tree = clusters.cluster_tree(clusters.shared_cells(gamma))
+        of = clusters.cut_tree(tree.forks, tree.n_clusters)
+        net.forks.copy_(torch.from_numpy(tree.forks))
+        evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
+        net.fork_evidence.copy_(evidence.clamp_min(-1))
     net.cluster_of.copy_(clusters.number_by_size(of, gamma))
-    net.forks.copy_(torch.from_numpy(tree.forks))
-    evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
-    net.fork_evidence.copy_(evidence.clamp_min(-1))
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
@@ -942,8 +946,6 @@ class GMVAE:
     @property
     def n_clusters(self) -> int:
         "Number of clusters: K, or what is left once components are merged."
-        if not self.preset.merge:
-            return self.K
         return int(self.network.cluster_of.max()) + 1
 
     def __repr__(self) -> str:
@@ -967,7 +969,7 @@ class GMVAE:
     _sampled_cells = _sampled_cells
     _evaluate = _evaluate
     _keep_or_go_back = _keep_or_go_back
-    _merge = _merge
+    _find_clusters = _find_clusters
     _keep_to_plan = _keep_to_plan
     _warn_if_collapsed = _warn_if_collapsed
     _stop = _stop

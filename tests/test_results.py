@@ -20,10 +20,10 @@ from gmvae_nb.train import GMVAE
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
 KEYS = {"batch_key": "donor", "labels_key": "type"}
-FILES = (
-    "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad "
-    "loss.png umap.png .lock"
+MODEL_FILES = (
+    "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad .lock"
 ).split()
+FIGURES = ["loss.png", "umap.png", "clusters.png"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_parameters_cell_is_tagged_and_explained():
 
 
 def test_a_run_leaves_everything_it_promises(finished):
-    assert {p.name for p in finished.iterdir()} == set(FILES)
+    assert {p.name for p in finished.iterdir()} == {*MODEL_FILES, *FIGURES, "recommended"}
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["K"] == 3 and metrics["seed"] == 4 and metrics["epochs"] == 2
     assert set(metrics["scores"]) == {"counts", "latent"}
@@ -110,6 +110,60 @@ def test_a_run_leaves_everything_it_promises(finished):
     terms = metrics["test"]
     parts = terms["rec"] + terms["kl_w"] + terms["kl_z"] + terms["cond"]
     assert parts == pytest.approx(terms["neg_elbo"], rel=1e-5)
+
+
+def test_the_run_beside_it_is_a_run_of_the_same_cells(finished, capsys):
+    beside = finished / "recommended"
+    assert {p.name for p in beside.iterdir()} == set(MODEL_FILES)
+    configs = [json.loads((out / "config.json").read_text()) for out in (finished, beside)]
+    assert configs[0]["test_idx"] == configs[1]["test_idx"] and configs[1]["K"] == 3
+    assert configs[1]["preset"]["merge"] and configs[1]["epochs"] > 2  # max_epochs is the other's
+    gmvae_table([str(finished), str(beside)])
+    assert "recommended" in capsys.readouterr().out
+    assert results_table([finished, beside])["preset"].tolist() == ["blog", "recommended"]
+    assert gmvae_verify([str(beside)])[str(beside)]["notes"] == []
+
+
+def printed_by(notebook: Path) -> str:
+    "All that its cells have printed, a sentence in a line."
+    cells = json.loads(notebook.read_text())["cells"]
+    outputs = [o for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"]
+    return "".join("".join(o["text"]) for o in outputs).replace("\n  ", " ")
+
+
+def test_the_sentences_are_those_of_the_numbers(finished):
+    said = printed_by(finished.parents[1] / "out.ipynb")
+    for folder, name in ((finished, "blog"), (finished / "recommended", "recommended")):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        nats, latent = metrics["test"]["neg_elbo"], metrics["scores"]["latent"]
+        assert f"{name}: -ELBO of the held-out cells ends at {nats:.1f} nats" in said
+        effective = metrics["clusters"]["effective_K"]
+        assert f"{name}: the effective number of its 3 components is {effective:.1f}" in said
+        agree = f"ARI {latent['ari_clusters']:.2f} and NMI {latent['nmi_clusters']:.2f}"
+        kept = ad.read_h5ad(folder / "annotated.h5ad").obs
+        kept = kept[kept["gmvae_split"] == "test"]
+        n_clusters, n_types = kept["gmvae_cluster"].nunique(), kept["type"].nunique()
+        where = "one cluster" if n_clusters == 1 else f"{n_clusters} clusters"
+        line = next(x for x in said.splitlines() if x.startswith(name) and " cells are in " in x)
+        assert where in line and f"{n_types} cell types" in line and agree in line
+
+
+def test_run_again_it_trains_neither_model(finished, own_file, monkeypatch):
+    monkeypatch.chdir(own_file.parent)
+    monkeypatch.setattr(GMVAE, "_train_epoch", lambda *a: pytest.fail("trained"))
+    run_notebook(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+
+
+def test_without_labels_batches_and_a_model_beside_it(own_file, monkeypatch, capsys):
+    monkeypatch.chdir(own_file.parent)
+    monkeypatch.setattr(runs, "umap", lambda X, seed: np.zeros((X.shape[0], 2), np.float32))
+    alone = dict(batch_key=None, labels_key=None, compare="", out="alone")
+    run_notebook(to_the_end=True, K=1, data="mine.h5ad", layer="counts", max_epochs=1, **alone)
+    assert {p.name for p in Path("alone").iterdir()} == {*MODEL_FILES, *FIGURES}
+    said = capsys.readouterr().out.replace("\n  ", " ")
+    assert "K = 1: the embedding is all there is to look at." in said
+    assert "held-out cells are in one cluster.\n" in said and "nan" not in said
+    assert "ASW" not in said and "Cause" not in said
 
 
 def test_it_goes_on_with_a_run_of_gmvae_train(finished, begun):
@@ -152,16 +206,16 @@ def test_gmvae_train_finds_it_finished_and_goes_on_with_it(copied, own_file):
     assert len(pd.read_csv(copied / "history.csv")) == 3
 
 
-def run_notebook(**parameters) -> None:
-    "Its cells up to the training, in this process."
+def run_notebook(to_the_end: bool = False, **parameters) -> None:
+    "Its cells up to the training, or all of them, in this process."
     space = {}
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "code":
+        if cell["cell_type"] == "code" and "nbdev_export" not in source:
             exec(source, space)
         if "parameters" in cell["metadata"].get("tags", []):
             space.update(parameters)
-        if "train_run(" in source:
+        if "train_run(" in source and not to_the_end:
             return
 
 
@@ -173,6 +227,7 @@ def run_notebook(**parameters) -> None:
         ({"data": "mine.h5ad", "batch_key": "donor", "labels_key": "x"}, "labels_key='x'"),
         ({"data": "mine.h5ad", "layer": "raw", **KEYS}, "has no 'raw'"),
         ({"K": 0}, "K is 0"),
+        ({"compare": "better"}, "preset 'better' is unknown"),
     ],
 )
 def test_bad_parameters_are_told_before_training(own_file, monkeypatch, parameters, words):
@@ -181,6 +236,17 @@ def test_bad_parameters_are_told_before_training(own_file, monkeypatch, paramete
     with pytest.raises(ValueError, match=words):
         run_notebook(**parameters)
     assert not (own_file.parent / "_runs/K20-seed0").exists()
+
+
+def test_a_file_of_somebody_else_beside_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GMVAE, "train", lambda *a, **k: pytest.fail("trained"))
+    theirs = tmp_path / "out/recommended/metrics.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(ValueError, match="metrics.json was not"):
+        run_notebook(out="out")
+    assert theirs.read_text() == "mine"
 
 
 def test_names_on_the_maps_are_text_whatever_they_are():
@@ -214,28 +280,51 @@ def test_texts_that_are_formulas_get_an_apostrophe_and_come_back(tmp_path):
     assert list(again) == list(table)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize("there", ["nothing", "ours", "another"])
-def test_make_results_replaces_no_notebook_but_its_own(tmp_path, there):
-    "With a papermill that writes a notebook at once."
+@pytest.fixture
+def clone(tmp_path):
+    "A Makefile with a papermill that writes a notebook, and the run beside, at once."
     shutil.copy(NOTEBOOK.parents[1] / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "_runs").mkdir()
-    writes = """echo '{"papermill": "new"}' > $2"""
-    for name, does in {"papermill": writes, "gmvae_table": "true"}.items():
+    beside = "_runs/K7-seed1/recommended"
+    writes = (
+        f"""echo '{{"papermill": "new"}}' > $2; mkdir -p {beside}; touch {beside}/metrics.json"""
+    )
+    for name, does in {"papermill": writes, "gmvae_table": 'echo "table of $*"'}.items():
         program = tmp_path / ".venv/bin" / name
         program.write_text(f"#!/bin/sh\n{does}\n")
         program.chmod(0o755)
     for name in ("settings.ini", "setup.py", "constraints.txt", ".venv/.ready"):
         (tmp_path / name).touch()  # the environment is the newest: it is not made
-    target = tmp_path / "_runs/K7-seed1.ipynb"
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("there", ["nothing", "ours", "another"])
+def test_make_results_replaces_no_notebook_but_its_own(clone, there):
+    target = clone / "_runs/K7-seed1.ipynb"
     if there != "nothing":
         target.write_text('{"papermill": "old"}' if there == "ours" else "somebody's")
     command = ["make", "results", "K=7", "SEED=1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
     if there == "another":
         assert done.returncode and target.read_text() == "somebody's"
         assert "was not written by make results: move it away" in done.stdout
-    else:
-        assert done.returncode == 0 and "new" in target.read_text(), done.stderr
-    assert [p.name for p in (tmp_path / "_runs").iterdir()] == [target.name]
+        return
+    assert done.returncode == 0 and "new" in target.read_text(), done.stderr
+    assert {p.name for p in (clone / "_runs").iterdir()} == {target.name, "K7-seed1"}
+    assert "table of _runs/K7-seed1 _runs/K7-seed1/recommended\n" in done.stdout
+    assert "beside    _runs/K7-seed1/recommended\n" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("beside", [True, False])
+def test_make_table_takes_the_runs_beside_too(clone, beside):
+    (clone / "_runs/K7-seed1").mkdir()
+    wanted = "table of _runs/K7-seed1/"
+    if beside:
+        (clone / "_runs/K7-seed1/recommended").mkdir()
+        (clone / "_runs/K7-seed1/recommended/metrics.json").touch()
+        wanted += " _runs/K7-seed1/recommended"
+    done = subprocess.run(["make", "table"], cwd=clone, capture_output=True, text=True)
+    assert f"{wanted}\n" in done.stdout, done.stderr

@@ -31,6 +31,7 @@ TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
 SCHEDULE = "tests/test_schedule.py"
 CLUSTERS = "tests/test_clusters.py"
+NUMBERS = "tests/test_numbers.py"
 
 
 class Mutant(NamedTuple):
@@ -104,6 +105,34 @@ MUTANTS = [
         "size.argsort(stable=True)",
         CLUSTERS,
         "numbered_by",
+    ),
+    Mutant(
+        "clusters numbered only where components are merged",
+        "if epoch + 1 == total:",
+        "if self.preset.merge and epoch + 1 == total:",
+        NUMBERS,
+        "largest_cluster",
+    ),
+    Mutant(
+        "cluster probabilities in the order of the components",
+        "return gamma[..., of.argsort()]",
+        "return gamma",
+        NUMBERS,
+        "names_the_same",
+    ),
+    Mutant(
+        "an older model's clusters are all one",
+        "start = torch.arange(len(start))",
+        "pass",
+        NUMBERS,
+        "older_model",
+    ),
+    Mutant(
+        "the worse model is called better",
+        'word = "better" if there < here else "worse"',
+        'word = "worse" if there < here else "better"',
+        "tests/test_in_words.py",
+        "better_is_lower",
     ),
     Mutant(
         "a component shrinks to a cell",
