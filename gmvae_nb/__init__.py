@@ -1,10 +1,12 @@
 """Gaussian-mixture variational autoencoder for single-cell RNA-seq counts."""
+import importlib
 import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import tl as tl
     from .train import GMVAE as GMVAE
 
 __version__ = "0.1.0"
@@ -21,8 +23,10 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 
 def __getattr__(name: str) -> Any:
-    "`from gmvae_nb import GMVAE`, without importing torch before it is asked for."
+    "`gmvae_nb.GMVAE` and `gmvae_nb.tl`, without importing torch before they are asked for."
     if name == "GMVAE":
         from .train import GMVAE
         return GMVAE
+    if name == "tl":
+        return importlib.import_module(".tl", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

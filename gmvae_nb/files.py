@@ -349,6 +349,8 @@ OWN_FILES = {
     "clusters.csv": "barcode,cluster,probability,confidence",
     "metrics.json": '"train_seconds":',
     "run.json": '"counts_sha256":',
+    "seed_clusters.csv": "cluster,cells,stability,least",
+    "seed_cells.csv": "barcode,cluster,confidence,seed_confidence",
     "loss.png": "gmvae_nb",
     "umap.png": "gmvae_nb",
     "clusters.png": "gmvae_nb",

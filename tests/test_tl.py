@@ -1,0 +1,114 @@
+"""One line in Python: the same as the command, and what is the user's stays."""
+
+import warnings
+
+import anndata as ad
+import gmvae_nb
+import numpy as np
+import pandas as pd
+import pytest
+from gmvae_nb import runs, tl
+from gmvae_nb.commands import gmvae_train
+from gmvae_nb.network import PRESETS
+
+from hazards import SMALL, cells
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    "A small network behind the name of the preset, and a map that takes no time."
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
+
+    def place(X, seed=0):
+        return np.asarray(X[:, :2], dtype=np.float32) + seed
+
+    monkeypatch.setattr(runs, "umap", place)
+    monkeypatch.setattr(tl, "umap", place)
+
+
+def test_it_is_the_command_in_memory(tmp_path):
+    adata = cells(n=130)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    file, out = tmp_path / "mine.h5ad", tmp_path / "run"
+    adata.write_h5ad(file)
+    gmvae_train(str(file), str(out), batch_key="batch", seed=3, max_epochs=2, quiet=True)
+    written = ad.read_h5ad(out / "annotated.h5ad")
+    assert gmvae_nb.tl.gmvae(adata, "batch", seed=3, max_epochs=2, progress=False) is None
+    assert (adata.obs["gmvae"].astype(str) == written.obs["gmvae_cluster"].astype(str)).all()
+    for ours, theirs in (
+        (adata.obsm["X_gmvae"], written.obsm["X_gmvae"]),
+        (adata.obsm["gmvae_prob"].to_numpy(), written.obsm["gmvae_prob"]),
+        (adata.obsm["X_umap"], written.obsm["X_umap"]),
+        (adata.obs["gmvae_confidence"], written.obs["gmvae_confidence"]),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert adata.uns["gmvae"]["counts_sha256"] == written.uns["gmvae"]["counts_sha256"]
+    assert adata.uns["gmvae"]["counts"] == "layers['counts']"
+
+
+def test_the_result_can_be_written_and_read(tmp_path):
+    adata = cells()
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(again.obsm["gmvae_prob"], adata.obsm["gmvae_prob"])
+    assert again.uns["gmvae"]["params"]["batch_key"] == "batch"
+    assert again.uns["gmvae"]["params"]["preset"] == "recommended"
+
+
+def test_what_the_user_has_stays(tmp_path):
+    adata = cells()
+    adata.obsm["X_umap"] = np.full((adata.n_obs, 2), 7.0)
+    before = adata.copy()
+    tl.gmvae(adata, max_epochs=1, key_added="mine", progress=False)
+    assert (adata.obsm["X_umap"] == 7).all() and adata.obsm["X_mine_umap"].shape[1] == 2
+    for column in before.obs:
+        pd.testing.assert_series_equal(adata.obs[column], before.obs[column])
+    assert abs(adata.X - before.X).max() == 0 and adata.shape == before.shape
+
+
+def test_a_map_of_its_own_is_drawn_anew():
+    adata = cells()
+    tl.gmvae(adata, max_epochs=1, progress=False)
+    first = adata.obsm["X_umap"].copy()
+    tl.gmvae(adata, max_epochs=1, seed=1, progress=False)
+    assert (adata.obsm["X_umap"] != first).any()
+    np.testing.assert_array_equal(adata.obsm["X_umap"], adata.obsm["X_gmvae_umap"])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(batch_key="donor"), "is not a column"),
+        (dict(layer="spliced"), "spliced"),
+        (dict(preset="best"), "preset 'best' is unknown"),
+        (dict(preset="blog"), "K is None"),
+        (dict(K=0), "K is 0"),
+        (dict(seed=-1), "seed is -1"),
+    ],
+)
+def test_what_cannot_be_used_is_told_and_changes_nothing(options, words):
+    adata = cells()
+    before = set(adata.obs), set(adata.obsm), set(adata.uns)
+    with pytest.raises(ValueError, match=words):
+        tl.gmvae(adata, **options)
+    assert (set(adata.obs), set(adata.obsm), set(adata.uns)) == before
+
+
+def test_genes_and_names_that_are_left_out_or_changed_are_told():
+    adata = cells()
+    X = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X.copy()
+    X[:, 3] = 0
+    adata.X = X
+    with pytest.warns(UserWarning, match="no count"):
+        model = tl.gmvae(adata, max_epochs=1, return_model=True, progress=False)
+    assert len(model.genes) == adata.n_vars - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "the mixture has collapsed|.*mini-batch")
+        tl.gmvae(
+            adata[:, [g for g in adata.var_names if g in model.genes]].copy(),
+            max_epochs=1,
+            progress=False,
+        )
