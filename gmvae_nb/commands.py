@@ -481,16 +481,15 @@ def gmvae_demo(
     log = speaker(quiet)
     log("importing")
     from .data import kang_pbmc
-    from .files import write_atomically
     from .reading import read_input
-    from .runs import claim_folder
+    from .runs import claim_folder, write_cells
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
     cells = kang_pbmc()
     if not file.exists():
         log(f"writing the shipped data to {file}")
-        write_atomically(file, cells.write_h5ad)
+        write_cells(cells, file)
     elif read_input(file).sha256 != read_input(cells).sha256:
         raise ValueError(
             f"{file} is there and does not hold the shipped data: choose another "
