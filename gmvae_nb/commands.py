@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'ROUND_COUNTS', 'GENE_KEY', 'SUBSET', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP',
-           'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command', 'add_version', 'take_every_character',
-           'in_words', 'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result', 'minutes',
-           'describe_cost', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep',
-           'check_table', 'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table',
-           'gmvae_verify', 'gmvae_metrics', 'print_overview']
+           'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'command', 'take_every_character', 'in_words',
+           'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result', 'minutes', 'describe_cost',
+           'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'check_table',
+           'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
+           'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
-import argparse
 import atexit
 import inspect
 import io
@@ -26,9 +25,8 @@ from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 
-from fastcore.script import Param, anno_parser, store_true
-
 from . import __version__
+from .options import Param, parser_of, spelled, store_true
 
 # %% ../nbs/commands.ipynb #46ce486f
 CODES = {ValueError: 2, FloatingPointError: 3, OSError: 4, MemoryError: 4}
@@ -39,19 +37,8 @@ OUT_OF_MEMORY = re.compile(
     r"|without (setting an )?exception"
 )
 
-# %% ../nbs/commands.ipynb #c0de0a01
-def spelled(
-    words: list[str],  # of the command line
-    names: list[str],  # arguments of the command
-) -> list[str]:
-    "The words, with --label_key written as --labels_key where that is meant."
-    if "labels_key" not in names:
-        return words
-    option = re.compile(r"^--label_key(?=$|=)")
-    return [option.sub("--labels_key", word) for word in words]
-
 # %% ../nbs/commands.ipynb #0c4f3540
-COMMANDS: dict[str, str] = {}  # name -> what it does, in a line
+COMMANDS: dict[str, Callable[[], None]] = {}  # name -> the command
 
 
 def command(
@@ -64,40 +51,39 @@ def command(
 
     def decorate(func):
         name, names = func.__name__, list(inspect.signature(func).parameters)
-        COMMANDS[name] = func.__doc__.partition("\n")[0]
 
-        def parsed() -> dict:
-            parser = anno_parser(func, prog=name)
-            parser.formatter_class = argparse.RawDescriptionHelpFormatter
-            parser.epilog = examples
-            add_version(parser)
-            options = vars(parser.parse_args(spelled(sys.argv[1:], names)))
-            return {key: options[key] for key in names}
+        def parsed(called: str) -> dict:
+            shown = re.sub(rf"\b{name}\b", called, examples)
+            parser = parser_of(func, called, shown, f"gmvae_nb {__version__}")
+            return vars(parser.parse_args(spelled(sys.argv[1:], names)))
 
-        def stopped(error: KeyboardInterrupt, resumes: bool) -> str:
-            again = [name, *sys.argv[1:], *["--resume"] * resumes]
+        def stopped(called: str, error: KeyboardInterrupt, resumes: bool) -> str:
+            options = shlex.join(sys.argv[1:] + ["--resume"] * resumes)
             reason = str(error) or "stopped"
-            return f"\n{name}: {reason}; to go on, {go_on}: {shlex.join(again)}"
+            again = f"to go on, {go_on}: {called} {options}"
+            return f"\n{called}: {reason}; {again}"
 
         @wraps(func)
         def run(*args, **kwargs):
             if args or kwargs:
                 return func(*args, **kwargs)
             take_every_character()
-            options = parsed()
+            # by its own name, or as gmvae train
+            called = sys.argv[0] if sys.argv[0].startswith("gmvae ") else name
+            options = parsed(called)
             # what batch systems send
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False
-                print(printable(stopped(error, resumes)), file=sys.stderr)
+                print(printable(stopped(called, error, resumes)), file=sys.stderr)
                 sys.exit(130)
             except (*CODES, RuntimeError, ImportError, SystemError) as error:
                 known = in_words(error)
                 if known is None:  # nobody has thought of it
                     raise
-                print(printable(f"{name}: {known}"), file=sys.stderr)
+                print(printable(f"{called}: {known}"), file=sys.stderr)
                 code = exit_code(error)
                 if hdf5_has_failed(error):
                     atexit.register(
@@ -105,15 +91,10 @@ def command(
                     )  # before HDF5 ends, and crashes
                 sys.exit(code)
 
+        COMMANDS[name] = run
         return run
 
     return decorate
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    "The option --version."
-    version = f"gmvae_nb {__version__}"
-    parser.add_argument("--version", action="version", version=version)
 
 
 def take_every_character() -> None:
@@ -917,19 +898,3 @@ def gmvae_metrics(
     rows = table.where(table.notna(), None).to_dict("index")
     result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
     return print_result(result, repr(scores), json)
-
-# %% ../nbs/commands.ipynb #f636e66b
-def print_overview() -> None:
-    "The commands, each in a line, and the version: `python -m gmvae_nb`."
-    take_every_character()
-    parser = argparse.ArgumentParser(
-        prog="python -m gmvae_nb",
-        description="Lists the commands of gmvae_nb.",
-    )
-    add_version(parser)
-    parser.parse_args()
-    width = max(map(len, COMMANDS))
-    print(f"gmvae_nb {__version__}\n")
-    for name, does in COMMANDS.items():
-        print(f"  {name:<{width}}  {does}")
-    print("\nEach one says more with --help.")
