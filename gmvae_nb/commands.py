@@ -842,6 +842,8 @@ def gmvae_verify(
 METRICS = """examples:
   gmvae_metrics run/annotated.h5ad --batch_key donor --clusters gmvae_cluster
   gmvae_metrics cells.h5ad --embed X_scVI --labels_key celltype --json
+  gmvae_metrics run/annotated.h5ad --check scib
+      and what scib says, score by score
 
 The counts stay on disk. Cells without a label are left out; without any labels
 the scores that need none remain: iLISI, and PCR with --baseline."""
@@ -870,6 +872,9 @@ def gmvae_metrics(
         int,
     ) = None,
     seed: Param("of Leiden, k-means and the intervals", int) = 0,
+    check: Param(
+        "print the same scores by another package beside them", choices=("scib",)
+    ) = None,
     json: Param("print JSON; NaN is null", store_true) = False,
 ):
     """Score an embedding: do cells lie with their type, are the batches mixed?
@@ -897,4 +902,12 @@ def gmvae_metrics(
     table = scores.table[["score", "low", "high", "note"]].astype(object)
     rows = table.where(table.notna(), None).to_dict("index")
     result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
-    return print_result(result, repr(scores), json)
+    text = repr(scores)
+    if check == "scib":
+        from .scib_check import beside_scib
+
+        keys = (embed, batch_key or None, labels_key or None, clusters)
+        beside = beside_scib(scores.scores, adata, *keys)
+        result["check"] = beside.to_dict("index")
+        text += f"\n\n{beside.round(6).to_string()}"
+    return print_result(result, text, json)

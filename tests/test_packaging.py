@@ -20,7 +20,6 @@ SETTINGS = configparser.ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 NOT_IMPORTED = {  # and why it is required
-    "scib": "the page of scores compares with it",
     "papermill": "runs the notebook of the results",
     "ipykernel": "runs the notebook of the results",
     "fastcore": "that notebook checks itself with fastcore.test",
