@@ -908,6 +908,7 @@ def gmvae_metrics(
 
         keys = (embed, batch_key or None, labels_key or None, clusters)
         beside = beside_scib(scores.scores, adata, *keys)
-        result["check"] = beside.to_dict("index")
+        whole = beside.astype(object).where(beside.notna(), None)
+        result["check"] = whole.to_dict("index")
         text += f"\n\n{beside.round(6).to_string()}"
     return print_result(result, text, json)

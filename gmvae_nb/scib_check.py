@@ -30,8 +30,8 @@ def scib_scores(
     batch_key: str | None,  # column of obs; None: no batches
     labels_key: str,  # column of obs; cells without a label are left out
     clusters: str | None = None,  # column of obs with clusters
-) -> dict[str, float]:  # by the names that `evaluate` has for them
-    "What scib says of an embedding, of all scores that it has as well."
+) -> dict[str, float | str]:  # a text: how scib failed
+    "What scib says of an embedding, by the names that `evaluate` has."
     with _quiet():
         import scanpy as sc
         import scib
@@ -41,22 +41,26 @@ def scib_scores(
     X = np.asarray(adata.obsm[embed])[labelled]
     cells = AnnData(obs=obs, obsm={embed: X})
     of_labels = dict(label_key=labels_key, embed=embed)
-    score = {}
+    calls = {"asw": (scib.me.silhouette, of_labels)}
+    if batch_key and obs[batch_key].nunique() > 1:
+        of_both = dict(batch_key=batch_key, verbose=False) | of_labels
+        calls["batch_asw"] = (scib.me.silhouette_batch, of_both)
+        calls["isolated_labels_asw"] = (scib.me.isolated_labels_asw, of_both)
+    in_graph = dict(label_key=labels_key)
+    calls["graph_connectivity"] = (scib.me.graph_connectivity, in_graph)
+    if clusters:
+        pair = dict(cluster_key=clusters, label_key=labels_key)
+        calls["ari_clusters"] = (scib.me.ari, pair)
+        calls["nmi_clusters"] = (scib.me.nmi, pair)
+    score: dict[str, float | str] = {}
     with _quiet():
-        score["asw"] = scib.me.silhouette(cells, **of_labels)
-        if batch_key and obs[batch_key].nunique() > 1:
-            of_both = dict(batch_key=batch_key, verbose=False) | of_labels
-            score["batch_asw"] = scib.me.silhouette_batch(cells, **of_both)
-            name = "isolated_labels_asw"
-            score[name] = scib.me.isolated_labels_asw(cells, **of_both)
         sc.pp.neighbors(cells, n_neighbors=15, use_rep=embed)
-        connected = scib.me.graph_connectivity(cells, label_key=labels_key)
-        score["graph_connectivity"] = connected
-        if clusters:
-            pair = dict(cluster_key=clusters, label_key=labels_key)
-            score["ari_clusters"] = scib.me.ari(cells, **pair)
-            score["nmi_clusters"] = scib.me.nmi(cells, **pair)
-    return {name: float(value) for name, value in score.items()}
+        for name, (function, keys) in calls.items():
+            try:
+                score[name] = float(function(cells, **keys))
+            except Exception as error:  # of the libraries below, of many kinds
+                score[name] = f"{type(error).__name__}: {error}"
+    return score
 
 # %% ../nbs/scib_check.ipynb #5c1b0009
 def beside_scib(
@@ -66,7 +70,7 @@ def beside_scib(
     batch_key: str | None,
     labels_key: str | None,
     clusters: str | None = None,
-) -> pd.DataFrame:  # columns ours, scib, difference; a row for each score
+) -> pd.DataFrame:  # columns ours, scib, difference, note; a row for each score
     "Our scores beside scib's. ValueError without labels: scib has no score then."
     if labels_key is None:
         raise ValueError(
@@ -74,8 +78,13 @@ def beside_scib(
             "with --labels_key, or leave --check out"
         )
     theirs = scib_scores(adata, embed, batch_key, labels_key, clusters)
-    known = [n for n in theirs if n in scores and np.isfinite(scores[n])]
-    rows: dict[str, Any] = {n: (scores[n], theirs[n]) for n in known}
-    columns = ["ours", "scib"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return table.assign(difference=table["ours"] - table["scib"])
+    rows: dict[str, Any] = {}
+    for name, found in theirs.items():
+        ours = scores.get(name, np.nan)
+        failed = isinstance(found, str)
+        if np.isfinite(ours):
+            value = np.nan if failed else found
+            note = f"scib fails here: {found}" if failed else ""
+            rows[name] = (ours, value, ours - value, note)
+    columns = ["ours", "scib", "difference", "note"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

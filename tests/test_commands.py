@@ -609,3 +609,25 @@ def test_dry_run_keeps_its_memory(mine, trained):
     "The peak of the whole command stays within 1.2 x of what was stated."
     stated, taken = with_peak(mine, "--dry_run", *WORDS)[0]["memory_gb"] * 1e9, trained[1]
     assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
+
+
+def test_scores_stand_beside_those_of_scib(shell, mine):
+    a = ad.read_h5ad(mine)
+    a.obsm["X_pca"] = np.random.default_rng(0).normal(size=(a.n_obs, 3)) + a.X[:, :3].toarray()
+    a.write_h5ad(mine.parent / "embedded.h5ad")
+    words = "--embed X_pca --batch_key donor --labels_key type --check scib".split()
+    code, out, _ = shell("gmvae_metrics", mine.parent / "embedded.h5ad", *words, "--json")
+    found = json.loads(out)
+    compared = {name: row for name, row in found["check"].items() if row["scib"] is not None}
+    assert code == 0 and {"asw", "batch_asw"} <= set(compared)
+    for name, row in compared.items():
+        assert row["ours"] == found["scores"][name]["score"]
+        assert abs(row["ours"] - row["scib"]) < 1e-5 and not row["note"]
+    # pandas 3 has no value_counts, which scib's connectivity calls
+    failed = set(found["check"]) - set(compared)
+    assert failed == ({"graph_connectivity"} if pd.__version__ >= "3" else set())
+    assert all("scib fails here" in found["check"][name]["note"] for name in failed)
+    code, _, err = shell(
+        "gmvae_metrics", mine.parent / "embedded.h5ad", *words[:-4], *words[-2:], "--labels_key", ""
+    )
+    assert code == 2 and "scib compares labels, and there are none" in err
