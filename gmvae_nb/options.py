@@ -27,7 +27,7 @@ class Param(NamedTuple):
 
 # %% ../nbs/options.ipynb #0p710008
 def parser_of(
-    func: Callable,  # arguments annotated with `Param`, a docstring
+    func: Callable,  # arguments annotated with Param, a docstring
     prog: str,  # what the command is called
     epilog: str = "",  # the end of --help, line by line
     version: str = "",  # what --version prints

@@ -64,7 +64,7 @@ def scib_scores(
 
 # %% ../nbs/scib_check.ipynb #5c1b0009
 def beside_scib(
-    scores: Mapping[str, float],  # of `evaluate`
+    scores: Mapping[str, float],  # of evaluate
     adata: AnnData,  # what it was given, and so on
     embed: str,
     batch_key: str | None,

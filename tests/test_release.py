@@ -234,7 +234,7 @@ def test_a_module_in_no_group_and_a_page_out_of_step_are_told(tmp_path, monkeypa
     monkeypatch.setattr(api_page, "GROUPS", {"First": "a"})
     assert api_page.main(["--check"]) == 1 and "out of step" in capsys.readouterr().out
     assert api_page.main([]) == 0 and api_page.main(["--check"]) == 0
-    text = "".join(json.loads((tmp_path / "api.ipynb").read_text())["cells"][1]["source"])
+    text = "".join(json.loads((tmp_path / "api.ipynb").read_text())["cells"][2]["source"])
     assert "| `f(x, *, y)` | Does it. \\| More. |\n| `C(a)` | Is. |" in text and "_own" not in text
     (package / "b.py").write_text(f"'Says b.'\n{head}")
     with pytest.raises(ValueError, match=r"no module: \['b'\]"):

@@ -29,8 +29,8 @@ GROUPS = {
 INTRODUCTION = """\
 # All functions
 
-> Every public function and class of the package, a line each, with the page that derives it
-
+> Every public function and class of the package, a line each, with the page that derives it"""
+PROSE = """\
 What is called most often comes with `from gmvae_nb.all import *`. Constants are on the \
 pages of their modules. This page is made by `tools/api_page.py` from the modules themselves."""
 UNLISTED = {"__init__", "__main__", "_modidx", "all"}
@@ -89,7 +89,7 @@ def cells() -> list[str]:
         for name in names.split():
             lines += of_module(name)
         groups.append("\n".join(lines).strip())
-    return [INTRODUCTION, *groups]
+    return [INTRODUCTION, PROSE, *groups]
 
 
 def page() -> str:
