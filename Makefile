@@ -14,12 +14,20 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env results sweep table test soak site bench peers-env peers readme notebooks data clean
+.PHONY: help env same-python results sweep table test soak site bench peers-env peers readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env: .venv/.ready ## create .venv with the pinned development set, once
+env: same-python .venv/.ready ## create .venv with the pinned development set, once: make env [PYTHON=python3.12]
+
+# PYTHON, if it was given, is what .venv was made with
+same-python:
+ifneq ($(origin PYTHON),file)
+	@test ! -x $(BIN)/python || $(BIN)/python -c 'import subprocess, sys; say = "import sys; print(*sys.version_info[:2])"; \
+	    theirs = subprocess.check_output(["$(PYTHON)", "-c", say], text=True).split(); ours = [*map(str, sys.version_info[:2])]; \
+	    sys.exit(theirs != ours and ".venv has Python {}.{}, $(PYTHON) is {}.{}: delete .venv first".format(*ours, *theirs))'
+endif
 
 .venv/.ready: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": call make PYTHON=/path/to/python3.11")'

@@ -1,6 +1,6 @@
-"""`python -m gmvae_nb`: which commands there are."""
+"""`python -m gmvae_nb`: the command `gmvae`."""
 
-from .commands import print_overview
+from .umbrella import gmvae
 
 if __name__ == "__main__":
-    print_overview()
+    gmvae()

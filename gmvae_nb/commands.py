@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'ROUND_COUNTS', 'GENE_KEY', 'SUBSET', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP',
-           'REPORT', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'spelled', 'command', 'check_none_is_empty', 'add_version',
+           'REPORT', 'SEEDS', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'command', 'check_none_is_empty',
            'take_every_character', 'in_words', 'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result',
            'minutes', 'describe_cost', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo',
-           'gmvae_sweep', 'check_table', 'print_table', 'gmvae_report', 'describe_embedding', 'gmvae_embed',
-           'gmvae_table', 'gmvae_verify', 'gmvae_metrics', 'print_overview']
+           'gmvae_sweep', 'check_table', 'print_table', 'gmvae_report', 'gmvae_seeds', 'describe_embedding',
+           'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
-import argparse
 import atexit
 import inspect
 import io
@@ -26,9 +25,8 @@ from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 
-from fastcore.script import Param, anno_parser, store_true
-
 from . import __version__
+from .options import Param, parser_of, spelled, store_true
 
 # %% ../nbs/commands.ipynb #46ce486f
 CODES = {ValueError: 2, FloatingPointError: 3, OSError: 4, MemoryError: 4}
@@ -39,24 +37,14 @@ OUT_OF_MEMORY = re.compile(
     r"|without (setting an )?exception"
 )
 
-# %% ../nbs/commands.ipynb #c0de0a01
-def spelled(
-    words: list[str],  # of the command line
-    names: list[str],  # arguments of the command
-) -> list[str]:
-    "The words, with --label_key written as --labels_key where that is meant."
-    if "labels_key" not in names:
-        return words
-    option = re.compile(r"^--label_key(?=$|=)")
-    return [option.sub("--labels_key", word) for word in words]
-
 # %% ../nbs/commands.ipynb #0c4f3540
-COMMANDS: dict[str, str] = {}  # name -> what it does, in a line
+COMMANDS: dict[str, Callable[[], None]] = {}  # name -> the command
 
 
 def command(
     examples: str,  # shown at the end of --help, line by line
     go_on: str = "run the same command again",  # said when it is stopped
+    may_be_empty: tuple[str, ...] = (),  # options for which '' says: none
 ) -> Callable:
     """Makes a console command of a function with `Param` annotations.
 
@@ -64,42 +52,41 @@ def command(
 
     def decorate(func):
         name, names = func.__name__, list(inspect.signature(func).parameters)
-        COMMANDS[name] = func.__doc__.partition("\n")[0]
 
-        def parsed() -> dict:
-            parser = anno_parser(func, prog=name)
-            parser.formatter_class = argparse.RawDescriptionHelpFormatter
-            parser.epilog = examples
-            add_version(parser)
-            options = vars(parser.parse_args(spelled(sys.argv[1:], names)))
-            return {key: options[key] for key in names}
+        def parsed(called: str) -> dict:
+            shown = re.sub(rf"\b{name}\b", called, examples)
+            parser = parser_of(func, called, shown, f"gmvae_nb {__version__}")
+            return vars(parser.parse_args(spelled(sys.argv[1:], names)))
 
-        def stopped(error: KeyboardInterrupt, resumes: bool) -> str:
-            again = [name, *sys.argv[1:], *["--resume"] * resumes]
+        def stopped(called: str, error: KeyboardInterrupt, resumes: bool) -> str:
+            options = shlex.join(sys.argv[1:] + ["--resume"] * resumes)
             reason = str(error) or "stopped"
-            return f"\n{name}: {reason}; to go on, {go_on}: {shlex.join(again)}"
+            again = f"to go on, {go_on}: {called} {options}"
+            return f"\n{called}: {reason}; {again}"
 
         @wraps(func)
         def run(*args, **kwargs):
             if args or kwargs:
                 return func(*args, **kwargs)
             take_every_character()
+            # by its own name, or as gmvae train
+            called = sys.argv[0] if sys.argv[0].startswith("gmvae ") else name
             options: dict = {}
             try:
-                options = parsed()
-                check_none_is_empty(options)
+                options = parsed(called)
+                check_none_is_empty(options, may_be_empty)
                 # what batch systems send
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False
-                print(printable(stopped(error, resumes)), file=sys.stderr)
+                print(printable(stopped(called, error, resumes)), file=sys.stderr)
                 sys.exit(130)
             except (*CODES, RuntimeError, ImportError, SystemError) as error:
                 known = in_words(error)
                 if known is None:  # nobody has thought of it
                     raise
-                print(printable(f"{name}: {known}"), file=sys.stderr)
+                print(printable(f"{called}: {known}"), file=sys.stderr)
                 code = exit_code(error)
                 if hdf5_has_failed(error):
                     atexit.register(
@@ -107,26 +94,26 @@ def command(
                     )  # before HDF5 ends, and crashes
                 sys.exit(code)
 
+        COMMANDS[name] = run
         return run
 
     return decorate
 
 
-def check_none_is_empty(options: dict[str, object]) -> None:
+def check_none_is_empty(
+    options: dict[str, object],
+    may_be_empty: tuple[str, ...],  # names of options
+) -> None:
     "ValueError for what a shell makes of a variable that was not set."
     for name, value in options.items():
+        if name in may_be_empty:
+            continue
         values = value if isinstance(value, list) else [value]
         if any(isinstance(v, str) and not v.strip() for v in values):
             raise ValueError(
                 f"{name} is an empty text, as of a shell variable that is not "
                 "set: give it a value, or leave it out"
             )
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    "The option --version."
-    version = f"gmvae_nb {__version__}"
-    parser.add_argument("--version", action="version", version=version)
 
 
 def take_every_character() -> None:
@@ -494,16 +481,15 @@ def gmvae_demo(
     log = speaker(quiet)
     log("importing")
     from .data import kang_pbmc
-    from .files import write_atomically
     from .reading import read_input
-    from .runs import claim_folder
+    from .runs import claim_folder, write_cells
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
     cells = kang_pbmc()
     if not file.exists():
         log(f"writing the shipped data to {file}")
-        write_atomically(file, cells.write_h5ad)
+        write_cells(cells, file)
     elif read_input(file).sha256 != read_input(cells).sha256:
         raise ValueError(
             f"{file} is there and does not hold the shipped data: choose another "
@@ -703,6 +689,58 @@ def gmvae_report(
     result = dict(report=str(page), bytes=size)
     return print_result(result, f"{page} ({size / 1e6:.1f} MB)", json)
 
+# %% ../nbs/commands.ipynb #5eed3a02
+SEEDS = """examples:
+  gmvae_seeds run                        with the next two seeds
+  gmvae_seeds run --seeds 1 2 3 4        with these
+
+Each seed is a run of its own in run/seeds/seedN. Finished ones are kept, so that
+more seeds can join them. What is written to the folder of the run:
+  seed_clusters.csv   cells of each cluster, and its stability: the mean over
+                      seeds of the best Jaccard index, 1 for the same cells
+  seed_cells.csv      barcode, cluster, its confidence, and that over seeds
+
+exit codes: 0 done, 2 folder or options cannot be used, 3 loss no longer finite,
+4 a file cannot be read or written, or memory is too small, 130 stopped"""
+
+# %% ../nbs/commands.ipynb #5eed3a03
+@command(SEEDS)
+def gmvae_seeds(
+    run: Param("folder of a finished run of gmvae_train", str),
+    seeds: Param(
+        "other seeds; by default the two after the run's own", int, nargs="+"
+    ) = None,
+    overwrite: Param(
+        "replace tables in the folder that no run has made", store_true
+    ) = False,
+    quiet: Param("say nothing on the way", store_true) = False,
+    json: Param("print the result as JSON", store_true) = False,
+):
+    "Train a run's cells with other seeds, and say which clusters come again."
+    log = speaker(quiet)
+    log("importing")
+    from .stability import SEED_FILES, chance_of_range, try_seeds
+
+    options = dict(overwrite=overwrite, log=log, progress=not quiet)
+    found = try_seeds(run, seeds, **options)
+    numbers, alike = found.n_clusters, found.ari
+    low, high, chance = min(numbers), max(numbers), chance_of_range(len(numbers))
+    result = dict(
+        n_clusters=numbers,
+        next_in_range=chance,
+        ari=alike.tolist(),
+        clusters=found.clusters.to_dict(orient="records"),
+        files=[str(Path(run) / name) for name in SEED_FILES],
+    )
+    lines = [
+        f"{numbers[0]} clusters; {low} to {high} with {len(numbers)} seeds, and "
+        f"so with the next one with a chance of {chance:.0%} or more",
+        f"ARI of two seeds: {alike.min():.2f} to {alike.max():.2f}",
+        found.clusters.round(2).to_string(index=False),
+        *(f"written  {name}" for name in result["files"]),
+    ]
+    return print_result(result, "\n".join(lines), json)
+
 # %% ../nbs/commands.ipynb #765afc4c
 EMBED = """examples:
   gmvae_embed run new.h5ad                        writes new_gmvae.h5ad
@@ -875,12 +913,14 @@ def gmvae_verify(
 METRICS = """examples:
   gmvae_metrics run/annotated.h5ad --batch_key donor --clusters gmvae_cluster
   gmvae_metrics cells.h5ad --embed X_scVI --labels_key celltype --json
+  gmvae_metrics run/annotated.h5ad --check scib
+      and what scib says, score by score
 
 The counts stay on disk. Cells without a label are left out; without any labels
 the scores that need none remain: iLISI, and PCR with --baseline."""
 
 # %% ../nbs/commands.ipynb #9eb05ac4
-@command(METRICS)
+@command(METRICS, may_be_empty=("batch_key", "labels_key"))
 def gmvae_metrics(
     file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
     embed: Param("key of the embedding in obsm", str) = "X_gmvae",
@@ -903,6 +943,9 @@ def gmvae_metrics(
         int,
     ) = None,
     seed: Param("of Leiden, k-means and the intervals", int) = 0,
+    check: Param(
+        "print the same scores by another package beside them", choices=("scib",)
+    ) = None,
     json: Param("print JSON; NaN is null", store_true) = False,
 ):
     """Score an embedding: do cells lie with their type, are the batches mixed?
@@ -930,20 +973,13 @@ def gmvae_metrics(
     table = scores.table[["score", "low", "high", "note"]].astype(object)
     rows = table.where(table.notna(), None).to_dict("index")
     result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
-    return print_result(result, repr(scores), json)
+    text = repr(scores)
+    if check == "scib":
+        from .scib_check import beside_scib
 
-# %% ../nbs/commands.ipynb #f636e66b
-def print_overview() -> None:
-    "The commands, each in a line, and the version: `python -m gmvae_nb`."
-    take_every_character()
-    parser = argparse.ArgumentParser(
-        prog="python -m gmvae_nb",
-        description="Lists the commands of gmvae_nb.",
-    )
-    add_version(parser)
-    parser.parse_args()
-    width = max(map(len, COMMANDS))
-    print(f"gmvae_nb {__version__}\n")
-    for name, does in COMMANDS.items():
-        print(f"  {name:<{width}}  {does}")
-    print("\nEach one says more with --help.")
+        keys = (embed, batch_key or None, labels_key or None, clusters)
+        beside = beside_scib(scores.scores, adata, *keys)
+        whole = beside.astype(object).where(beside.notna(), None)
+        result["check"] = whole.to_dict("index")
+        text += f"\n\n{beside.round(6).to_string()}"
+    return print_result(result, text, json)

@@ -64,6 +64,7 @@ from .schedule import check_plan, epochs_wanted, fit_batch_size
 from .schedule import row_of_weights
 
 # isort: on
+from .tables import drop_masks
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -637,7 +638,7 @@ def write_annotated(
                 write_cells(read_h5ad(source)[rows].copy(), path)
                 check_unchanged(source)
             elif old:  # it is written as anndata does it now
-                read_h5ad(source).write_h5ad(path)
+                write_cells(read_h5ad(source), path)
                 check_unchanged(source)
             else:
                 shutil.copyfile(source, path)
@@ -664,6 +665,7 @@ def write_cells(cells: AnnData, path: Path) -> None:
     def write(whole: Path) -> None:
         with nullable:
             cells.write_h5ad(whole)
+        drop_masks(whole)  # R cannot read them
 
     try:
         write_atomically(path, write)

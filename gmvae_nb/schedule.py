@@ -223,5 +223,5 @@ def went_back(
     "Whether a watch ended the training, or its first part, before the plan."
     if "weights_of" not in history:
         return False
-    done = range(1, len(history) + 1)
-    return bool((history["weights_of"] < done).any())
+    weights_of = history["weights_of"]
+    return any(of < done for done, of in enumerate(weights_of, start=1))

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,17 @@ SMALL = replace(
     batch_size=16,
     min_steps=0,
 )
+
+
+@contextlib.contextmanager
+def every_warning_an_error():
+    "All but what pandas tells anndata of a version to come, which nobody hears of by default."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # pytest undoes our own filter
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata")
+        yield
 
 
 def cells(n=100, G=20, seed=0) -> ad.AnnData:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_matrix, csr_array, csr_matrix
 
-from hazards import SMALL, TINY, cells, model
+from hazards import SMALL, TINY, cells, every_warning_an_error, model
 
 
 def counts(change, form=csr_matrix):
@@ -364,10 +364,7 @@ GOOD = {
 
 @pytest.mark.parametrize("case", GOOD)
 def test_unusual_but_sound(case):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # pytest undoes our own filter
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+    with every_warning_an_error():
         GOOD[case]()
 
 
@@ -491,9 +488,7 @@ def test_nobody_hears_of_what_she_cannot_change(tmp_path):
     "From a file to an embedding, every warning an error."
     path = written(cells(), tmp_path)
     options = dict(K=3, batch_key="batch", preset=SMALL, max_epochs=2, progress=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+    with every_warning_an_error():
         embed(cells(), tmp_path)
         train_run(read_input(path, batch_key="batch"), tmp_path / "run", **options)
 

@@ -14,8 +14,10 @@ from gmvae_nb.data import find_counts, gene_features, get_counts, is_nearly_coun
 from gmvae_nb.h5ad import open_h5ad, read_h5ad
 from gmvae_nb.looking import main
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import write_annotated
+from gmvae_nb.runs import write_annotated, write_cells
 from scipy import sparse
+
+from hazards import every_warning_an_error
 
 
 def table(n=60, G=30, seed=3) -> np.ndarray:
@@ -153,8 +155,7 @@ def test_noise_is_rounded_and_said(on_disk, tmp_path):
         np.testing.assert_array_equal(
             a.X.toarray(), noisy.astype(np.float32)
         )  # the user's is as it was
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with every_warning_an_error():
         read = read_input(a)
     assert any("were rounded" in note for note in read.notes)
     np.testing.assert_array_equal(read.cells.X.toarray(), y)
@@ -353,3 +354,30 @@ def test_a_compression_that_is_not_here(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="filter 32015, zstd.*pip install hdf5plugin") as e:
         read_h5ad(tmp_path / "a.h5ad")
     assert "get it again" not in str(e.value)
+
+
+# --- texts as R's readers know them ---------------------------------------------------------------
+
+
+def test_texts_are_written_without_masks_where_none_is_missing(tmp_path):
+    "pandas 3 makes every text one that can be missing; hdf5r and anndataR open plain ones."
+    a = cells(table(6))
+    for name, values in {"donor": list("aabbcc"), "plate": list("abcdef")}.items():
+        a.obs[name] = pd.array(values, dtype="string")
+    a.obs.index, a.var.index = (pd.Index(x, dtype="string") for x in (a.obs_names, a.var_names))
+    for name, words in {"whole": ["a", "b"], "some": ["a", None]}.items():
+        a.uns[name] = pd.DataFrame({"word": pd.array(words, dtype="string")})
+    write_cells(a, tmp_path / "a.h5ad")
+    write_annotated(tmp_path / "a.h5ad", tmp_path / "b.h5ad", {"new": list("uvwxyz")}, {}, {})
+    for name in ("a.h5ad", "b.h5ad"):
+        at = []
+        with h5py.File(tmp_path / name) as f:
+            f.visit(at.append)
+            assert [path for path in at if path.endswith("/mask")] == ["uns/some/word/mask"]
+            for axis, names in {"obs": a.obs_names, "var": a.var_names}.items():
+                index = f[axis][f[axis].attrs["_index"]]
+                assert index.asstr()[()].tolist() == list(names)
+        again = read_h5ad(tmp_path / name)
+        assert list(again.obs["plate"]) == list("abcdef")
+        assert list(again.uns["whole"]["word"]) == ["a", "b"]
+        assert again.uns["some"]["word"].isna().tolist() == [False, True]

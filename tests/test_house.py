@@ -125,6 +125,21 @@ def test_every_file_that_is_named_is_there(name):
     assert named or name == ".pre-commit-config.yaml" or "recursive-include" in text
 
 
+@pytest.mark.skipif(not (ROOT / ".venv/bin/python").exists(), reason="no environment is made yet")
+def test_another_python_than_that_of_the_environment_is_told(tmp_path):
+    other = tmp_path / "python3.99"
+    other.write_text("#!/bin/sh\necho 3 99\n")
+    other.chmod(0o755)
+
+    def make(*words):
+        call = ["make", "--silent", "same-python", *words]
+        return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+
+    done = make(f"PYTHON={other}")
+    assert done.returncode and f"{other} is 3.99: delete .venv first" in done.stderr
+    assert make().returncode == make(f"PYTHON={ROOT / '.venv/bin/python'}").returncode == 0
+
+
 def test_lint_and_format_are_clean():
     ruff = [sys.executable, "-m", "ruff"]
     for command in (["check"], ["format", "--check"]):

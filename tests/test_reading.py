@@ -37,6 +37,8 @@ def command(function, *words: str) -> int:
 
 @pytest.fixture
 def lists_X(monkeypatch):
+    if None in AnnData(np.ones((1, 1))).layers:
+        return
     stored = AnnData.layers
 
     def layers(self):
@@ -60,6 +62,22 @@ def test_X_is_no_layer_though_it_is_listed(lists_X):
     with pytest.raises(ValueError, match="take the matrix of raw"):
         get_counts(raw)
     assert read_input(cells(y)).where == "X"
+
+
+def test_a_file_with_X_and_layers_is_trained_on_and_annotated(tmp_path, capsys):
+    y = table()
+    cells(np.log1p(y), counts=y, spliced=y * 0.5).write_h5ad(tmp_path / "a.h5ad")
+    words = [tmp_path / "a.h5ad", "--out", tmp_path / "run", "--K", 2, "--max_epochs", 1, "--json"]
+    assert command(gmvae_train, *map(str, words)) == 0
+    out, err = capsys.readouterr()
+    assert "counts from layers['counts']" in err and "None" not in out
+    annotated = ad.read_h5ad(json.loads(out)["annotated"])
+    assert "gmvae_cluster" in annotated.obs
+    np.testing.assert_array_equal(sparse.csr_matrix(annotated.layers["counts"]).toarray(), y)
+    np.testing.assert_allclose(sparse.csr_matrix(annotated.X).toarray(), np.log1p(y))
+    words = [tmp_path / "run", tmp_path / "a.h5ad", "--out", tmp_path / "b.h5ad", "--json"]
+    assert command(gmvae_embed, *map(str, words)) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == "layers['counts']"
 
 
 # --- fractional counts ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb import runs
+from gmvae_nb.commands import gmvae_seeds
 from gmvae_nb.model_folder import verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
@@ -193,3 +194,19 @@ def test_the_runs_own_seed_and_foreign_tables_are_refused_before_training(tmp_pa
     assert foreign.read_text() == "my,own,table\n" and not (run / "seeds").exists()
     few(run, overwrite=True)
     assert foreign.read_text().startswith("barcode,cluster,confidence,seed_confidence")
+
+
+def test_the_command_says_what_the_tables_say(tmp_path, capsys):
+    run = run_of(tmp_path / "run")
+    capsys.readouterr()
+    result = gmvae_seeds(str(run), seeds=[5], quiet=True, json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(result))
+    assert len(result["n_clusters"]) == 2 and len(result["ari"]) == 1
+    written = pd.read_csv(run / "seed_clusters.csv")
+    np.testing.assert_allclose(
+        written["stability"], [row["stability"] for row in result["clusters"]]
+    )
+    gmvae_seeds(str(run), seeds=[5], quiet=True)
+    said = capsys.readouterr().out
+    low, high = min(result["n_clusters"]), max(result["n_clusters"])
+    assert f"{low} to {high} with 2 seeds" in said and "33% or more" in said

@@ -7,7 +7,8 @@
 its number of clusters that have cells, the mean ARI with the other seeds' clusters, the mean
 stability of its clusters (weighted by cells), how many cells are of the type that most cells of
 their cluster have, the mean of the run's own confidence and of that over seeds, and the expected
-calibration error of both, and of that of the other seeds without this one. Labels are for scores only. A data set that is in the table is kept.
+calibration error of both, and of what the other seeds say without this one. Labels are for scores
+only. A data set that is in the table is kept.
 """
 
 import numpy as np

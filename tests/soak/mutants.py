@@ -1151,6 +1151,34 @@ MUTANTS = [
         "tests/test_commands.py",
         "map_of_the_run",
     ),
+    Mutant(
+        "texts that R's readers cannot open",
+        "drop_masks(whole)",
+        "pass",
+        "tests/test_counts.py",
+        "without_masks",
+    ),
+    Mutant(
+        "a mask taken from texts of which some are missing",
+        'and not item["mask"][()].any()',
+        "",
+        "tests/test_counts.py",
+        "without_masks",
+    ),
+    Mutant(
+        "options with dashes",
+        '.replace("-", "_")',
+        "",
+        "tests/test_commands.py",
+        "taken_with_dashes",
+    ),
+    Mutant(
+        "a command after gmvae under its own name",
+        'sys.argv[0].startswith("gmvae ")',
+        "False",
+        "tests/test_commands.py",
+        "as_it_was_called",
+    ),
 ]
 
 
