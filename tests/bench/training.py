@@ -43,7 +43,8 @@ from cost import Cost
 from evaluation import current_gb
 from gmvae_nb.data import minibatches
 from gmvae_nb.files import write_atomically
-from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, kl_weight, training_loss
+from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, training_loss
+from gmvae_nb.schedule import kl_weight
 from gmvae_nb.train import GMVAE
 from scipy import sparse
 from tqdm import tqdm
