@@ -176,7 +176,8 @@ def _start_epoch(
         self._place_components(for_good=False)
     learning = course_of(preset, max_epochs, self._rows).learning
     rests = epoch >= learning
-    if preset.init == "data" and epoch == learning > placed:
+    with_w = self.network.n_w > 0  # components that learn until the end
+    if preset.init == "data" and epoch == learning > placed and not with_w:
         self._place_components(for_good=True)
     if preset.refit:
         self.network.rest_encoder(rests)
