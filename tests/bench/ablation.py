@@ -3,7 +3,9 @@
     python tests/bench/ablation.py nbs/ablation.csv --seeds 0 1 2 3 4 5 \\
         --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad
 
-Each run trains on 85 % of the cells. One row per data set, method, K and seed in the csv:
+Each run trains on 85 % of the cells. The grid is trained for a third of the mini-batches of the
+presets, which are trained in full besides, at several K. One row per data set, method, K,
+min_steps and seed in the csv:
 
 ari, nmi, n_clusters      the model's own clusters on all cells, which saw no label
 effective_K               of the components on the held-out cells, before they are merged
@@ -11,7 +13,7 @@ mutual_information, neg_elbo, kl_w, kl_z    nats per held-out cell
 types, asw                cell types there are; their silhouette in the embedding, all cells
 cpu_seconds               of one thread, training alone
 
-Finished rows are kept. The rows of a seed come in the order of `rows_of`; processes that are given
+Finished rows are kept. Those of a seed come in the order of `runs_of`; processes that are given
 different seeds may fill one table.
 """
 
@@ -21,6 +23,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,17 +74,30 @@ for what in ("random start", "paper's bound"):
 METHODS = PRESETS | LEAST | GRID
 
 
-def rows_of(K: list[int]) -> list[tuple[str, int]]:  # method and K
-    "In the order of their weight: the presets, what they need, the grid."
-    of_K = [(name, k) for k in K for name in PRESETS]
-    return of_K + [(name, 30) for name in LEAST | GRID]
+SHORT = 500  # mini-batches at least, a third of the presets'
 
 
-def fit(cells, method: str, K: int, seed: int) -> dict:
+class Run(NamedTuple):
+    method: str
+    K: int
+    min_steps: int
+
+
+def runs_of(K: list[int]) -> list[Run]:
+    "Of a data set and seed: all methods, trained for a third; then the presets as they are."
+    full = get_preset("recommended").min_steps
+    return [Run(name, 30, SHORT) for name in METHODS] + [
+        Run(name, k, full) for k in K for name in PRESETS
+    ]
+
+
+def fit(cells, run: Run, seed: int) -> dict:
     "One row of the table."
-    settings = dict(METHODS[method])
+    settings = dict(METHODS[run.method], min_steps=run.min_steps)
     preset = replace(get_preset(settings.pop("preset")), **settings)
-    model = GMVAE(cells.cells, K, batch_key="batch", layer=cells.layer, preset=preset, seed=seed)
+    model = GMVAE(
+        cells.cells, run.K, batch_key="batch", layer=cells.layer, preset=preset, seed=seed
+    )
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has collapsed: the table says so
@@ -108,26 +124,26 @@ def fit(cells, method: str, K: int, seed: int) -> dict:
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(6)))
-    parser.add_argument("--K", type=int, nargs="+", default=[30, 10, 50])
+    parser.add_argument("--K", type=int, nargs="+", default=[30, 10, 50], help="of the presets")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    todo = itertools.product(args.seeds, rows_of(args.K), args.data)
-    todo = [(seed, *row, data) for seed, row, data in todo if row[0] in args.methods]
+    todo = itertools.product(args.seeds, runs_of(args.K), args.data)
+    todo = [(seed, run, data) for seed, run, data in todo if run.method in args.methods]
     cells = {}
-    for seed, method, K, data in (bar := tqdm(todo, unit="run")):
-        bar.set_description(f"{Path(data).stem}: {method}, K = {K}, seed {seed}")
-        key = {"data": Path(data).stem, "method": method, "K": K, "seed": seed}
+    for seed, run, data in (bar := tqdm(todo, unit="run")):
+        key = {"data": Path(data).stem, **run._asdict(), "seed": seed}
+        bar.set_description(", ".join(map(str, key.values())))
         done = read(args.csv)
         if not done.empty and (done[list(key)] == pd.Series(key)).all(axis=1).any():
             continue
         if data not in cells:
             cells[data] = read_input(data, batch_key="batch", labels_key="cell_type")
-        row = pd.DataFrame([key | fit(cells[data], method, K, seed)])
+        row = pd.DataFrame([key | fit(cells[data], run, seed)])
         # read anew: several processes may fill one table
         write_rows(args.csv, pd.concat([read(args.csv), row], ignore_index=True))
     shown = ["ari", "nmi", "effective_K", "kl_w", "neg_elbo"]
-    by = read(args.csv).groupby(["data", "method", "K"], sort=False)[shown]
+    by = read(args.csv).groupby(["data", "min_steps", "method", "K"], sort=False)[shown]
     print(by.agg(["mean", "std"]).round(3).to_string())
 
 
