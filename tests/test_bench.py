@@ -130,8 +130,7 @@ def test_the_table_of_the_search_is_of_todays_settings():
 
 
 def test_ablation_takes_one_thing_away(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ablation, "SHORT", 0)
-    words = ["--data", file, "--seeds", 0, "--K", 3]
+    words = ["--data", file, "--seeds", 0, "--K", 3, "--min_steps", 1]
     words += ["--methods", "recommended", "bare, no offsets", "no w, n_x = 20"]
     rows = twice(monkeypatch, ablation, tmp_path / "ablation.csv", *words)
     named = ["recommended", "bare, no offsets", "no w, n_x = 20", "recommended"]

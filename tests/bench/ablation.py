@@ -3,8 +3,8 @@
     python tests/bench/ablation.py nbs/ablation.csv --seeds 0 1 2 3 4 5 \\
         --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad
 
-Each run trains on 85 % of the cells. The grid is trained for a third of the mini-batches of the
-presets, which are trained in full besides, at several K. One row per data set, method, K,
+Each run trains on 85 % of the cells. The grid is trained for `--min_steps` mini-batches; the
+presets are in it, and are trained in full besides, at several K. One row per data set, method, K,
 min_steps and seed in the csv:
 
 ari, nmi, n_clusters      the model's own clusters on all cells, which saw no label
@@ -74,19 +74,16 @@ for what in ("random start", "paper's bound"):
 METHODS = PRESETS | LEAST | GRID
 
 
-SHORT = 500  # mini-batches at least, a third of the presets'
-
-
 class Run(NamedTuple):
     method: str
     K: int
     min_steps: int
 
 
-def runs_of(K: list[int]) -> list[Run]:
-    "Of a data set and seed: all methods, trained for a third; then the presets as they are."
+def runs_of(K: list[int], min_steps: int) -> list[Run]:
+    "Of a data set and seed: all methods for so many mini-batches; then the presets as they are."
     full = get_preset("recommended").min_steps
-    return [Run(name, 30, SHORT) for name in METHODS] + [
+    return [Run(name, 30, min_steps) for name in METHODS] + [
         Run(name, k, full) for k in K for name in PRESETS
     ]
 
@@ -125,10 +122,11 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(6)))
     parser.add_argument("--K", type=int, nargs="+", default=[30, 10, 50], help="of the presets")
+    parser.add_argument("--min_steps", type=int, default=500, help="of the grid")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    todo = itertools.product(args.seeds, runs_of(args.K), args.data)
+    todo = itertools.product(args.seeds, runs_of(args.K, args.min_steps), args.data)
     todo = [(seed, run, data) for seed, run, data in todo if run.method in args.methods]
     cells = {}
     for seed, run, data in (bar := tqdm(todo, unit="run")):
