@@ -381,7 +381,9 @@ def gmvae_train(
         str,
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, blog, original", str
+        "settings of the model, by name: recommended, with_w, blog_alive, blog, "
+        "original",
+        str,
     ) = "recommended",
     seed: Param("one seed, one result", int) = 0,
     max_epochs: Param(
@@ -548,7 +550,9 @@ def gmvae_sweep(
         "layer with the raw counts; without it they are looked for", str
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, blog, original", str
+        "settings of the model, by name: recommended, with_w, blog_alive, blog, "
+        "original",
+        str,
     ) = "recommended",
     max_epochs: Param("epochs of training; by default the preset's", int) = None,
     n_top_genes: Param(

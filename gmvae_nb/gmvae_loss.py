@@ -46,6 +46,14 @@ class MixturePrior(nn.Module):
         self.hidden = MLP((n_w, n_hidden), dropout, norm_first)
         self.components = nn.Linear(n_hidden, K * 2 * n_x)
 
+    @property
+    def means(self) -> Tensor:  # that w moves, (1, 1, K, n_x): a view
+        return self.components.bias.view(1, 1, self.K, 2, -1)[..., 0, :]
+
+    @property
+    def log_stds(self) -> Tensor:  # likewise
+        return self.components.bias.view(1, 1, self.K, 2, -1)[..., 1, :]
+
     def forward(
         self,
         w: Tensor,  # draws of w, (M, N, n_w)

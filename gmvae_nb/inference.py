@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell', 'shared_noise',
-           'latent_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table',
+           'latent_means', 'w_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table',
            'cluster_linkage', 'elbo', 'iwae', 'codes_to_decode', 'columns_of', 'normalized_expression', 'draw_nb',
            'posterior_predictive']
 
@@ -106,6 +106,16 @@ def latent_means(
     "The embedding: the mean of q(x|y) of each cell."
     return for_each_cell(
         network, cells, lambda y, b: network.encode(y, b).x_mean
+    ).numpy()
+
+
+def w_means(
+    network: GMVAENetwork,
+    cells: Cells,
+) -> np.ndarray:  # (N, n_w); no columns for a model without w
+    "What w says of each cell: the mean of q(w|y)."
+    return for_each_cell(
+        network, cells, lambda y, b: network.encode(y, b).w_mean
     ).numpy()
 
 # %% ../nbs/inference.ipynb #d73661f7

@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
 
 # %% ../nbs/network.ipynb #0c717c70
 import warnings
-from dataclasses import InitVar, asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +27,7 @@ from .gmvae_loss import mixture_log_weights, responsibilities
 
 # isort: on
 from .nb_heads import NBHeads
+from .offsets import start_at_centres
 from .old_names import moved
 from .preset_checks import check_settings
 
@@ -68,7 +69,8 @@ class Preset:
     # over the number of training cells
     weight_decay: float = 0.0
     # --- prior
-    prior: str = "network"  # components from w; "parameters": without w
+    # components from w; "offsets": near centres of their own; "parameters": no w
+    prior: str = "network"
     learn_weights: bool = False  # mixture weights are learned, not 1/K each
     bound: str = "paper"  # or "exact"
     lam: float = 0.0  # lambda: free nats of the z term
@@ -151,6 +153,17 @@ PRESETS: dict[str, Preset] = {
         lr_schedule="cosine",
     ),
 }
+PRESETS["with_w"] = replace(  # `recommended` with the seed's w
+    PRESETS["recommended"], prior="offsets", n_w=10, prior_hidden=128
+)
+PRESETS["blog_alive"] = replace(  # that at the seed's sizes
+    PRESETS["with_w"],
+    n_x=80,
+    n_w=60,
+    encoder_hidden=(300, 250),
+    decoder_hidden=(250, 300),
+    prior_hidden=300,
+)
 
 # %% ../nbs/network.ipynb #0428c5be
 def get_preset(
@@ -491,9 +504,9 @@ def _rest_encoder(
 ) -> None:
     """Hold the encoder still, or let it learn; r of the cell learns meanwhile.
 
-    Components that were placed for the embedding rest with it."""
+    Components that were placed for the embedding, without w, rest with it."""
     modules = [self.encoder, self.q_x] + ([self.q_w] if self.n_w else [])
-    if self.preset.init == "data":
+    if self.preset.init == "data" and not self.n_w:
         modules.append(self.prior)
     for module in modules:
         module.requires_grad_(not resting)
@@ -522,7 +535,7 @@ class GMVAENetwork(nn.Module):
         p = self.preset = preset
         regular = p.dropout, p.norm_first
         self.n_batches = n_batches
-        self.n_w = p.n_w if p.prior == "network" else 0
+        self.n_w = 0 if p.prior == "parameters" else p.n_w
 
         self.input_dropout = Dropout(p.input_dropout)
         n_in = n_genes + p.encoder_batch * n_batches
@@ -533,7 +546,7 @@ class GMVAENetwork(nn.Module):
         if self.n_w:
             self.q_w = GaussianHead(p.encoder_hidden[-1], self.n_w)
 
-        if p.prior == "network":
+        if self.n_w:
             self.prior = MixturePrior(
                 p.n_w,
                 p.n_x,
@@ -543,6 +556,8 @@ class GMVAENetwork(nn.Module):
                 norm_first=p.norm_first,
                 original_reshape=p.original_reshape,
             )
+            if p.prior == "offsets":
+                start_at_centres(self.prior)
         else:
             self.prior = ParameterMixture(p.n_x, K)
         self.log_weights = None

@@ -95,7 +95,7 @@ ALLOWED: dict[str, Allowed] = {
     "library_size": SWITCH, "dispersion": one_of("cell", "gene"),
     "mean_head": SWITCH, "weight_decay": from_0(1e9),
     # prior
-    "prior": one_of("network", "parameters"), "learn_weights": SWITCH,
+    "prior": one_of("network", "offsets", "parameters"), "learn_weights": SWITCH,
     "bound": one_of("paper", "exact"), "lam": from_0(1e6),
     "lam_mode": one_of("batch", "cell"), "init": one_of("random", "data"),
     "align": from_0(1e6), "merge": SWITCH, "original_reshape": SWITCH,
@@ -138,9 +138,11 @@ def check_settings(
         raise ValueError(
             f"kl_warmup_epochs is {epochs} and kl_warmup_share {share}; give one"
         )
-    fixed = settings["init"] != "random" or settings["align"] or settings["merge"]
-    if settings["prior"] == "network" and fixed:
+    has_centres = settings["prior"] == "offsets" or settings["init"] != "random"
+    has_centres = has_centres or settings["align"] or settings["merge"]
+    if settings["original_reshape"] and has_centres:
         raise ValueError(
-            'prior is "network"; init="data", align and merge need components '
-            'that are the same for all cells, prior="parameters"'
+            'original_reshape is True; init="data", align, merge and '
+            'prior="offsets" need components that keep their places: '
+            "original_reshape=False"
         )

@@ -175,13 +175,13 @@ def _start_epoch(
     if preset.init == "data" and epoch == placed:
         self._place_components(for_good=False)
     learning = course_of(preset, max_epochs, self._rows).learning
-    rests = epoch >= learning
-    if preset.init == "data" and epoch == learning > placed:
+    for_good = preset.init == "data" and not self.network.n_w
+    if for_good and epoch == learning > placed:
         self._place_components(for_good=True)
     if preset.refit:
-        self.network.rest_encoder(rests)
+        self.network.rest_encoder(epoch >= learning)
     several = preset.align > 0 and len(self.batches) > 1
-    return several and epoch >= placed and not rests
+    return several and placed <= epoch < learning
 
 # %% ../nbs/04_train.ipynb #d2b43228
 def _train_epoch(

@@ -219,9 +219,9 @@ BAD |= {
         lambda: replace(SMALL, M=5, M_w=2),
         "M_w is 2 and M 5; .*give a divisor of M",
     ),
-    "merge without parameters": (
-        lambda: replace(SMALL, prior="network"),
-        'prior is "network"; .*need components .*prior="parameters"',
+    "the wrong axes with centres": (
+        lambda: replace(SMALL, prior="network", original_reshape=True),
+        "original_reshape is True; .*need components .*original_reshape=False",
     ),
     "seed text": (lambda: fit(cells(), seed="a"), "seed is 'a'"),
     "seed negative": (lambda: fit(cells(), seed=-1), "seed is -1"),

@@ -18,12 +18,14 @@ from hazards import cells
 
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
+import ablation  # noqa: E402
 import donor  # noqa: E402
 import evaluation  # noqa: E402
 import heads  # noqa: E402
 import overcorrection  # noqa: E402
 import partition  # noqa: E402
 import peers  # noqa: E402
+import planted  # noqa: E402
 import search  # noqa: E402
 import study  # noqa: E402
 import training  # noqa: E402
@@ -45,7 +47,7 @@ def file(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_presets(monkeypatch):
     "Presets of one epoch, of the same names."
-    for name in ("blog", "recommended"):
+    for name in ("blog", "recommended", "with_w", "blog_alive"):
         monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **TINY))
 
 
@@ -66,7 +68,9 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "script", "donor evaluation heads partition peers search study training unpacking".split()
+    "script",
+    "ablation donor evaluation heads partition peers planted search study training "
+    "unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
@@ -125,6 +129,48 @@ def test_the_table_of_the_search_is_of_todays_settings():
     for name, part in rows.groupby("method"):
         change = peers.Contender("gmvae", name, search.CHANGES[name])
         assert set(part["settings"]) == {change.settings}
+
+
+def test_ablation_takes_one_thing_away(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--seeds", 0, "--K", 3, "--min_steps", 1]
+    words += ["--methods", "recommended", "bare, no offsets", "no w, n_x = 20"]
+    rows = twice(monkeypatch, ablation, tmp_path / "ablation.csv", *words)
+    named = ["recommended", "bare, no offsets", "no w, n_x = 20", "recommended"]
+    assert list(rows["method"]) == named and list(rows["K"]) == [30, 30, 30, 3]
+    assert list(rows["kl_w"] > 0) == [False, True, False, False]
+    assert rows.notna().all(axis=None) and "no offsets" in capsys.readouterr().out
+
+
+def test_every_method_of_the_ablation_is_a_preset_of_its_own():
+    presets = {}
+    for name, settings in ablation.METHODS.items():
+        settings = dict(settings)
+        presets[name] = replace(PRESETS[settings.pop("preset")], **settings)
+    assert len(set(presets.values())) == len(presets)
+    for name, preset in presets.items():
+        assert (preset.prior == "parameters") == (name == "recommended" or name.startswith("no w,"))
+        assert (preset.prior == "network") == ("network" in name or "no offsets" in name)
+        assert (preset.bound == "paper") == ("paper's" in name)
+        assert (preset.init == "random") == ("random" in name)
+
+
+def test_planted_factor_is_in_every_type_and_leaves_counts(file, tmp_path, monkeypatch, capsys):
+    cells = planted.simulated(600, 100, 3)
+    for strength, least in ((2.0, 0.8), (0.0, -1.0)):
+        y, t = planted.plant(cells.X, strength, seed=0)
+        dense, before = y.toarray(), cells.X.toarray()
+        assert (dense == dense.round()).all() and (dense <= before).all() and y.sum() < before.sum()
+        for name in ("0", "1", "2"):
+            rows = np.flatnonzero(cells.obs["cell_type"] == name)
+            found = planted.explained(
+                np.log1p(dense[rows]),
+                t[rows],
+                *np.array_split(np.arange(len(rows)), [3 * len(rows) // 4]),
+            )
+            assert found > least if strength else found < 0.2
+    words = ["--data", "simulated", "--seeds", 0, "--strength", 2, "--methods", "with_w"]
+    rows = twice(monkeypatch, planted, tmp_path / "planted.csv", *words)
+    assert rows.notna().all(axis=None) and "with_w" in capsys.readouterr().out
 
 
 def test_donor_trains_with_and_without_it(file, tmp_path, monkeypatch, capsys):

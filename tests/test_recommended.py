@@ -278,5 +278,3 @@ def test_cells_of_a_batch_that_was_left_out_are_embedded(model):
 def test_what_cannot_be_is_told():
     with pytest.raises(ValueError, match="K is None"):
         GMVAE(simulated(), K=None, preset="blog")
-    with pytest.raises(ValueError, match='prior="parameters"'):
-        replace(SMALL, prior="network")

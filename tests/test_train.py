@@ -176,6 +176,7 @@ def untrained_of(adata):
         {},
         {"bound": "exact"},
         {"prior": "parameters", "learn_weights": True, "library_size": True},
+        {"prior": "offsets", "bound": "exact", "align": 1.0, "merge": True},
         {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
     ],
 )

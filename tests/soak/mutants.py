@@ -32,6 +32,7 @@ READING = "tests/test_reading.py"
 SCHEDULE = "tests/test_schedule.py"
 CLUSTERS = "tests/test_clusters.py"
 NUMBERS = "tests/test_numbers.py"
+OFFSETS = "tests/test_offsets.py"
 
 
 class Mutant(NamedTuple):
@@ -43,6 +44,76 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "offsets start at full size",
+        "prior.components.weight.mul_(OFFSET_SCALE)",
+        "pass",
+        OFFSETS,
+        "hardly_moves",
+    ),
+    Mutant(
+        "offsets are nothing, and w has no gradient",
+        "prior.components.weight.mul_(OFFSET_SCALE)",
+        "prior.components.weight.zero_()",
+        OFFSETS,
+        "hardly_moves",
+    ),
+    Mutant(
+        "all centres start in one place",
+        "prior.means.normal_()",
+        "prior.means.zero_()",
+        OFFSETS,
+        "hardly_moves",
+    ),
+    Mutant(
+        "centres keep the spreads that they were drawn with",
+        "prior.log_stds.zero_()",
+        "pass",
+        OFFSETS,
+        "hardly_moves",
+    ),
+    Mutant(
+        "offsets start as the network does",
+        'if p.prior == "offsets": start_at_centres(self.prior)',
+        "pass",
+        OFFSETS,
+        "leaves_the_offsets",
+    ),
+    Mutant(
+        "means and spreads of centres change places",
+        "return self.components.bias.view(1, 1, self.K, 2, -1)[..., 0, :]",
+        "return self.components.bias.view(1, 1, self.K, 2, -1)[..., 1, :]",
+        OFFSETS,
+        "what_w_adds",
+    ),
+    Mutant(
+        "centres are a copy",
+        "return self.components.bias.view(1, 1, self.K, 2, -1)[..., 0, :]",
+        "return self.components.bias.clone().view(1, 1, self.K, 2, -1)[..., 0, :]",
+        OFFSETS,
+        "written_into_the_centres",
+    ),
+    Mutant(
+        "components with w are placed at the end",
+        "epoch == learning > placed and not with_w",
+        "epoch == learning > placed",
+        OFFSETS,
+        "placed_once",
+    ),
+    Mutant(
+        "components with w rest with the encoder",
+        'if self.preset.init == "data" and not self.n_w:',
+        'if self.preset.init == "data":',
+        OFFSETS,
+        "placed_once",
+    ),
+    Mutant(
+        "the wrong axes have centres",
+        'if settings["original_reshape"] and has_centres:',
+        "if False:",
+        OFFSETS,
+        "wrong_axes",
+    ),
     Mutant(
         "a fork without what is below it",
         "below[n + row] = below[a] + below[b]",
