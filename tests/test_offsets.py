@@ -171,7 +171,7 @@ def test_components_that_change_places_with_w_are_two_if_cells_know_w(log_std, n
 
     net.encode, net.prior.forward = encode, swapped
     with torch.no_grad():
-        model._merge()
+        model._find_clusters()
     assert model.n_clusters == n_clusters
 
 

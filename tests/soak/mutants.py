@@ -95,8 +95,8 @@ MUTANTS = [
     ),
     Mutant(
         "components with w are placed at the end",
-        "epoch == learning > placed and not with_w",
-        "epoch == learning > placed",
+        'for_good = preset.init == "data" and not self.network.n_w',
+        'for_good = preset.init == "data"',
         OFFSETS,
         "placed_once",
     ),
