@@ -381,7 +381,7 @@ def gmvae_train(
         str,
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, with_w, blog_alive, blog, "
+        "settings of the model, by name: recommended, with_w, blog_offsets, blog, "
         "original",
         str,
     ) = "recommended",
@@ -550,7 +550,7 @@ def gmvae_sweep(
         "layer with the raw counts; without it they are looked for", str
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, with_w, blog_alive, blog, "
+        "settings of the model, by name: recommended, with_w, blog_offsets, blog, "
         "original",
         str,
     ) = "recommended",

@@ -156,7 +156,7 @@ PRESETS: dict[str, Preset] = {
 PRESETS["with_w"] = replace(  # `recommended` with the seed's w
     PRESETS["recommended"], prior="offsets", n_w=10, prior_hidden=128
 )
-PRESETS["blog_alive"] = replace(  # that at the seed's sizes
+PRESETS["blog_offsets"] = replace(  # that at the seed's sizes
     PRESETS["with_w"],
     n_x=80,
     n_w=60,

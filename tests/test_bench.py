@@ -47,7 +47,7 @@ def file(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_presets(monkeypatch):
     "Presets of one epoch, of the same names."
-    for name in ("blog", "recommended", "with_w", "blog_alive"):
+    for name in ("blog", "recommended", "with_w", "blog_offsets"):
         monkeypatch.setitem(PRESETS, name, replace(PRESETS[name], **TINY))
 
 

@@ -94,7 +94,7 @@ def test_presets_differ_from_recommended_by_w_and_the_seeds_sizes_alone():
     ours = replace(get_preset("with_w"), **without_w, prior_hidden=recommended.prior_hidden)
     assert ours == recommended
     names = ("n_x", "n_w", "encoder_hidden", "decoder_hidden", "prior_hidden")
-    alive = get_preset("blog_alive")
+    alive = get_preset("blog_offsets")
     assert all(getattr(alive, name) == getattr(blog, name) for name in names)
     sizes = {name: getattr(get_preset("with_w"), name) for name in names}
     assert replace(alive, **sizes) == get_preset("with_w")
@@ -123,8 +123,11 @@ def test_components_with_w_are_placed_once_and_learn_until_the_end(monkeypatch):
         model = GMVAE(simulated(240), K=6, batch_key="batch", preset=replace(preset, patience=0.0))
         model.train(10, progress=False)
         assert placed == expected
-        moved = (model.network.prior.means - noted.means).abs().max()
-        assert (moved > 1e-3) == (preset is WITH_W)
+        prior = model.network.prior  # as it is in the last epoch, with the encoder at rest
+        assert not any(p.requires_grad for p in model.network.encoder.parameters())
+        learn = {p.requires_grad for p in prior.parameters()}
+        assert learn == {preset is WITH_W}
+        assert prior.means.equal(noted.means) == (preset is SMALL)
 
 
 @torch.no_grad()

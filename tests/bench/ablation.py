@@ -35,7 +35,7 @@ from gmvae_nb.train import GMVAE
 from peers import arguments, read, write_rows
 from tqdm import tqdm
 
-PRESETS = {name: dict(preset=name) for name in ("recommended", "with_w", "blog_alive")}
+PRESETS = {name: dict(preset=name) for name in ("recommended", "with_w", "blog_offsets")}
 AWAY = {  # one of four things taken away
     "no offsets": dict(prior="network"),
     "random start": dict(init="random"),
@@ -43,7 +43,7 @@ AWAY = {  # one of four things taken away
     "no warm-up": dict(kl_warmup_share=0.0),
 }
 BARE = dict(  # all that is neither of the four nor a schedule
-    preset="blog_alive",
+    preset="blog_offsets",
     encoder_input="standardised",
     library_size=False,
     mean_head=False,
@@ -52,7 +52,7 @@ BARE = dict(  # all that is neither of the four nor a schedule
     input_dropout=0.0,
     align=0.0,
 )
-LEAST = {f"blog_alive, {name}": dict(preset="blog_alive", **new) for name, new in AWAY.items()}
+LEAST = {f"blog_offsets, {name}": dict(preset="blog_offsets", **new) for name, new in AWAY.items()}
 LEAST |= {"bare": BARE} | {f"bare, {name}": BARE | new for name, new in AWAY.items()}
 NO_W, OFFSETS = dict(preset="recommended"), dict(preset="with_w")
 NETWORK = OFFSETS | AWAY["no offsets"]

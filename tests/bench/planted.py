@@ -32,7 +32,7 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 SHARE = 0.3  # of the genes
-METHODS = ("with_w", "blog_alive", "recommended")
+METHODS = ("with_w", "blog_offsets", "recommended")
 
 
 def simulated(n: int = 1500, G: int = 300, types: int = 5) -> ad.AnnData:
