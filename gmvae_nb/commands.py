@@ -381,8 +381,8 @@ def gmvae_train(
         str,
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, with_w, blog_offsets, blog, "
-        "original",
+        "settings of the model, by name: recommended, with_w, blog_offsets, "
+        "blog, original",
         str,
     ) = "recommended",
     seed: Param("one seed, one result", int) = 0,
@@ -550,8 +550,8 @@ def gmvae_sweep(
         "layer with the raw counts; without it they are looked for", str
     ) = None,
     preset: Param(
-        "settings of the model, by name: recommended, with_w, blog_offsets, blog, "
-        "original",
+        "settings of the model, by name: recommended, with_w, blog_offsets, "
+        "blog, original",
         str,
     ) = "recommended",
     max_epochs: Param("epochs of training; by default the preset's", int) = None,
