@@ -31,6 +31,8 @@ TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
 SCHEDULE = "tests/test_schedule.py"
 CLUSTERS = "tests/test_clusters.py"
+STABILITY = "tests/test_stability.py"
+TL = "tests/test_tl.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
 
@@ -44,6 +46,48 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "cells of both clusters count twice in either",
+        "both.sum(0).to_numpy()) - both",
+        "both.sum(0).to_numpy())",
+        STABILITY,
+        "jaccard_is",
+    ),
+    Mutant(
+        "a dictionary by our clusters, not by the other's",
+        "dictionary = prob.T @ other / np.where(cells > 0, cells, 1)",
+        "dictionary = prob.T @ other / prob.sum(0)[:, None]",
+        STABILITY,
+        "law_of_total",
+    ),
+    Mutant(
+        "confidence over seeds of the most probable reading",
+        "[np.arange(len(prob)), prob.argmax(1)].clip(0, 1)",
+        ".max(1).clip(0, 1)",
+        STABILITY,
+        "draws_the_line",
+    ),
+    Mutant(
+        "other seeds for other counts",
+        'if missing or sha256 != settings["counts_sha256"]:',
+        "if missing:",
+        STABILITY,
+        "other_counts",
+    ),
+    Mutant(
+        "a foreign table is replaced by that of the seeds",
+        "check_own_files(run, SEED_FILES, overwrite)",
+        "pass",
+        STABILITY,
+        "foreign_tables",
+    ),
+    Mutant(
+        "a user's own map is replaced",
+        "if is_ours:\n        adata.obsm",
+        "if True:\n        adata.obsm",
+        TL,
+        "user_has",
+    ),
     Mutant(
         "offsets start at full size",
         "prior.components.weight.mul_(OFFSET_SCALE)",
