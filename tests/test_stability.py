@@ -97,6 +97,8 @@ def test_confidence_falls_where_another_run_draws_the_line_elsewhere():
     np.testing.assert_allclose(found[60:], 1)
     thrice = seed_confidence(one, [two, one])
     np.testing.assert_allclose(thrice, (2 * found + 1) / 3)
+    outvoted = seed_confidence(one, [two, two])  # it is of its own cluster all the same
+    np.testing.assert_allclose(outvoted[50:60], (1 + 2 * 10 / 60) / 3)
 
 
 def test_a_run_is_compared_with_runs_of_the_same_cells_only():
