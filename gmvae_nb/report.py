@@ -522,6 +522,7 @@ def map_values(
         maps=maps,
         place=base64_of(place),
         thinned=len(on) if len(on) < n_cells else 0,
+        map_cells=report.cells.uns["gmvae"].get("map_cells", n_cells),
     )
 
 # %% ../nbs/report.ipynb #3420f3b0

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     RESAMPLES = 10  # of cells, for the range of the number of clusters
     SIMULATION = 11  # counts drawn from the model
     HALVES = 12  # of the counts of a cell, that know nothing of each other
+    MAP = 13  # which cells UMAP sees, of many
 
 
 def seed_sequence(

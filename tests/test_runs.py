@@ -422,3 +422,41 @@ def test_a_plan_that_is_not_kept_to_changes_nothing_in_the_folder(tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not verify(out)["notes"]
     runs.train_run(data, out, max_epochs=1, resume=True, **options)
+
+
+def test_the_map_of_many_cells_is_that_of_a_sample_and_says_so(tmp_path, monkeypatch):
+    seen = []
+
+    class Placed:
+        def __init__(self, **options):
+            pass
+
+        def fit_transform(self, X):
+            seen.append(len(X))
+            return X[:, :2] * 2
+
+    monkeypatch.undo()  # the real umap, on a stand-in for UMAP
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
+    monkeypatch.setattr("umap.UMAP", Placed)
+    monkeypatch.setattr(runs, "MAP_CELLS", 40)
+    X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    place = runs.umap(X, seed=1)
+    assert seen == [40] and place.shape == (200, 2) and np.isfinite(place).all()
+    exact = (place == X[:, :2] * 2).all(1)
+    assert exact.sum() == 40  # the sample lies where it was put
+    np.testing.assert_array_equal(place, runs.umap(X, seed=1))
+    assert (place != runs.umap(X, seed=2)).any()
+    far = np.concatenate([X[:100], X[100:] + 100])
+    place = runs.umap(far)
+    assert (place[:100, 0] < 50).all() and (place[100:, 0] > 150).all()
+
+    file = tmp_path / "mine.h5ad"
+    cells().write_h5ad(file)
+    gmvae_train(str(file), str(tmp_path / "run"), max_epochs=1, quiet=True)
+    page = (tmp_path / "run/report.html").read_text()
+    assert "of 40 cells drawn at" in " ".join(page.split())
+    monkeypatch.setattr(runs, "MAP_CELLS", 50_000)
+    gmvae_train(str(file), str(tmp_path / "all"), max_epochs=1, quiet=True)
+    assert "drawn at random; every other" not in " ".join(
+        (tmp_path / "all/report.html").read_text().split()
+    )
