@@ -527,7 +527,7 @@ def annotate(
     return obs, {"X_gmvae": latent, "gmvae_prob": prob}
 
 # %% ../nbs/runs.ipynb #b556895c
-MAP_CELLS = 50_000  # of more, so many are mapped, and the others placed among them
+MAP_CELLS = 50_000  # of more, a random sample is mapped
 
 
 def umap(
