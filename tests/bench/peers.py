@@ -256,7 +256,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--n_pcs", type=int, nargs="+", default=[30, 50])
     parser.add_argument("--scvi_epochs", nargs="+", default=["100:20"], metavar="EPOCHS:WARMUP")
-    presets = [p for p in PRESETS if p != "original"]
+    presets = ["blog", "recommended"]
     parser.add_argument("--presets", nargs="+", default=presets, choices=list(PRESETS))
     help_K = "components of ours unless the preset chooses; clusters of everyone's k-means"
     parser.add_argument("--K", type=int, default=20, help=help_K)
