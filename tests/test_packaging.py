@@ -180,7 +180,7 @@ def test_installed_into_an_empty_environment_it_works_offline_and_without_develo
     # papermill $(gmvae_notebook) out.ipynb -p K 2
     notebook = run(tmp_path / "env/bin/gmvae_notebook", cwd=tmp_path).strip()
     assert Path(notebook).is_relative_to(tmp_path / "env")
-    words = "out.ipynb --kernel python3 -p K 2 -p max_epochs 1 -p out run".split()
+    words = "out.ipynb --kernel python3 -p K 2 -p max_epochs 1 -p out run -p compare".split() + [""]
     no_network["JUPYTER_DATA_DIR"] = str(tmp_path / "jupyter")
     run(tmp_path / "env/bin/papermill", notebook, *words, cwd=tmp_path, env=no_network)
     assert (tmp_path / "run/metrics.json").is_file() and (tmp_path / "run/umap.png").is_file()
