@@ -24,9 +24,12 @@ env: same-python .venv/.ready ## create .venv with the pinned development set, o
 # PYTHON, if it was given, is what .venv was made with
 same-python:
 ifneq ($(origin PYTHON),file)
-	@test ! -x $(BIN)/python || $(BIN)/python -c 'import subprocess, sys; say = "import sys; print(*sys.version_info[:2])"; \
-	    theirs = subprocess.check_output(["$(PYTHON)", "-c", say], text=True).split(); ours = [*map(str, sys.version_info[:2])]; \
-	    sys.exit(theirs != ours and ".venv has Python {}.{}, $(PYTHON) is {}.{}: delete .venv first".format(*ours, *theirs))'
+	@test ! -x $(BIN)/python || $(BIN)/python -c 'import subprocess, sys; \
+	    say = "import sys; print(*sys.version_info[:2])"; \
+	    theirs = subprocess.check_output(["$(PYTHON)", "-c", say], text=True).split(); \
+	    ours = [*map(str, sys.version_info[:2])]; \
+	    told = ".venv has Python {}.{}, $(PYTHON) is {}.{}: delete .venv first"; \
+	    sys.exit(theirs != ours and told.format(*ours, *theirs))'
 endif
 
 .venv/.ready: settings.ini setup.py constraints.txt

@@ -80,7 +80,8 @@ function draw(svg, frame, colouring, small) {
     if (!small && Rx > rx + 2)
       shapes.push(element("ellipse", { ...place, rx: Rx.toFixed(1), ry: Ry.toFixed(1), fill: "none",
         "stroke-dasharray": "5 4", "stroke-opacity": 0.6 * strong, "stroke-width": 1.2 }));
-    shapes.push(element("ellipse", { ...place, rx: rx.toFixed(1), ry: ry.toFixed(1), fill: used.has(k) ? stroke : "none",
+    shapes.push(element("ellipse", { ...place, rx: rx.toFixed(1), ry: ry.toFixed(1),
+      fill: used.has(k) ? stroke : "none",
       "fill-opacity": 0.1, "stroke-opacity": strong, "stroke-width": small ? 5 : 2 }));
   });
   frame.cells.forEach(([x, y, k], n) => {
@@ -95,15 +96,18 @@ const CSS = `
 .gm-film { margin: 1rem 0; max-width: 44rem; }
 .gm-film .gm-story { display: grid; grid-template-columns: repeat(3, 1fr); gap: .4rem; }
 @media (min-width: 800px) { .gm-film .gm-story { grid-template-columns: repeat(6, 1fr); } }
-.gm-film button, .gm-film select { font: inherit; color: inherit; background: transparent; border: 1px solid #8888; border-radius: .3rem; }
+.gm-film button, .gm-film select { font: inherit; color: inherit; background: transparent;
+  border: 1px solid #8888; border-radius: .3rem; }
 .gm-film select option { color: #222; background: #fff; }
-.gm-film .gm-story button { padding: .25rem; font-size: .78rem; line-height: 1.25; text-align: center; display: flex; flex-direction: column; justify-content: flex-start; }
+.gm-film .gm-story button { padding: .25rem; font-size: .78rem; line-height: 1.25;
+  text-align: center; display: flex; flex-direction: column; justify-content: flex-start; }
 .gm-film .gm-story svg { width: 100%; aspect-ratio: 1; display: block; }
 .gm-film [aria-pressed=true] { outline: 2px solid #1f77d0; }
 .gm-film :is(button, select, input):focus-visible { outline: 3px solid #d98200; }
 .gm-film .gm-main { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: .7rem; }
 .gm-film .gm-view { flex: 1 1 18rem; max-width: 26rem; }
-.gm-film .gm-view > svg { width: 100%; aspect-ratio: 1; border: 1px solid #8886; border-radius: .3rem; overflow: hidden; }
+.gm-film .gm-view > svg { width: 100%; aspect-ratio: 1; border: 1px solid #8886;
+  border-radius: .3rem; overflow: hidden; }
 .gm-film .gm-time { display: flex; gap: .6rem; align-items: center; }
 .gm-film .gm-time input { flex: 1; min-width: 0; accent-color: #1f77d0; }
 .gm-film .gm-side { flex: 1 1 13rem; font-size: .85rem; }
@@ -158,7 +162,8 @@ function mount(root) {
     const when = `after ${DATA.steps[near]} mini-batches`;
     slider.setAttribute("aria-valuetext", when);
     const what = step < 0 ? "your own settings" : `${step + 1} ${STEP_NAMES[step]}`;
-    const text = `${what}, ${when}: effective number of components ${frame.usage.toFixed(1)} of ${now.K}, ARI with the cell types ${frame.ari.toFixed(2)}`;
+    const usage = `effective number of components ${frame.usage.toFixed(1)} of ${now.K}`;
+    const text = `${what}, ${when}: ${usage}, ARI with the cell types ${frame.ari.toFixed(2)}`;
     if (said.textContent !== text) said.textContent = text;
     view.setAttribute("aria-label", `${DATA.types.length} cells and ${now.K} components in the plane of x. ${text}`);
     const names = { component: [], type: DATA.names, batch: ["control", "stimulated"] }[now.colouring];
