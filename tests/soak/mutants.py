@@ -582,8 +582,8 @@ MUTANTS = [
     ),
     Mutant(
         "the loss not looked at",
-        'if len(bad):\n        what = f"the loss',
-        'if False:\n        what = f"the loss',
+        "bad = torch.stack(losses).isfinite().logical_not().nonzero().cpu()",
+        "bad = []",
         PROMISES,
         "a_nan_stops or exits_with_code",
     ),
