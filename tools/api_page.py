@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE, PAGE = ROOT / "gmvae_nb", ROOT / "nbs/api.ipynb"
 GROUPS = {
-    "The model": "tl train network schedule clusters placing offsets",
+    "The model": "tl estimator train network schedule clusters placing offsets",
     "Counts": "data counts_on_disk fractional h5ad reading match",
     "What a model says of cells": "inference count_splitting stability calibration reference_map",
     "Scores": "metrics kbet neighbors scib_check",
