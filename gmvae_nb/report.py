@@ -711,7 +711,7 @@ def write_report(
 
     ValueError if the folder holds no finished run, or its file no such gene.
     """
-    from gmvae_nb.explorer import explore_page, explore_values, find_genes
+    from .explorer import explore_page, explore_values, find_genes
 
     out = Path(out)
     read_run_json(out / "run.json")  # a folder that is none is not made

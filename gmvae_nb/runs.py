@@ -37,13 +37,8 @@ from .data import CountsLocation, find_counts, get_categories
 
 # isort: off
 from .files import OWN_FILES, PAGE_FILES, check_own_files
-from gmvae_nb.files import (
-    check_room,
-    check_target,
-    file_state,
-    is_annotated,
-    is_as_written,
-)
+from .files import check_room, check_target, file_state
+from .files import is_annotated, is_as_written
 from .files import is_own_file, listed_files, locked_folder, read_json
 from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
