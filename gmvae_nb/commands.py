@@ -680,7 +680,9 @@ explore.html holds barcodes and counts of the cells."""
 @command(REPORT)
 def gmvae_report(
     run: Param("folder of a finished run of gmvae_train", str),
-    genes: Param("that can colour the maps of explore.html", str, nargs="+") = (),
+    genes: Param(
+        "that can colour the maps of explore.html", str, nargs="+"
+    ) = None,
     overwrite: Param("replace files that no run has made", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
@@ -690,7 +692,7 @@ def gmvae_report(
     from .report import write_report
 
     check_own_files(Path(run), PAGE_FILES, overwrite)
-    page = write_report(run, genes)
+    page = write_report(run, genes or ())
     record_checksums(run, *PAGE_FILES)
     size = page.stat().st_size
     result = dict(report=str(page), bytes=size)

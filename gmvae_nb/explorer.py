@@ -337,7 +337,7 @@ def tree_drawing(
         return None
     drawn = dendrogram(nodes, no_plot=True)
     low = min(nodes[0, 2], TOLD_APART) - 0.02
-    width, step = 520, 24
+    width, step = 250, 24
 
     def x(height: float) -> float:
         return round(12 + width * (1 - max(height, low)) / (1 - low), 1)
@@ -362,7 +362,7 @@ def tree_drawing(
     ticks = [dict(x=x(at), name=f"{at:.2f}") for at in (1, TOLD_APART)]
     height = 18 + step * len(leaves) + 34
     return dict(
-        width=width + 100,
+        width=width + 80,
         height=height,
         told=x(TOLD_APART),
         forks=forks,

@@ -125,10 +125,10 @@ class Browser:
             self.mouse("mouseMoved", x, y, buttons=1)
         self.mouse("mouseReleased", *points[-1])
 
-    def key(self, key: str) -> None:
+    def key(self, key: str, shift=False) -> None:
         code = KEYS.get(key, ord(key[0]))
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
-        options = dict(key=key, windowsVirtualKeyCode=code)
+        options = dict(key=key, windowsVirtualKeyCode=code, modifiers=8 * shift)
         self.call("Input.dispatchKeyEvent", type="keyDown", **options, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **options)
 

@@ -367,6 +367,9 @@ def test_she_colours_lassoes_hides_and_sorts(browser, run, tmp_path):
     browser.click("#legend button")
     shown = "document.getElementById('shown').textContent"
     assert browser.ask(shown) == "180 of 240 cells are shown."
+    browser.ask("document.querySelectorAll('#legend button')[1].focus()")
+    browser.key("Enter", shift=True)  # that group alone
+    assert browser.ask(shown) == "60 of 240 cells are shown."
     browser.click("#show-all")
     assert browser.ask(shown) == ""
 

@@ -212,9 +212,14 @@ function explore(data) {
     pen.lineJoin = "round";
     pen.strokeStyle = css(g);
     pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
-    for (const [name, x, y] of map.labels) {
-      pen.strokeText(name, toX(map, x), toY(map, y));
-      pen.fillText(name, toX(map, x), toY(map, y));
+    const taken = [], tall = 15 * ratio;
+    for (const [name, at_x, at_y] of map.labels) { // of the largest group first
+      const wide = pen.measureText(name).width / 2 + 3 * ratio, y = toY(map, at_y);
+      const x = Math.max(wide, Math.min(size - wide, toX(map, at_x)));
+      if (taken.some(t => Math.abs(t[0] - x) < t[2] + wide && Math.abs(t[1] - y) < tall)) continue;
+      taken.push([x, y, wide]);
+      pen.strokeText(name, x, y);
+      pen.fillText(name, x, y);
     }
   }
 
@@ -322,8 +327,10 @@ function explore(data) {
       }
       now.of.names.forEach((name, g) => {
         const short = [...name].length > 24 ? [...name].slice(0, 23).join("") + "…" : name;
-        if (xs[g].length) map.labels.push([short, median(xs[g]), median(ys[g])]);
+        const cells = xs[g].length;
+        if (cells) map.labels.push([short, median(xs[g]), median(ys[g]), cells]);
       });
+      map.labels.sort((a, b) => b[3] - a[3]);
     }
   }
 
@@ -331,6 +338,7 @@ function explore(data) {
   function colour(kind, index) {
     const of = data[kind + "s"][index];
     now = { kind, of, index };
+    hover(-1);
     let high = 0;
     if (kind === "group") {
       colours = of.colours.map(rgb);
@@ -342,6 +350,10 @@ function explore(data) {
       high = of.high || high || 1;
       for (let i = 0; i < n; i++) shade[i] = Math.round(255 * Math.min(1, values[i] / high));
       colours = Array.from({ length: 256 }, (_, i) => ramp(i / 255));
+      if (kind === "gene") { // none is grey, one is a colour
+        colours[0] = ground().map(v => Math.round(dark.matches ? v + .16 * (255 - v) : .86 * v));
+        for (let i = 0; i < n; i++) if (values[i] > 0 && !shade[i]) shade[i] = 1;
+      }
       order = byShade();
     }
     legend(high);
@@ -371,7 +383,7 @@ function explore(data) {
         const found = blocks[of.block].reduce((a, c) => a + (c > 0), 0);
         ends.children[1].textContent = "log(1 + counts per 10,000)";
         box.replaceChildren(bar, ends, make("p",
-          `Found in ${(100 * found / n).toFixed(1)} % of the cells.`, { className: "small" }));
+          `Found in ${(100 * found / n).toFixed(1)} % of the cells; the others are grey.`, { className: "small" }));
       } else box.replaceChildren(bar, ends);
       return;
     }
@@ -464,7 +476,7 @@ function explore(data) {
   }
   for (const map of maps) {
     const top = map.marks, fingers = new Map();
-    let path = null;
+    let path = null, moved = false;
     const at = e => {
       const box = top.getBoundingClientRect();
       return [(e.clientX - box.left) / box.width * side(map),
@@ -475,11 +487,13 @@ function explore(data) {
       top.setPointerCapture(e.pointerId);
       fingers.set(e.pointerId, at(e));
       path = (lasso || e.shiftKey) && fingers.size === 1 ? [at(e)] : null;
+      moved = false;
       hover(-1, map);
     });
     top.addEventListener("pointermove", e => {
       const here = at(e), before = fingers.get(e.pointerId);
-      if (!before) return hover(nearest(map, ...here, 14 * side(map) / top.clientWidth), map);
+      if (!before) return hover(nearest(map, ...here, reach()), map);
+      moved ||= Math.hypot(here[0] - before[0], here[1] - before[1]) > 1;
       fingers.set(e.pointerId, here);
       if (path) {
         path.push(here);
@@ -490,15 +504,18 @@ function explore(data) {
         zoom(map, apart(here) / apart(before), (here[0] + other[0]) / 2, (here[1] + other[1]) / 2);
       } else move(map, (here[0] - before[0]) / side(map), (here[1] - before[1]) / side(map));
     });
+    const reach = () => 14 * side(map) / top.clientWidth;
     const up = e => {
       fingers.delete(e.pointerId);
+      if (!moved) hover(nearest(map, ...at(e), reach()), map);
       if (path && path.length > 2) choose(within(map, path));
       if (path) mark(map);
       path = null;
     };
     top.addEventListener("pointerup", up);
     top.addEventListener("pointercancel", up);
-    top.addEventListener("pointerleave", () => hover(-1, map));
+    top.addEventListener("pointerleave", e => { if (e.pointerType === "mouse") hover(-1, map); });
+    top.addEventListener("blur", () => hover(-1, map));
     top.addEventListener("wheel", e => {
       e.preventDefault();
       zoom(map, Math.exp(-e.deltaY * (e.deltaMode ? .05 : .0015)), ...at(e));
