@@ -333,7 +333,7 @@ def tree_drawing(
     "Lines of the tree of the clusters, in pixels."
     from scipy.cluster.hierarchy import dendrogram
 
-    if not len(nodes):
+    if len(nodes) == 0:
         return None
     drawn = dendrogram(nodes, no_plot=True)
     low = min(nodes[0, 2], TOLD_APART) - 0.02

@@ -736,6 +736,6 @@ def write_report(
     return out / "report.html"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     "A text file, whole or not at all."
-    write_atomically(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
