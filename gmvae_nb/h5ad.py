@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import psutil
-from tqdm import tqdm
+from .progress import Progress
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
@@ -171,7 +171,7 @@ def decompress(
     "Unpacks a gzip file. ValueError if it is not a whole one."
 
     def write(path: Path) -> None:
-        bar = tqdm(
+        bar = Progress(
             total=source.stat().st_size,
             unit="B",
             unit_scale=True,

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from .progress import Progress
 from scipy.sparse import csr_matrix
 from torch import Tensor
-from tqdm import tqdm
 
 from . import __version__, clusters, inference, match
 from .counts_on_disk import CountsOnDisk
@@ -337,7 +337,7 @@ def _epochs_to_train(
     progress: bool,
 ) -> Iterator[int]:
     "Those that are not done; a bar shows the last one's row of the history."
-    bar = tqdm(
+    bar = Progress(
         total=course_of(self.preset, max_epochs, self._rows).total,
         initial=len(self._rows),
         desc=f"GMVAE K={self.K}",
