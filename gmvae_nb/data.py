@@ -27,13 +27,13 @@ import platformdirs
 import torch
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
-from .progress import Progress
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from scipy import sparse
 
 from . import files
 from .counts_on_disk import CountsOnDisk, canonical, check_indices
+from .progress import Progress
 
 # isort: off
 from .fractional import FRACTIONAL, ROUNDING, is_count, is_nearly_count

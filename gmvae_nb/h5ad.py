@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import psutil
-from .progress import Progress
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
 from .looking import is_old_layout, limit_resources, look_through
+from .progress import Progress
 
 if TYPE_CHECKING:
     from anndata import AnnData

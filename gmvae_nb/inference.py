@@ -27,10 +27,9 @@ from .gmvae_loss import cluster_usage
 from .gmvae_loss import mixture_log_weights
 
 # isort: on
-from .progress import Progress
-
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo
+from .progress import Progress
 from .reproducible import Stream, numpy_stream, torch_stream
 from .vae import reparametrize
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from .progress import Progress
 from numpy.typing import ArrayLike
 
 from .kbet import kbet, kbet_by_cell
+from .progress import Progress
 
 # isort: off
 from .neighbors import RESOLUTIONS, Embedding, Neighbors

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from .progress import Progress
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch
+from .progress import Progress
 
 # isort: off
 from .model_folder import FORMAT, data_sha256, describe_model
