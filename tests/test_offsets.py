@@ -13,7 +13,8 @@ from gmvae_nb.offsets import start_at_centres
 from gmvae_nb.train import GMVAE
 from torch.testing import assert_close
 
-from test_recommended import SMALL
+from hazards import stop_at_step
+from test_recommended import SMALL, STEPS, assert_same_bits
 from test_train import simulated
 
 WITH_W = replace(SMALL, prior="offsets", n_w=2, prior_hidden=16)
@@ -168,6 +169,16 @@ def test_offsets_learn_all_along_if_nothing_rests():
     before = model.network.prior.components.weight.detach().clone()
     model.train(1, progress=False)
     assert not model.network.prior.components.weight.equal(before)
+
+
+def test_killed_while_offsets_are_learned_it_goes_on_to_the_same_bits(tmp_path):
+    whole, model = trained(10), GMVAE(simulated(240), K=6, batch_key="batch", preset=WITH_W)
+    stop_at_step(model, 8 * STEPS + 3, RuntimeError)  # of 10 epochs; in three the encoder rests
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        model.train(10, progress=False, out=tmp_path)
+    again = trained(10, out=tmp_path)
+    assert len(again.history) == len(whole.history)
+    assert_same_bits(again, whole)
 
 
 @torch.no_grad()
