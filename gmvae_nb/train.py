@@ -171,7 +171,7 @@ def _start_epoch(
     if preset.init == "data" and epoch == placed:
         self._place_components(for_good=False)
     learning = course_of(preset, max_epochs, self._rows).learning
-    for_good = preset.init == "data" and not self.network.n_w
+    for_good = preset.init == "data" and preset.prior != "network"
     if for_good and epoch == learning > placed:
         self._place_components(for_good=True)
     if preset.refit:
