@@ -81,18 +81,28 @@ class Browser:
 
     def open(self, file: Path, width=1200, height=900, dark=False, script=True) -> None:
         "A file, in a window of this size; waits until its script says that it is ready."
-        self.events.clear()
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = [dict(name="prefers-color-scheme", value="dark" if dark else "light")]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        self.events.clear()
         self.call("Page.navigate", url=file.resolve().as_uri())
         end = time.monotonic() + 60
-        ready = "document.documentElement.dataset.ready ?? ''"
-        while not self.ask(f"document.readyState === 'complete' && ({ready})" if script else "1"):
-            assert time.monotonic() < end, "the page is never ready"
-            time.sleep(0.02)
+
+        def until(done, what: str) -> None:
+            while not done():
+                assert time.monotonic() < end, f"the page is never {what}"
+                time.sleep(0.02)
+                self.call("Page.getLayoutMetrics")  # takes in the events before it
+
+        def loaded() -> bool:
+            return any(e.get("method") == "Page.loadEventFired" for e in self.events)
+
+        until(loaded, "loaded")
+        if script:
+            ready = "document.documentElement.dataset.ready"
+            until(lambda: self.ask(f"{ready} ?? ''"), "ready")
 
     def ask(self, expression: str):
         "The value of a JavaScript expression on the page."
