@@ -79,7 +79,7 @@ test: env ## everything: lint, map of modules, exported code in sync, notebooks 
 soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
 	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
 
-site: env ## render the site without quarto into _docs and check every link, reference and figure
+site: env ## render the site without quarto into _docs, check every link, reference and figure, and look at each page in a browser
 	$(BIN)/python tools/site.py
 
 bench: env ## time heads, training, draws and evaluation; prints tables, takes an hour (SCVI too after `make peers-env`)
