@@ -67,12 +67,13 @@ def test_equation_in_a_list_keeps_its_indent():
 
 
 def test_figures_get_number_caption_and_file():
-    figure = code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG)
+    options = '#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\n#| fig-alt: Dots'
+    figure = code(f"{options}\nplot()", PNG)
     done = numbered(figure, md("@fig-a"))
     assert done.problems == [] and list(done.pictures) == ["page_files/fig-a-1.png"]
     shown = done.cells[0]["outputs"][0]["data"]["text/markdown"]
     caption = "Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))"
-    assert f"![{caption}](page_files/fig-a-1.png)" in shown
+    assert f'![{caption}](page_files/fig-a-1.png){{fig-alt="Dots"}}' in shown
     assert "::: {#fig-a}" in shown and "fig-cap" not in done.cells[0]["source"]
     assert done.cells[1]["source"] == "[Figure 1](#fig-a)"
 
@@ -135,13 +136,23 @@ def test_an_at_sign_that_is_no_reference(verbatim):
         ([md("@nobody1999 says")], {}, "@nobody1999 is neither a label nor a key"),
         ([md("[@kang2018; and others]")], {}, "has a part without a key"),
         (
-            [code("#| label: fig-a\n#| fig-cap: Cells\nplot()")],
+            [code("#| label: fig-a\n#| fig-cap: Cells\nplot()"), md("@fig-a")],
             {},
             "fig-a: the cell has no picture",
         ),
-        ([code("#| label: fig-a\nplot()", ERROR)], {}, "fig-a: the cell has no picture"),
+        (
+            [code("#| label: fig-a\nplot()", ERROR), md("@fig-a")],
+            {},
+            "fig-a: the cell has no picture",
+        ),
+        ([code("#| label: fig-a\nplot()", PNG), md("@fig-a")], {}, "say in fig-alt what is seen"),
+        (
+            [code("#| label: fig-a\n#| fig-alt: Dots\nplot()", PNG)],
+            {},
+            "fig-a: the text does not refer to it",
+        ),
         ([code("#| label: tbl-a\ndf")], {}, "tbl-a: the cell has no output"),
-        ([code("#| label: fig-a\n#| fig-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
+        ([code("#| label: tbl-a\n#| tbl-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
         ([code("#| code-fold: show\n#| echo: true\n#| code-fold: true\nx")], {}, "code-fold twice"),
     ],
 )

@@ -33,6 +33,7 @@ MEASURE = r"""(narrow, contrast) => {
   const words = e => (e.textContent || e.alt || e.tagName).trim().replace(/\s+/g, " ").slice(0, 60);
   const shown = e => e.checkVisibility() && e.getClientRects().length;
   main.querySelectorAll("details").forEach(d => { d.open = true; });
+  main.querySelectorAll(".collapse").forEach(c => c.classList.add("show"));
   const wide = e => e.scrollWidth > e.clientWidth + 1;
   if (!narrow)
     for (const e of main.querySelectorAll("pre, .katex-display"))
