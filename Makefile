@@ -14,7 +14,7 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env same-python results sweep table test soak site bench peers-env peers readme notebooks data clean
+.PHONY: help env same-python results sweep table test soak gpu-check site bench peers-env peers readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ test: env ## everything: lint, map of modules, exported code in sync, notebooks 
 
 soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
 	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
+
+gpu-check: env ## whether a graphics card gives the processor's numbers, and how fast; on a machine that has one
+	$(BIN)/python tests/gpu_check.py cuda nbs/gpu.csv
 
 site: env ## render the site without quarto into _docs, check every link, reference and figure, and look at each page in a browser
 	$(BIN)/python tools/site.py

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .clusters import cut_tree
 from .counts_linear import CountsLinear, EncoderInput
+from .gpu import sum_by_cell
 
 # isort: off
 from .gmvae_loss import MixturePrior, ParameterMixture
@@ -185,7 +186,8 @@ def cell_totals(
 ) -> Tensor:  # (N,)
     "Total count of each cell."
     starts = y.crow_indices().long()
-    return F.pad(y.values().double().cumsum(0), (1, 0))[starts].diff().to(y.dtype)
+    total = sum_by_cell(y.values().double().unsqueeze(1), starts)
+    return total.squeeze(1).to(y.dtype)
 
 # %% ../nbs/network.ipynb #6491bf56
 def encoder_input(
@@ -203,8 +205,12 @@ def encoder_input(
         if kind == "lognorm":
             genes_of_cell = y.crow_indices().diff()
             total = cell_totals(y).to(mean.dtype)
-            values = 1e4 * values / total.repeat_interleave(genes_of_cell)
-        values, c = values.log1p(), torch.zeros_like(mean)
+            values = (
+                1e4
+                * values
+                / total.repeat_interleave(genes_of_cell, output_size=len(values))
+            )
+        values, c = values.log1p(), None
     v = torch.sparse_csr_tensor(
         y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False
     )
@@ -277,7 +283,7 @@ def fast_dtype(
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has_bf16 = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_bf16 else torch.float32  # sums stay in float32
@@ -342,14 +348,16 @@ def _noise(
     self: "GMVAENetwork",
     M: int,  # draws of x
     N: int,  # cells, or 1 to share the draws between cells
+    # drawn where it is, a card or the processor; None: torch's own
     generator: torch.Generator | None = None,
     M_w: int | None = None,  # draws of w; None: M
 ) -> tuple[Tensor, Tensor]:  # eps_x (M, N, n_x) and eps_w (M_w, N, n_w)
     "Standard normal noise for `forward`."
-    device = self.y_mean.device
-    eps_x = torch.randn(M, N, self.preset.n_x, generator=generator)
-    eps_w = torch.randn(M_w or M, N, self.n_w, generator=generator)
-    return eps_x.to(device), eps_w.to(device)
+    device = generator.device if generator else torch.device("cpu")
+    how = dict(generator=generator, device=device)
+    eps_x = torch.randn(M, N, self.preset.n_x, **how)
+    eps_w = torch.randn(M_w or M, N, self.n_w, **how)
+    return eps_x.to(self.y_mean.device), eps_w.to(self.y_mean.device)
 
 # %% ../nbs/network.ipynb #4e9f85b6
 def _paired_noise(
@@ -615,13 +623,12 @@ def epoch_means(
     "Mean of each term over cells, whichever mini-batch they were in."
     sizes = [len(part["kl_w"]) for part in parts]
     sizes = torch.tensor(sizes, dtype=torch.float64)
-    parts = [{**part, "neg_elbo": neg_elbo(part)} for part in parts]
     means = {}
-    for term in ELBO_TERMS:
-        of_part = [part[term].double().mean() for part in parts]
-        mean = torch.stack(of_part).cpu() @ sizes / sizes.sum()
-        means[f"{prefix}_{term}"] = mean.item()
-    return means
+    for term in ("rec", "kl_w", "kl_z", "cond", "kl_xz"):
+        of_part = [part[term].mean(dtype=torch.float64) for part in parts]
+        means[term] = torch.stack(of_part).cpu() @ sizes / sizes.sum()
+    means["neg_elbo"] = neg_elbo(means)
+    return {f"{prefix}_{term}": means[term].item() for term in ELBO_TERMS}
 
 # %% ../nbs/network.ipynb #a9503809
 def training_loss(

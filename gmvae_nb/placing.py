@@ -9,6 +9,7 @@ __all__ = ['EM_DRAWS', 'EM_TURNS', 'MIN_STD', 'EM_ROWS', 'kmeans_components', 'e
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from .gmvae_loss import responsibilities
@@ -25,7 +26,8 @@ def kmeans_components(
 
     x, q_var = x_mean.double().numpy(), x_std.double().square().numpy()
     K = min(K, len(np.unique(x, axis=0)))
-    found = KMeans(K, n_init=4, random_state=seed).fit(x)
+    with threadpool_limits(1):  # several add up in whatever order they end
+        found = KMeans(K, n_init=4, random_state=seed).fit(x)
     label, centre = found.labels_, found.cluster_centers_
     size = np.bincount(label, minlength=K)
     average = csr_matrix((1 / size[label], (label, np.arange(len(x)))))  # (K, N)

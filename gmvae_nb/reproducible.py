@@ -78,7 +78,7 @@ _building = threading.Lock()
 @contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
     "Layers that are made here get the weights of the seed."
-    with _building, torch.random.fork_rng():
+    with _building, torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, Stream.WEIGHTS))
         yield
 

@@ -29,14 +29,11 @@ from tqdm import tqdm
 
 from . import __version__, clusters, inference, match
 from .counts_on_disk import CountsOnDisk
-
-# isort: off
-from .data import batch_codes, mean_and_std, minibatches, split_cells
-
-# isort: on
+from .data import batch_codes, mean_and_std, split_cells
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage
+from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch
 
@@ -105,11 +102,10 @@ def _evaluate(
     "The terms of -ELBO and the responsibilities, without dropout."
     self.network.eval()
     M, parts = self.preset.M, []
-    size = self.preset.batch_size
-    generator = torch_stream(self.seed, Stream.HELD_OUT)
-    for y, b, _ in minibatches(self.counts, self.batch, rows, size):
+    key = self.seed, Stream.HELD_OUT
+    generator = torch_stream(*key, device=self.device)
+    for y, b, _ in self._source(rows, self.preset.batch_size):
         noise = self.network.noise(M, len(y), generator)
-        y, b = y.to(self.device), b.to(self.device)
         parts.append(self.network(y, b, *noise, reduction="mean"))
     return parts
 
@@ -191,7 +187,7 @@ def _train_epoch(
 ) -> dict[str, float]:  # a row of the history
     "One pass over the training cells."
     preset, net, start = self.preset, self.network, time.perf_counter()
-    n_train, seen = len(self.train_idx), []
+    n_train, seen, losses = len(self.train_idx), [], []
     n_steps = math.ceil(n_train / preset.batch_size)
     course = course_of(preset, max_epochs, self._rows)
     place = partial(place_in_plan, preset, max_epochs, course)
@@ -199,15 +195,14 @@ def _train_epoch(
     aligned = self._start_epoch(epoch, max_epochs)
     net.train()
     order = numpy_stream(self.seed, Stream.ORDER, epoch)
-    generator = torch_stream(self.seed, Stream.NOISE, epoch)
-    net.drop_by(
-        torch_stream(self.seed, Stream.DROPOUT, epoch, device=self.device)
+    generator, dropout = (
+        torch_stream(self.seed, use, epoch, device=self.device)
+        for use in (Stream.NOISE, Stream.DROPOUT)
     )
-    batches = minibatches(
-        self.counts, self.batch, self.train_idx, preset.batch_size, rng=order
-    )
-    for step, (y, b, rows) in enumerate(batches):
-        y, b = y.to(self.device), b.to(self.device)
+    net.drop_by(dropout)
+    batches = self._source(self.train_idx, preset.batch_size, order)
+    for step, mini_batch in enumerate(batches):
+        y, b, rows = mini_batch
         M_w = min(preset.M_w, preset.M)
         noise = net.paired_noise(preset.M, len(y), M_w, generator)
         terms = net(y, b, *noise, reduction="mean")
@@ -217,9 +212,9 @@ def _train_epoch(
             cells = terms["x_mean"], terms["gamma"], b
             pull = net.alignment(*cells, log_stds, pooled=weight < 1)
             loss = loss + preset.align * pull
-        if not loss.isfinite():
-            what = f"the loss is {loss.item()} at"
-            self._stop(what, epoch, step, y, b, rows, noise)
+        losses.append(loss.detach())
+        if not on_card(self.device) and not loss.isfinite():
+            break  # what a card has in its queue is not waited for
         self.optimizer.zero_grad()
         loss.backward()
         done = place(epoch + step / n_steps)
@@ -228,8 +223,14 @@ def _train_epoch(
         if preset.weight_decay:
             net.heads.decay(lr * preset.weight_decay / n_train)
         self.optimizer.step()
+        for name in ["x_mean"] + ["gamma"] * bool(len(self.test_idx)):
+            del terms[name]  # asked for no more
         seen.append({name: value.detach() for name, value in terms.items()})
     net.drop_by(None)
+    bad = torch.stack(losses).isfinite().logical_not().nonzero().cpu()
+    if len(bad):
+        what = f"the loss is {losses[bad[0]].item()} at"
+        self._stop(what, epoch, bad[0].item(), y, b, rows, noise)
     if not_finite(dict(net.named_parameters())):
         self._stop("after", epoch, step, y, b, rows, noise)
 
@@ -308,6 +309,7 @@ def _train(
         if out is not None and not overwrite:
             self._resume(Path(out), max_epochs)
         self._keep_to_plan(max_epochs)
+        self._source = counts_for(self.device, counts, self.batch)
         warn_if_threads_spin()
         for epoch in self._epochs_to_train(max_epochs, progress):
             self._train_epoch_or_restore(epoch, max_epochs)
@@ -841,16 +843,7 @@ def _build(
     self.K, self.batch_key, self.layer = K, batch_key, layer
     self.preset, self.seed = preset, seed
     self.genes, self.batches = genes, list(batches)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        self.device = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here "
-            f"({str(error).splitlines()[0]:.100}); expected 'cpu', 'cuda', or "
-            "None to choose"
-        ) from None
+    self.device = check_device(device)
     with initial_weights(seed):
         network = GMVAENetwork(len(genes), len(self.batches), K, preset)
     self.network = network.to(self.device)

@@ -22,7 +22,7 @@ GROUPS = {
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs cost sweep results in_words report tables",
     "Commands": "commands umbrella options",
-    "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear",
+    "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu",
     "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "
     "old_names",
 }

@@ -582,8 +582,8 @@ MUTANTS = [
     ),
     Mutant(
         "the loss not looked at",
-        "if not loss.isfinite():",
-        "if False:",
+        "bad = torch.stack(losses).isfinite().logical_not().nonzero().cpu()",
+        "bad = []",
         PROMISES,
         "a_nan_stops or exits_with_code",
     ),
@@ -659,8 +659,8 @@ MUTANTS = [
     ),
     Mutant(
         "networks built at the same time",
-        "with _building, torch.random.fork_rng():",
-        "with torch.random.fork_rng():",
+        "with _building, torch.random.fork_rng(devices=[]):",
+        "with torch.random.fork_rng(devices=[]):",
         REPRODUCIBLE,
         "built_at_the_same_time",
     ),
