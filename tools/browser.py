@@ -25,7 +25,7 @@ from pathlib import Path
 WIDTHS = (390, 1200, 1440)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-PATIENCE = 30  # seconds for one answer of the browser
+PATIENCE = 60  # seconds for one answer of the browser
 
 # What is wrong with the page as it lies, in sentences. `narrow`: a phone, where blocks scroll.
 MEASURE = r"""(narrow, contrast) => {
