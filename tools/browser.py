@@ -93,6 +93,7 @@ MEASURE = r"""(narrow, contrast) => {
 SETTLED = """document.fonts.ready.then(() => new Promise(done =>
   requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))"""
 
+RESIZED = "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(true))))"
 # the other theme, and a moment for the script that colours the code after it
 SWITCH = """document.querySelector(".quarto-color-scheme-toggle").click();
   new Promise(done => setTimeout(() => done(true), 120))"""
@@ -259,7 +260,7 @@ def page_problems(browser: Browser, host: str, name: str) -> list[str]:
         themes.append(browser.theme())
         for width in WIDTHS[:: 1 if turn else -1]:  # it is at the narrowest when it is switched
             browser.width(width)
-            browser.value(SETTLED)
+            browser.value(RESIZED)
             arguments = f"{json.dumps(width < 768)}, {json.dumps(width == WIDTHS[0])}"
             for problem in browser.value(f"({MEASURE})({arguments})"):
                 where.setdefault(problem, {})[f"{width} px {themes[-1]}"] = None
