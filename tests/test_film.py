@@ -44,6 +44,15 @@ def test_formulas_and_drawing_share_their_colours():
     assert used and used <= set(dataflow.COLOURS.values())
 
 
+def test_the_site_colours_the_letters_of_other_pages_alike():
+    script = (ROOT / "nbs/after_body.html").read_text(encoding="utf-8")
+    letters = re.findall(r'(\w): "(#\w+)"', script)
+    of = dataflow.COLOURS | dict(γ=dataflow.COLOURS["z"], μ=dataflow.COLOURS["p"])
+    of["σ"] = of["μ"]
+    assert {letter for letter, _ in letters} == set("xwzyγμσ")
+    assert all(colour == of[letter] for letter, colour in letters)
+
+
 def test_the_film_is_small_and_asks_for_nothing():
     assert len(FILM.encode()) < 1e6
     player = FILM.replace("http://www.w3.org/2000/svg", "")
