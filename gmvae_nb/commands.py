@@ -246,6 +246,7 @@ what is written to the folder --out:
                    obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
                    probability of the best cluster is below 0.5), gmvae_split
   report.html      one page with everything on it, to look at and to send
+  explore.html     maps to colour, search and select on, with the cells in it
   clusters.csv     barcode, cluster, its probability, confidence (as in obs) of
                    each cell, for any other program
   markers.csv      genes that mark each cluster
@@ -297,7 +298,7 @@ def train_and_annotate(
     **options,  # of train_run
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
-    from .files import locked_folder
+    from .files import PAGE_FILES, locked_folder
     from .model_folder import record_checksums
     from .report import write_report
     from .runs import annotate_run, check_annotation, train_run
@@ -310,7 +311,7 @@ def train_and_annotate(
         obs = annotate_run(model, data, out)
         log("making the page")
         page = write_report(out)
-        record_checksums(out, "clusters.csv", "markers.csv", "report.html")
+        record_checksums(out, *PAGE_FILES)
     return model, obs, page
 
 
@@ -668,27 +669,31 @@ def print_table(
 
 # %% ../nbs/commands.ipynb #4448997d
 REPORT = """examples:
-  gmvae_report run                  writes run/report.html, run/markers.csv and
-                                    run/clusters.csv
+  gmvae_report run                      writes run/report.html, explore.html,
+                                        markers.csv and clusters.csv
+  gmvae_report run --genes CD3D MS4A1   these colour the maps of explore.html
 
-The page is one file that holds everything it shows, and can be sent as it is."""
+Each page is one file that holds everything it shows, and can be sent as it is;
+explore.html holds barcodes and counts of the cells."""
 
 # %% ../nbs/commands.ipynb #59127304
 @command(REPORT)
 def gmvae_report(
     run: Param("folder of a finished run of gmvae_train", str),
+    genes: Param(
+        "that can colour the maps of explore.html", str, nargs="+"
+    ) = None,
     overwrite: Param("replace files that no run has made", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
 ):
-    "Make the page of a run again, from what is in its folder."
-    from .files import check_own_files
+    "Make the pages of a run again, from what is in its folder."
+    from .files import PAGE_FILES, check_own_files
     from .model_folder import record_checksums
     from .report import write_report
 
-    names = ("clusters.csv", "markers.csv", "report.html")
-    check_own_files(Path(run), names, overwrite)
-    page = write_report(run)
-    record_checksums(run, *names)
+    check_own_files(Path(run), PAGE_FILES, overwrite)
+    page = write_report(run, genes or ())
+    record_checksums(run, *PAGE_FILES)
     size = page.stat().st_size
     result = dict(report=str(page), bytes=size)
     return print_result(result, f"{page} ({size / 1e6:.1f} MB)", json)

@@ -36,8 +36,9 @@ from . import __version__
 from .data import CountsLocation, find_counts, get_categories
 
 # isort: off
-from .files import OWN_FILES, check_own_files, check_room
-from .files import check_target, file_state, is_annotated, is_as_written
+from .files import OWN_FILES, PAGE_FILES, check_own_files
+from .files import check_room, check_target, file_state
+from .files import is_annotated, is_as_written
 from .files import is_own_file, listed_files, locked_folder, read_json
 from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
@@ -802,9 +803,7 @@ def annotate_run(
         target = out / "annotated.h5ad"
         as_read = dict(rows=data.rows, names=names, sha256=data.file_sha256)
         lock.check()
-        forget_checksums(
-            out, "annotated.h5ad", "clusters.csv", "markers.csv", "report.html"
-        )
+        forget_checksums(out, "annotated.h5ad", *PAGE_FILES)
         try:
             write_annotated(source, target, obs, obsm, uns, **as_read)
         except Exception as error:  # of the libraries below, of many kinds

@@ -317,6 +317,7 @@ def _train(
                 lock.check()  # the folder is still the one it was
                 # with Adam's moments, to go on from
                 self._write(out, self._state())
+    self._source = None  # a card's memory is free again
     if self._rows:
         self._warn_if_collapsed()
     return self
@@ -851,7 +852,7 @@ def _build(
     self.optimizer = torch.optim.Adam(parameters, lr=preset.lr, fused=True)
     self.counts = self.batch = self.train_idx = self.test_idx = None
     self._rows, self._planned_epochs, self._best = [], None, None
-    self._names_sha256, self._digest = "", None
+    self._names_sha256, self._digest, self._source = "", None, None
 
 # %% ../nbs/04_train.ipynb #7e94fb71
 class GMVAE:
@@ -878,6 +879,7 @@ class GMVAE:
     _best: dict[str, Tensor] | None  # state of a better epoch than the last one
     _names_sha256: str  # of the model's own cells
     _digest: str | None  # of their counts, names and batches
+    _source: Callable[..., Any] | None  # of mini-batches, while it is trained
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """What a graphics card is given, checked without one: its forms on the processor."""
 
+import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from gmvae_nb import nb_heads
 from gmvae_nb.data import to_torch
 from gmvae_nb.gpu import CountsOnCard, carried, sum_by_cell
 from gmvae_nb.nb_heads import NBHeads, tile_counts_by_cell
+from gmvae_nb.train import GMVAE
 from scipy import sparse
 from torch.testing import assert_close
 
@@ -124,3 +127,12 @@ def test_the_check_of_a_card_runs_on_the_processor(tmp_path):
     promises = found["kept"].dropna()
     assert len(promises) > 20 and (promises == True).all()  # noqa: E712, read as objects
     assert {"one seed, one result", "an epoch", "a process group"} <= set(found["part"])
+
+
+def test_a_trained_model_can_be_pickled():
+    "What feeds a training is let go of when it is over."
+    rng = np.random.default_rng(0)
+    model = GMVAE(AnnData(rng.poisson(2.0, (60, 20)).astype(np.float32)))
+    model.train(1, progress=False)
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.get_latent_representation() == model.get_latent_representation()).all()

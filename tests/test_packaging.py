@@ -29,6 +29,7 @@ USE = """
 from gmvae_nb.all import *
 from gmvae_nb.report import template_text
 assert "<html" in template_text("report.html")
+assert "unpack" in template_text("explore.js") and "<html" in template_text("explore.html")
 adata = kang_pbmc()
 small = Preset(n_x=4, n_w=2, M=1)
 model = GMVAE(adata, K=3, batch_key="batch", layer="counts", preset=small)

@@ -61,7 +61,7 @@ def begun(own_file):
     "The history of one epoch of gmvae_train in the folder where the notebook goes on."
     out = own_file.parent / "_runs/K3-seed4"
     train(own_file, out, 1)
-    for name in ("report.html", "markers.csv", "clusters.csv"):
+    for name in ("report.html", "explore.html", "markers.csv", "clusters.csv"):
         (out / name).unlink()
     return pd.read_csv(out / "history.csv", dtype=str)
 

@@ -308,7 +308,7 @@ def test_clusters_without_cells_reach_no_test():
 
 
 @pytest.mark.parametrize(
-    "name", ["annotated.h5ad", "report.html", "markers.csv", "clusters.csv", "metrics.json"]
+    "name", ["annotated.h5ad", "report.html", "explore.html", "markers.csv", "metrics.json"]
 )
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     path, out = stored(tmp_path), tmp_path / "run"
@@ -330,7 +330,7 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, name):
     put()  # in the folder of a finished run
     with pytest.raises(ValueError, match=f"{name} was not written by a run"):
         gmvae_train(path, out=str(out), resume=True, **QUICK)
-    if name in ("report.html", "markers.csv", "clusters.csv"):
+    if name in ("report.html", "explore.html", "markers.csv"):
         with pytest.raises(ValueError, match=f"{name} was not written by a run"):
             gmvae_report(str(out))
     (out / name).unlink()

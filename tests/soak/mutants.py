@@ -1247,10 +1247,24 @@ MUTANTS = [
     ),
     Mutant(
         "antibodies among the marker genes",
-        "counts, genes = counts[:, is_gene], genes[is_gene]",
-        "pass",
+        "return counts[:, is_gene], list(genes[is_gene])",
+        "return counts, list(genes)",
         "tests/test_report.py",
         "antibody",
+    ),
+    Mutant(
+        "a page that obeys every script",
+        """allowed = f"'sha256-{base64.b64encode(digest).decode()}'\"""",
+        """allowed = "'unsafe-inline'\"""",
+        "tests/test_explorer.py",
+        "obeys",
+    ),
+    Mutant(
+        "the page to explore takes the place of somebody's file",
+        '("clusters.csv", "markers.csv", "report.html", "explore.html")',
+        '("clusters.csv", "markers.csv", "report.html")',
+        "tests/test_explorer.py",
+        "replaces",
     ),
     Mutant(
         "cells that are not there in a subset",

@@ -1,0 +1,54 @@
+"""scikit-learn's own checks of an estimator, on counts made of the numbers they bring."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from gmvae_nb.estimator import GMVAEClusterer
+from scipy import sparse
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+
+class OnTheirNumbers(GMVAEClusterer):
+    "The checks bring numbers of any kind: these are made whole, and no cell is left empty."
+
+    def __init__(self, K=None, *, preset="recommended", seed=0, max_epochs=1, progress=False):
+        super().__init__(K, preset=preset, seed=seed, max_epochs=max_epochs, progress=progress)
+
+    def _cells(self, X, batch, reset):
+        adata = super()._cells(X, batch, reset)
+        y = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
+        adata.X = sparse.csr_matrix(np.rint(10 * y) + 1)
+        return adata
+
+
+PROBABILITIES = "it takes whoever has predict_proba and reads sparse input for a classifier"
+NOT_PASSED = {
+    "check_estimator_sparse_array": PROBABILITIES,
+    "check_estimator_sparse_matrix": PROBABILITIES,
+    "check_clustering": "50 cells of two genes and one epoch are too few for any cluster",
+    "check_fit_non_negative": "values below 0 are refused, in other words than it looks for",
+    "check_methods_sample_order_invariance": "equal to 1e-6, not to 1e-9: single precision, "
+    "whose last bits depend on the place in a mini-batch",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([OnTheirNumbers()], expected_failed_checks=lambda _: NOT_PASSED)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_batches_and_names_of_genes():
+    rng = np.random.default_rng(0)
+    y = pd.DataFrame(rng.poisson(2.0, (60, 12)), columns=[f"gene{g}" for g in range(12)])
+    batch = np.repeat(["a", "b"], 30)
+    fitted = GMVAEClusterer(max_epochs=1).fit(y, batch=batch)
+    assert fitted.model_.genes == list(y.columns) and fitted.model_.batches == ["a", "b"]
+    assert fitted.feature_names_in_.tolist() == list(y.columns)
+    with pytest.raises(ValueError, match="batch has shape"):
+        fitted.transform(y, batch[:5])
+    with pytest.raises(ValueError, match="fitted with batches"):
+        fitted.transform(y)
+    with pytest.raises(ValueError, match="'c'"):
+        fitted.transform(y, np.repeat("c", 60))
+    assert GMVAEClusterer(max_epochs=1).fit(y).transform(y).shape == (60, 10)
