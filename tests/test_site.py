@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import browser  # noqa: E402
 import crossref  # noqa: E402
+import look  # noqa: E402
 
 # by path, because `import site` is Python's own
 spec = importlib.util.spec_from_file_location("site_tool", ROOT / "tools" / "site.py")
@@ -296,13 +296,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.skipif(not browser.find_browser(), reason="needs a Chromium")
+@pytest.mark.skipif(not look.find_browser(), reason="needs a Chromium")
 def test_a_browser_sees_each_fault_and_none_on_a_sound_page(tmp_path):
     (tmp_path / "sound.html").write_text(SOUND)
     for name, (html, _) in FAULTS.items():
         (tmp_path / f"{name}.html").write_text(SOUND.replace("<!-- here -->", html))
     (tmp_path / "stuck.html").write_text(SOUND.replace("toggle('dark')", "contains('dark')"))
-    found = browser.measured(tmp_path, browser.find_browser())
+    found = look.measured(tmp_path, look.find_browser())
     assert not [line for line in found if line.startswith("sound")]
     for name, (_, told) in FAULTS.items():
         assert [line for line in found if line.startswith(name) and told in line], name
@@ -312,9 +312,9 @@ def test_a_browser_sees_each_fault_and_none_on_a_sound_page(tmp_path):
 def test_a_browser_that_is_named_must_be_there(monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", "/no/such/browser")
     with pytest.raises(FileNotFoundError, match="BROWSER_PATH=/no/such/browser"):
-        browser.find_browser()
+        look.find_browser()
     monkeypatch.setenv("BROWSER_PATH", "")
-    assert browser.find_browser() is None
+    assert look.find_browser() is None
 
 
 # --- the repository's own site --------------------------------------------------------------------

@@ -4,7 +4,7 @@
 nbdev stages the notebooks in _proc, with the documentation of what they export. crossref.py gives
 each staged notebook what quarto would give it: numbers, links where the text says `@eq-name` or
 `[@key]`, a list of references. smalldocs turns that into pages, and the pages are read again: every
-link, anchor, picture and formula must be sound. browser.py then looks at them in a Chromium, where
+link, anchor, picture and formula must be sound. look.py then looks at them in a Chromium, where
 there is one. Each problem is one line, "page: what is wrong"; the exit status is 1 if there is any.
 """
 
@@ -24,8 +24,8 @@ from urllib.parse import unquote
 
 import yaml
 
-from browser import find_browser, measured
 from crossref import Numbered, bibliography, joined, labels
+from look import find_browser, measured
 
 KATEX = "katex@0.16.11"  # the version that smalldocs writes into a page
 CDN = f"https://cdn.jsdelivr.net/npm/{KATEX}/dist"
