@@ -334,6 +334,7 @@ def summarise_run(
         out=str(out),
         annotated=str(out / "annotated.h5ad"),
         report=str(page),
+        explore=str(out / "explore.html"),
         clusters={str(k): int(n) for k, n in sizes.items()},
         effective_K=metrics["clusters"]["effective_K"],
         unsure=float(unsure),
@@ -354,6 +355,7 @@ def summarise_run(
     lines += [
         f"cells    {result['annotated']}",
         f"page     {result['report']}",
+        f"explore  {result['explore']}",
         f"model    {out / 'model.safetensors'}",
     ]
     return print_result(result, "\n".join(lines), json)

@@ -14,7 +14,9 @@ import numpy as np
 from anndata.abc import CSRDataset
 from scipy import sparse
 from scipy.sparse import csr_matrix
-from tqdm import tqdm
+
+# %% ../nbs/counts_on_disk.ipynb #9b0f1014
+from .progress import Progress
 
 # %% ../nbs/counts_on_disk.ipynb #635f5de8
 def check_indices(
@@ -157,7 +159,7 @@ def row_blocks(
         yield 0, counts if rows is None else counts[rows]
         return
     n = counts.shape[0] if rows is None else len(rows)
-    starts = tqdm(
+    starts = Progress(
         range(0, n, size),
         desc="read counts",
         leave=False,

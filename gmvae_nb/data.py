@@ -30,10 +30,10 @@ from anndata.abc import CSCDataset, CSRDataset
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from scipy import sparse
-from tqdm import tqdm
 
 from . import files
 from .counts_on_disk import CountsOnDisk, canonical, check_indices
+from .progress import Progress
 
 # isort: off
 from .fractional import FRACTIONAL, ROUNDING, is_count, is_nearly_count
@@ -699,7 +699,7 @@ def _gene_blocks(
     by_column = getattr(stored, "format", "csr") == "csc"
     n = stored.shape[1 if by_column else 0]
     blocks = []
-    for start in tqdm(range(0, n, size), desc="read counts"):
+    for start in Progress(range(0, n, size), desc="read counts"):
         here = slice(start, start + size)
         if not by_column:
             block = stored[here][:, genes]

@@ -165,7 +165,7 @@ def mixing_in_words(
     random: float,  # both from batch_mixing
 ) -> str:
     "One or two words for a tile."
-    ratio = found / random
+    ratio = found / random if random else 1
     if ratio >= MIXED:
         return "well mixed"
     return "partly mixed" if ratio >= PARTLY else "apart"
@@ -560,9 +560,12 @@ def explore_values(
         (run["settings"]["batch_key"], report.batch),
         (run["labels_key"], report.labels),
     ):
-        if groups is not None and title not in groupings:
-            groupings[title] = groups
-            with_names += [title] * (groups is report.labels)
+        if groups is None:
+            continue
+        if title in groupings:  # a column that is called cluster
+            title = f"{title} of the file"
+        groupings[title] = groups
+        with_names += [title] * (groups is report.labels)
     colour_of = dict(
         zip(values["maps"][0]["names"], values["maps"][0]["colours"])
     )

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+
+# %% ../nbs/files.ipynb #9b0f1005
+from .progress import Progress
 
 # %% ../nbs/files.ipynb #aa0c4802
 def sha256_of(
@@ -223,7 +225,7 @@ def _continue_download(url: str, part: Path, name: str) -> None:
         if answer.status_code != 206:
             have = 0  # this server sends all of it again
         size = int(answer.headers.get("Content-Length", 0)) + have
-        bar = tqdm(
+        bar = Progress(
             total=size or None,
             initial=have,
             unit="B",

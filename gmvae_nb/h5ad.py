@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import psutil
-from tqdm import tqdm
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
 from .looking import is_old_layout, limit_resources, look_through
+from .progress import Progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -171,7 +171,7 @@ def decompress(
     "Unpacks a gzip file. ValueError if it is not a whole one."
 
     def write(path: Path) -> None:
-        bar = tqdm(
+        bar = Progress(
             total=source.stat().st_size,
             unit="B",
             unit_scale=True,

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 # isort: off
+from .progress import Progress
 from .neighbors import Embedding, Neighbors, canonical_order
 from .neighbors import checked_embedding, in_threads, integer_codes
 from .neighbors import neighbor_graph
@@ -229,7 +229,7 @@ def kbet_by_cell(
     graph = neighbor_graph(X, n_neighbors, neighbors)
     order, rows, accepted = canonical_order(X), [], np.full(len(X), np.nan)
     all_labels = range(len(names))
-    for l in tqdm(all_labels, desc="kBET", disable=not progress, leave=False):
+    for l in Progress(all_labels, desc="kBET", disable=not progress, leave=False):
         cells = order[codes[order] == l]
         row, accepted[cells] = _kbet_label(
             graph[cells][:, cells], batch[cells], alpha, progress

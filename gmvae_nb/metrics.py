@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from .kbet import kbet, kbet_by_cell
+from .progress import Progress
 
 # isort: off
 from .neighbors import RESOLUTIONS, Embedding, Neighbors
@@ -727,7 +727,7 @@ def _clusterings(
 
 
 def _agreement(
-    cells: _Cells, graph, seed: int, progress: bool, bar: tqdm
+    cells: _Cells, graph, seed: int, progress: bool, bar: Progress
 ) -> tuple[pd.Series, pd.Series, dict[str, np.ndarray]]:
     "Curves of NMI and ARI, and the clusterings; empty where there is one label."
     labels = cells.labels
@@ -787,7 +787,7 @@ def _score_table(scores, interval, note) -> pd.DataFrame:
 
 
 @contextmanager
-def _step(bar: tqdm, name: str) -> Iterator[None]:
+def _step(bar: Progress, name: str) -> Iterator[None]:
     "A step of a progress bar, named while it lasts."
     bar.set_description(name)
     yield
@@ -823,7 +823,7 @@ def evaluate(
     )
     X, labels, batch = cells.X, cells.labels, cells.batch
     known_labels = None if labels_key is None else labels
-    with tqdm(total=6, disable=not progress) as bar:
+    with Progress(total=6, disable=not progress) as bar:
         with _step(bar, "neighbours"):
             neighbors = knn(X, 90, progress=progress)
             near = _lisi_neighbors(X, neighbors)

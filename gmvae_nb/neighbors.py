@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from tqdm import tqdm
+
+# %% ../nbs/neighbors.ipynb #9b0f1009
+from .progress import Progress
 
 # %% ../nbs/neighbors.ipynb #a9cd26ed
 Embedding = ArrayLike | sp.spmatrix  # (n cells, d dimensions)
@@ -139,7 +141,7 @@ def _pooled(function, items, desc, progress):
     bar = dict(total=len(items), desc=desc, disable=not progress, leave=False)
     with threadpool_limits(1):
         with ThreadPoolExecutor(cpu_count(), initializer=one_thread) as pool:
-            yield from tqdm(pool.map(do, items), **bar)
+            yield from Progress(pool.map(do, items), **bar)
 
 # %% ../nbs/neighbors.ipynb #0f9270ad
 def distance_sums(
@@ -210,7 +212,9 @@ def knn(X: Embedding, k: int, *, progress: bool = False) -> Neighbors:
     indices, distances = np.empty((n, k), dtype=np.int64), np.zeros((n, k))
     indices[:, 0] = np.arange(n)
     blocks = range(0, n, block)
-    for a in tqdm(blocks, desc="neighbours", disable=not progress, leave=False):
+    for a in Progress(
+        blocks, desc="neighbours", disable=not progress, leave=False
+    ):
         cells = order[a : a + block]
         dist, idx = search.kneighbors(X[cells])
         others = idx != np.arange(a, a + len(cells))[:, None]
@@ -370,7 +374,7 @@ def leiden(
     out = []
     try:
         bar = dict(desc="Leiden", disable=not progress, leave=False)
-        for r in tqdm(resolutions, **bar):
+        for r in Progress(resolutions, **bar):
             igraph.set_random_number_generator(random.Random(seed))
             part = g.community_leiden(resolution=float(r), **options)
             out.append(part.membership)

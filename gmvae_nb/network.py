@@ -512,13 +512,19 @@ def _rest_encoder(
 ) -> None:
     """Hold the encoder still, or let it learn; r of the cell learns meanwhile.
 
-    Components that were placed for the embedding, without w, rest with it."""
-    modules = [self.encoder, self.q_x] + ([self.q_w] if self.n_w else [])
-    if self.preset.init == "data" and not self.n_w:
+    Components that were placed for the embedding rest with it. What w adds to
+    them, and q(w|y), is then learned; the offsets not before."""
+    p, modules = self.preset, [self.encoder, self.q_x]
+    if p.init == "data" and p.prior == "offsets":
+        self.prior.components.weight.requires_grad_(resting)
+        self.prior.components.bias.requires_grad_(not resting)
+    elif self.n_w:
+        modules.append(self.q_w)
+    elif p.init == "data":
         modules.append(self.prior)
     for module in modules:
         module.requires_grad_(not resting)
-    r_of_cell = resting and self.preset.dispersion == "cell"
+    r_of_cell = resting and p.dispersion == "cell"
     self.heads.log_r.weight.requires_grad_(r_of_cell)
 
 # %% ../nbs/network.ipynb #c1fa59d6

@@ -25,7 +25,6 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from torch import Tensor
-from tqdm import tqdm
 
 from . import __version__, clusters, inference, match
 from .counts_on_disk import CountsOnDisk
@@ -36,6 +35,7 @@ from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell, shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch
+from .progress import Progress
 
 # isort: off
 from .model_folder import FORMAT, data_sha256, describe_model
@@ -171,7 +171,7 @@ def _start_epoch(
     if preset.init == "data" and epoch == placed:
         self._place_components(for_good=False)
     learning = course_of(preset, max_epochs, self._rows).learning
-    for_good = preset.init == "data" and not self.network.n_w
+    for_good = preset.init == "data" and preset.prior != "network"
     if for_good and epoch == learning > placed:
         self._place_components(for_good=True)
     if preset.refit:
@@ -337,7 +337,7 @@ def _epochs_to_train(
     progress: bool,
 ) -> Iterator[int]:
     "Those that are not done; a bar shows the last one's row of the history."
-    bar = tqdm(
+    bar = Progress(
         total=course_of(self.preset, max_epochs, self._rows).total,
         initial=len(self._rows),
         desc=f"GMVAE K={self.K}",

@@ -422,3 +422,14 @@ def test_what_the_page_cannot_unpack_leaves_the_pictures(browser, run, tmp_path)
     assert not browser.ask("document.querySelector('.map img').hidden")
     browser.click("th[data-name=gene] button")
     assert browser.ask("document.querySelector('[aria-sort]').dataset.name") == "gene"
+
+
+def test_a_script_that_got_in_is_not_obeyed(browser, run, tmp_path):
+    "And that the browser complains of it, which the tests above rely on."
+    text = (run[0] / "explore.html").read_text(encoding="utf-8")
+    foreign = '<script>document.title = "obeyed"</script><img src="http://127.0.0.1:9/x.png">'
+    (tmp_path / "in.html").write_text(text.replace("<footer>", "<footer>" + foreign))
+    browser.open(tmp_path / "in.html")
+    assert browser.ask("document.title") != "obeyed"
+    said = " ".join(browser.complaints())
+    assert "script-src" in said and "img-src data:" in said

@@ -13,7 +13,8 @@ from gmvae_nb.offsets import start_at_centres
 from gmvae_nb.train import GMVAE
 from torch.testing import assert_close
 
-from test_recommended import SMALL
+from hazards import stop_at_step
+from test_recommended import SMALL, STEPS, assert_same_bits
 from test_train import simulated
 
 WITH_W = replace(SMALL, prior="offsets", n_w=2, prior_hidden=16)
@@ -109,25 +110,75 @@ def test_the_wrong_axes_have_no_centres(setting):
     assert replace(PRESETS["blog"], **setting)
 
 
-def test_components_with_w_are_placed_once_and_learn_until_the_end(monkeypatch):
+def noting_placements(monkeypatch):
+    "Whether each placing was for good, and the prior's weights right after it."
     placed, place = [], GMVAE._place_components
 
     def noted(self, for_good):
         place(self, for_good)
-        placed.append(for_good)
-        noted.means = self.network.prior.means.detach().clone()
+        of = {name: p.detach().clone() for name, p in self.network.prior.named_parameters()}
+        placed.append((for_good, of))
 
     monkeypatch.setattr(GMVAE, "_place_components", noted)
-    for preset, expected in ((WITH_W, [False]), (SMALL, [False, True])):
-        placed.clear()
-        model = GMVAE(simulated(240), K=6, batch_key="batch", preset=replace(preset, patience=0.0))
-        model.train(10, progress=False)
-        assert placed == expected
-        prior = model.network.prior  # as it is in the last epoch, with the encoder at rest
-        assert not any(p.requires_grad for p in model.network.encoder.parameters())
-        learn = {p.requires_grad for p in prior.parameters()}
-        assert learn == {preset is WITH_W}
-        assert prior.means.equal(noted.means) == (preset is SMALL)
+    return placed
+
+
+def trained_with_rest(preset):
+    preset = replace(preset, patience=0.0)
+    model = GMVAE(simulated(240), K=6, batch_key="batch", preset=preset)
+    return model.train(10, progress=False)
+
+
+@pytest.mark.parametrize("preset", [WITH_W, SMALL], ids=["with w", "without"])
+def test_centres_are_placed_twice_and_rest_with_the_encoder(preset, monkeypatch):
+    placed = noting_placements(monkeypatch)
+    model = trained_with_rest(preset)
+    assert [for_good for for_good, _ in placed] == [False, True]
+    net, (first, last) = model.network, (of for _, of in placed)
+    learning = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("encoder.", "q_x.")) for name in learning)
+    centres = "prior.components.bias" if net.n_w else "prior.means"
+    assert centres not in learning
+    centres = centres.removeprefix("prior.")
+    assert net.prior.get_parameter(centres).equal(last[centres])
+    assert not first[centres].equal(last[centres])
+
+
+def test_offsets_and_w_are_learned_while_the_encoder_rests_and_not_before(monkeypatch):
+    torch.manual_seed(0)
+    placed = noting_placements(monkeypatch)
+    net = trained_with_rest(WITH_W).network
+    (_, first), (_, last) = placed
+    name = "components.weight"
+    assert first[name].any() and first[name].equal(last[name])
+    learning = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert {"prior", "q_w"} <= learning and net.prior.components.weight.requires_grad
+    assert (net.prior.components.weight - last[name]).abs().max() > 1e-3
+
+
+def test_as_drawn_the_prior_network_is_placed_once_and_learns_to_the_end(monkeypatch):
+    placed = noting_placements(monkeypatch)
+    net = trained_with_rest(replace(WITH_W, prior="network")).network
+    assert [for_good for for_good, _ in placed] == [False]
+    assert all(p.requires_grad for p in net.prior.parameters())
+    assert not any(p.requires_grad for p in net.q_w.parameters())
+
+
+def test_offsets_learn_all_along_if_nothing_rests():
+    model = GMVAE(simulated(240), K=3, batch_key="batch", preset=replace(WITH_W, refit=0.0))
+    before = model.network.prior.components.weight.detach().clone()
+    model.train(1, progress=False)
+    assert not model.network.prior.components.weight.equal(before)
+
+
+def test_killed_while_offsets_are_learned_it_goes_on_to_the_same_bits(tmp_path):
+    whole, model = trained(10), GMVAE(simulated(240), K=6, batch_key="batch", preset=WITH_W)
+    stop_at_step(model, 8 * STEPS + 3, RuntimeError)  # of 10 epochs; in three the encoder rests
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        model.train(10, progress=False, out=tmp_path)
+    again = trained(10, out=tmp_path)
+    assert len(again.history) == len(whole.history)
+    assert_same_bits(again, whole)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ GROUPS = {
     "Commands": "commands umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu",
     "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "
-    "old_names",
+    "progress old_names",
 }
 INTRODUCTION = """\
 # All functions

@@ -64,6 +64,8 @@ GRID = {
     "network, n_w = 60": NETWORK | dict(n_w=60),
     "no w, n_x = 20": NO_W | dict(n_x=20),
     "no w, n_x = 80": NO_W | dict(n_x=80),
+    "no w, no rest": NO_W | dict(refit=0.0),
+    "offsets, n_w = 10, no rest": OFFSETS | dict(refit=0.0),  # learned from the start
 }
 for what in ("random start", "paper's bound"):
     GRID |= {
