@@ -82,7 +82,7 @@ soak: env ## the promises in large: hundreds of kills, thousands of damaged file
 gpu-check: env ## whether a graphics card gives the processor's numbers, and how fast; on a machine that has one
 	$(BIN)/python tests/gpu_check.py cuda nbs/gpu.csv
 
-site: env ## render the site without quarto into _docs and check every link, reference and figure
+site: env ## render the site without quarto into _docs, check every link, reference and figure, and look at each page in a browser
 	$(BIN)/python tools/site.py
 
 bench: env ## time heads, training, draws and evaluation; prints tables, takes an hour (SCVI too after `make peers-env`)

@@ -1,83 +1,25 @@
-"""A real browser for tests: chromium, driven through a pipe, without a library between.
+"""A real browser for tests: pages are opened, asked, clicked and photographed.
 
 Where there is none, `find_browser` says so with None.
 """
 
 import base64
 import json
-import os
-import shutil
-import subprocess
+import sys
 import time
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import devtools  # noqa: E402
+from devtools import find_browser  # noqa: E402, F401
+
 KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
 
 
-def find_browser() -> str | None:
-    if os.name == "nt":
-        return None
-    return next(filter(None, map(shutil.which, NAMES)), None)
+class Browser(devtools.Browser):
+    "One page of a headless browser, as a person uses it."
 
-
-class Browser:
-    "One page of a headless browser: it is opened, asked, clicked and photographed."
-
-    def __init__(self, profile: Path):
-        to_it, ours = os.pipe()
-        theirs, from_it = os.pipe()
-
-        def three_and_four():  # where the browser looks for its pipe
-            for number, end in ((10, to_it), (11, from_it)):
-                os.dup2(end, number)
-            os.dup2(10, 3)
-            os.dup2(11, 4)
-
-        self.process = subprocess.Popen(
-            [
-                find_browser(),
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--remote-debugging-pipe",
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
-            close_fds=False,
-            preexec_fn=three_and_four,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_it)
-        os.close(from_it)
-        self.pipe, self.answers = os.fdopen(ours, "wb"), os.fdopen(theirs, "rb")
-        self.number, self.rest, self.events, self.session = 0, b"", [], None
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(t["targetId"] for t in targets if t["type"] == "page")
-        attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
-        self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params) -> dict:
-        self.number += 1
-        message = dict(id=self.number, method=method, params=params)
-        if self.session:
-            message["sessionId"] = self.session
-        self.pipe.write(json.dumps(message).encode() + b"\0")
-        self.pipe.flush()
-        while True:
-            while b"\0" not in self.rest:
-                block = os.read(self.answers.fileno(), 2**20)
-                assert block, "the browser has ended"
-                self.rest += block
-            text, self.rest = self.rest.split(b"\0", 1)
-            answer = json.loads(text)
-            if answer.get("id") == self.number:
-                assert "error" not in answer, answer["error"]
-                return answer["result"]
-            self.events.append(answer)
+    call, ask = devtools.Browser.send, devtools.Browser.value
 
     def open(self, file: Path, width=1200, height=900, dark=False, script=True) -> None:
         "A file, in a window of this size; waits until its script says that it is ready."
@@ -86,30 +28,14 @@ class Browser:
         scheme = [dict(name="prefers-color-scheme", value="dark" if dark else "light")]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
-        self.events.clear()
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.load(file.resolve().as_uri())
         end = time.monotonic() + 60
-
-        def until(done, what: str) -> None:
-            while not done():
-                assert time.monotonic() < end, f"the page is never {what}"
-                time.sleep(0.02)
-                self.call("Page.getLayoutMetrics")  # takes in the events before it
-
-        def loaded() -> bool:
-            return any(e.get("method") == "Page.loadEventFired" for e in self.events)
-
-        until(loaded, "loaded")
-        if script:
-            ready = "document.documentElement.dataset.ready"
-            until(lambda: self.ask(f"{ready} ?? ''"), "ready")
-
-    def ask(self, expression: str):
-        "The value of a JavaScript expression on the page."
-        options = dict(expression=expression, returnByValue=True, awaitPromise=True)
-        answer = self.call("Runtime.evaluate", **options)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        ready = (
+            "document.readyState === 'complete' && (document.documentElement.dataset.ready ?? '')"
+        )
+        while script and not self.ask(ready):
+            assert time.monotonic() < end, "the page is never ready"
+            time.sleep(0.02)
 
     def place(self, selector: str) -> tuple[float, float, float, float]:
         "Left, top, width and height of an element, which is brought into view."
@@ -164,9 +90,3 @@ class Browser:
                 if not url.startswith(("file:", "data:", "blob:")):
                     said.append(f"asked for {url}")
         return said
-
-    def close(self) -> None:
-        self.call("Browser.close") if self.process.poll() is None else None
-        self.process.wait(20)
-        self.pipe.close()
-        self.answers.close()

@@ -275,10 +275,10 @@ def test_a_page_with_two_scripts_is_refused():
 
 # --- in a real browser ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser():
     if not find_browser():
         pytest.skip("needs chromium")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
+    browser = Browser(find_browser())
     yield browser
     browser.close()
 

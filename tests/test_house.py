@@ -105,6 +105,17 @@ def test_a_page_has_no_cell_twice_and_no_marks_of_a_merge(page):
     assert not [i for i, cell in zip(ids, cells) if marks.search("".join(cell["source"]))]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_figures_are_6_in_wide_at_most_with_text_of_7_points_and_the_colours_of_the_site(page):
+    "What the library draws for its users is another matter: cells that are exported."
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    drawn = "\n".join(text for text in code if not re.search(r"(?m)^#\|\s*exports?\b", text))
+    assert not [w for w in re.findall(r"figsize=\(([\d.]+)", drawn) if float(w) > 6]
+    assert not [size for size in re.findall(r"fontsize=([\d.]+)", drawn) if float(size) < 7]
+    assert not re.findall(r"tab10|tab20|Set[123]\b", drawn)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import crossref  # noqa: E402
+import look  # noqa: E402
 
 # by path, because `import site` is Python's own
 spec = importlib.util.spec_from_file_location("site_tool", ROOT / "tools" / "site.py")
@@ -66,12 +67,13 @@ def test_equation_in_a_list_keeps_its_indent():
 
 
 def test_figures_get_number_caption_and_file():
-    figure = code('#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\nplot()', PNG)
+    options = '#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\n#| fig-alt: Dots'
+    figure = code(f"{options}\nplot()", PNG)
     done = numbered(figure, md("@fig-a"))
     assert done.problems == [] and list(done.pictures) == ["page_files/fig-a-1.png"]
     shown = done.cells[0]["outputs"][0]["data"]["text/markdown"]
     caption = "Figure 1: Cells by $K$, Kang et al. ([2018](#ref-kang2018))"
-    assert f"![{caption}](page_files/fig-a-1.png)" in shown
+    assert f'![{caption}](page_files/fig-a-1.png){{fig-alt="Dots"}}' in shown
     assert "::: {#fig-a}" in shown and "fig-cap" not in done.cells[0]["source"]
     assert done.cells[1]["source"] == "[Figure 1](#fig-a)"
 
@@ -134,13 +136,23 @@ def test_an_at_sign_that_is_no_reference(verbatim):
         ([md("@nobody1999 says")], {}, "@nobody1999 is neither a label nor a key"),
         ([md("[@kang2018; and others]")], {}, "has a part without a key"),
         (
-            [code("#| label: fig-a\n#| fig-cap: Cells\nplot()")],
+            [code("#| label: fig-a\n#| fig-cap: Cells\nplot()"), md("@fig-a")],
             {},
             "fig-a: the cell has no picture",
         ),
-        ([code("#| label: fig-a\nplot()", ERROR)], {}, "fig-a: the cell has no picture"),
+        (
+            [code("#| label: fig-a\nplot()", ERROR), md("@fig-a")],
+            {},
+            "fig-a: the cell has no picture",
+        ),
+        ([code("#| label: fig-a\nplot()", PNG), md("@fig-a")], {}, "say in fig-alt what is seen"),
+        (
+            [code("#| label: fig-a\n#| fig-alt: Dots\nplot()", PNG)],
+            {},
+            "fig-a: the text does not refer to it",
+        ),
         ([code("#| label: tbl-a\ndf")], {}, "tbl-a: the cell has no output"),
-        ([code("#| label: fig-a\n#| fig-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
+        ([code("#| label: tbl-a\n#| tbl-cap: Left: a\nplot()", PNG)], {}, "no YAML"),
         ([code("#| code-fold: show\n#| echo: true\n#| code-fold: true\nx")], {}, "code-fold twice"),
     ],
 )
@@ -261,6 +273,50 @@ def test_without_npm_the_pages_keep_katex_from_the_network(tmp_path, monkeypatch
     assert site.fetch_katex() is None
 
 
+# --- what a browser sees --------------------------------------------------------------------------
+SWITCH = "document.body.classList.toggle('dark')"
+SOUND = f"""<!doctype html><html><head><link rel="icon" href="data:,"><style>
+body {{ margin: 1em; background: white }} body.dark {{ background: black; color: white }}
+pre, .box {{ overflow-x: auto }}</style></head><body>
+<button class="quarto-color-scheme-toggle" onclick="{SWITCH}">dark</button>
+<main><p>Words</p><pre>code</pre><!-- here --></main></body></html>"""
+LONG = "word" * 60
+FAULTS = {
+    "code": (f"<pre>{LONG}</pre>", "1440 px dark): code is cut"),
+    "folded": (f"<details><pre>{LONG}</pre></details>", "code is cut"),
+    "page": (f"<div>{LONG}</div>", "390 px light"),
+    "table": (f"<div class='box'><table><td>{LONG}</table></div>", "does not say that it scrolls"),
+    "pale": ("<p style='color: #ccc; background: white'>pale</p>", "hard to read, contrast 1.6"),
+    "console": ("<script>throw new Error('oh')</script>", "an error in the console: Error: oh"),
+    "missing": ("<img src='none.png'>", "404"),
+    "host": (
+        "<img src='http://127.0.0.1:9/a.png'>",
+        "a request to another host: http://127.0.0.1:9",
+    ),
+}
+
+
+@pytest.mark.skipif(not look.find_browser(), reason="needs a Chromium")
+def test_a_browser_sees_each_fault_and_none_on_a_sound_page(tmp_path):
+    (tmp_path / "sound.html").write_text(SOUND)
+    for name, (html, _) in FAULTS.items():
+        (tmp_path / f"{name}.html").write_text(SOUND.replace("<!-- here -->", html))
+    (tmp_path / "stuck.html").write_text(SOUND.replace("toggle('dark')", "contains('dark')"))
+    found = look.measured(tmp_path, look.find_browser())
+    assert not [line for line in found if line.startswith("sound")]
+    for name, (_, told) in FAULTS.items():
+        assert [line for line in found if line.startswith(name) and told in line], name
+    assert [line for line in found if line.startswith("stuck") and "switch" in line]
+
+
+def test_a_browser_that_is_named_must_be_there(monkeypatch):
+    monkeypatch.setenv("BROWSER_PATH", "/no/such/browser")
+    with pytest.raises(FileNotFoundError, match="BROWSER_PATH=/no/such/browser"):
+        look.find_browser()
+    monkeypatch.setenv("BROWSER_PATH", "")
+    assert look.find_browser() is None
+
+
 # --- the repository's own site --------------------------------------------------------------------
 def test_the_site_builds_without_a_fault(tmp_path):
     "The whole build, on a copy: 20 to 40 s."
@@ -269,7 +325,8 @@ def test_the_site_builds_without_a_fault(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=unwanted, symlinks=True)
     for name in ("settings.ini", "_quarto.yml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}  # the copy's package, not the installed one
+    # the copy's package, not the installed one; `make site` looks at the pages too
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "BROWSER_PATH": ""}
     command = [sys.executable, "tools/site.py"]
     run = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -184,7 +184,11 @@ class Numbered:
     ):
         self.page, self.entries, self.home = page, entries, home
         self.names, self.cited, self.pictures, self.problems = numbers(cells), set(), {}, []
+        self.referred: set[str] = set()
         self.cells = [self.cell(dict(c)) for c in cells]
+        for label in self.names:
+            if label.startswith("fig-") and label not in self.referred:
+                self.problems.append(f"{label}: the text does not refer to it, say @{label}")
         if self.cited:
             self.cells.append(self.references())
 
@@ -263,6 +267,7 @@ class Numbered:
     def link(self, key: str, prose: bool = False, year_only: bool = False) -> str:
         "The link for one label or citation key."
         if key in self.names:
+            self.referred.add(key)
             return f"[{self.names[key]}](#{key})"
         if key in self.entries:
             self.cited.add(key)
@@ -286,6 +291,8 @@ class Numbered:
             images += [(i, mime) for mime in IMAGES if mime in output.get("data", {})]
         if not images:
             self.problems.append(f"{label}: the cell has no picture among its outputs; run it")
+        elif not alt:
+            self.problems.append(f"{label}: say in fig-alt what is seen, for who cannot see it")
         for n, (i, mime) in enumerate(images, 1):
             data, last = joined(outputs[i]["data"][mime]), n == len(images)
             name = f"{self.page}_files/{label}-{n}.{mime[6:9].replace('jpe', 'jpg')}"

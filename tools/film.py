@@ -18,6 +18,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
+from matplotlib import rc_params_from_file
+
 ROOT = Path(__file__).parents[1]
 PAGE, CSV = ROOT / "nbs/gmvae_200.ipynb", ROOT / "nbs/film.csv"
 RUNS, PLAYER = ROOT / "_runs/film", ROOT / "tools/film_player.js"
@@ -48,7 +50,8 @@ NAMES = [
     "5 + small offsets for w",
     "6 no w at all",
 ]
-COLOURS = "#1f77d0 #d98200 #008a5e #c9488f #7a7a7a #8a63c9 #35a7c9 #b3202c".split()
+LOOK = rc_params_from_file(ROOT / "nbs/matplotlibrc", use_default_template=False)
+COLOURS = [c.lower() for c in LOOK["axes.prop_cycle"].by_key()["color"]]
 SIZES, SEEDS = (2, 10, 30, 80), (0, 1, 2)
 STEPS = (0, 10, 30, 62, 100, 160, 230, 319)  # mini-batches before each frame
 SHOWN, WATCHED = 160, 1000  # cells that are drawn, and that are counted

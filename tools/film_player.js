@@ -14,7 +14,7 @@ const SWITCHES = [
   ["bound", "bound", [["paper", "the paper's"], ["exact", "exact"]]],
   ["lam", "\u03bb, free nats", [["0", "0"], ["1", "log K"]]],
 ];
-const COLOURS = ["#1f77d0", "#d98200", "#008a5e", "#c9488f", "#7a7a7a", "#8a63c9", "#35a7c9", "#b3202c"];
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666", "#f0e442"];  // nbs/matplotlibrc
 const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const SIDE = 360, LAST = DATA.steps.length - 1;
 

@@ -18,7 +18,7 @@ def prose(text: str) -> str:
     """Markdown that reads well outside of the site: pages and images are links.
 
     Of a citation the authors' names, which stand before it, suffice. A callout is quoted."""
-    text = re.sub(r" ?\[@[^\]]+\]", "", text)
+    text = re.sub(r" ?\[-?@[^\]]+\]", "", text)
     text = re.sub(r"\]\((?:\d+_)?(\w+)\.ipynb(#[\w-]+)?\)", rf"]({SITE}/\1.html\2)", text)
     text = re.sub(r"(?ms)^::: \{\.callout-\w+\}\n## ([^\n]+)\n(.*?)^:::$", quoted, text)
     return text.replace("](images/", "](nbs/images/")

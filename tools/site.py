@@ -4,8 +4,8 @@
 nbdev stages the notebooks in _proc, with the documentation of what they export. crossref.py gives
 each staged notebook what quarto would give it: numbers, links where the text says `@eq-name` or
 `[@key]`, a list of references. smalldocs turns that into pages, and the pages are read again: every
-link, anchor, picture and formula must be sound. Each problem is one line, "page: what is wrong";
-the exit status is 1 if there is any.
+link, anchor, picture and formula must be sound. look.py then looks at them in a Chromium, where
+there is one. Each problem is one line, "page: what is wrong"; the exit status is 1 if there is any.
 """
 
 import ast
@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,12 +25,13 @@ from urllib.parse import unquote
 import yaml
 
 from crossref import Numbered, bibliography, joined, labels
+from look import find_browser, measured
 
 KATEX = "katex@0.16.11"  # the version that smalldocs writes into a page
 CDN = f"https://cdn.jsdelivr.net/npm/{KATEX}/dist"
 # what smalldocs says of the settings that only quarto or crossref.py reads
 UNKNOWN_KEYS = "bibliography|link-citations|crossref"
-QUARTO_ONLY = rf"execute|unknown key ({UNKNOWN_KEYS})|.*(html-math-method|output-file)"
+QUARTO_ONLY = rf"execute|unknown key ({UNKNOWN_KEYS})|.*(html-math-method|output-file|Sass|grid)"
 MARKUP = re.compile(r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+")
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
@@ -211,6 +213,25 @@ def vendor_katex(docs: Path, katex: Path):
         page.write_text(html, encoding="utf-8")
 
 
+def drop_fonts(docs: Path):
+    "The themes ask another host for their fonts; fonts.scss says the same to quarto."
+    for theme in (docs / "site_libs" / "themes").glob("*.css"):
+        css = theme.read_text(encoding="utf-8")
+        theme.write_text(re.sub(r"@import url\([^)]*\);", "", css), encoding="utf-8")
+
+
+def seen(docs: Path) -> list[str]:
+    "What a browser sees that is wrong; nothing where there is no browser."
+    found = find_browser()
+    if not found:
+        print("no browser: nobody looked for what is cut and what is asked of other hosts")
+        return []
+    started = time.monotonic()
+    problems = measured(docs, found)
+    print(f"seen in {Path(found).name}, in {time.monotonic() - started:.0f} s")
+    return problems
+
+
 def main() -> int:
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
@@ -237,6 +258,7 @@ def main() -> int:
     shutil.move(proc / "_docs", docs)
     shutil.rmtree(proc)  # nbdev_docs would take the numbered notebooks for its own
 
+    drop_fonts(docs)
     katex = fetch_katex()
     if katex:
         vendor_katex(docs, katex)
@@ -245,6 +267,7 @@ def main() -> int:
     problems += page_problems(pages, files)
     if katex and shutil.which("node"):
         problems += formula_problems(pages, katex)
+    problems += seen(docs) if katex else []
     print(*problems, sep="\n", end="\n" * bool(problems))
     formulas = sum(len(p.formulas) for p in pages.values())
     print(f"_docs: {len(pages)} pages, {formulas} formulas, {len(problems)} problems")
