@@ -244,13 +244,16 @@ TRAIN = """examples:
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
                    obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
-                   probability of the best cluster is below 0.5), gmvae_split
+                   probability of the best cluster is below 0.5), gmvae_split,
+                   gmvae_novelty (the share of the held-out cells that are less
+                   unlike the others; a cell of an unknown kind is near 1)
   report.html      one page with everything on it, to look at and to send
   clusters.csv     barcode, cluster, its probability, confidence (as in obs) of
                    each cell, for any other program
   markers.csv      genes that mark each cluster
   model.safetensors, config.json, history.csv
                    the model, for gmvae_embed and for GMVAE.load in Python
+  novelty.npz      what gmvae_embed compares new cells with
   run.json, metrics.json
                    what was asked for, and what came out, in numbers
   .lock            keeps two processes from training in one folder
@@ -760,7 +763,8 @@ Genes are matched by name. The file may have others, and in any order; those tha
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
 known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
-place on its map: each lies at the mean of the nearest cells of the run.
+place on its map: each lies at the mean of the nearest cells of the run. If it has
+a novelty.npz, they get gmvae_novelty: near 1 are cells unlike those of the run.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
@@ -785,6 +789,7 @@ def describe_embedding(
         if new != old:
             lines.append(f"batch    {new} treated as {old}")
     lines.append(f"map      {report['map']}")
+    lines.append(f"novelty  {report['novelty']}")
     return lines
 
 # %% ../nbs/commands.ipynb #c0de0a0b

@@ -33,6 +33,7 @@ SCHEDULE = "tests/test_schedule.py"
 CLUSTERS = "tests/test_clusters.py"
 STABILITY = "tests/test_stability.py"
 TL = "tests/test_tl.py"
+NOVELTY = "tests/test_novelty.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
 
@@ -46,6 +47,41 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "novelty sees the counts alone",
+        "return np.maximum(z_D, z_R - 1)",
+        "return z_R",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty sees the place alone",
+        "return np.maximum(z_D, z_R - 1)",
+        "return z_D",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty among cells of any depth",
+        "k, values = min(N_LIKE, len(order)), known[order]",
+        "k, values = len(order), known[order]",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty among cells that were trained on",
+        "rows = test if held_out else train",
+        "rows = train",
+        NOVELTY,
+        "few_held_out or keeps_what",
+    ),
+    Mutant(
+        "novelty by the reference of another model",
+        "if path.name not in listed_files(folder):",
+        "if False:",
+        NOVELTY,
+        "without_a_reference",
+    ),
     Mutant(
         "cells of both clusters count twice in either",
         "both.sum(0).to_numpy()) - both",
