@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .files import listed_files, write_atomically
 from .inference import Noise, for_each_cell, shared_noise
-from .match import Cells, GeneMatch
+from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
 from .reproducible import own_threads
 from .train import GMVAE
@@ -158,9 +158,7 @@ def novelty_of_own(
             "the model was loaded without cells: read what is known of them from "
             "the folder of the run, with read_known"
         )
-    n, n_genes = model.counts.shape
-    genes = GeneMatch(np.arange(n_genes), n_genes, [], 0)
-    cells = Cells(model.counts, model.batch, np.arange(n), genes, {})
+    n, cells = model.counts.shape[0], as_cells(model.counts, model.batch)
     looks, test = own_looks(model, cells), model.test_idx
     train = np.arange(n) if model.train_idx is None else model.train_idx
     cluster = model.predict_proba(cells).argmax(1)
