@@ -71,8 +71,8 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation differential donor evaluation heads novelty partition peers planted search study training "
-    "unpacking".split(),
+    "ablation differential donor evaluation heads novelty partition peers planted search study "
+    "training unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
