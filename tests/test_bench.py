@@ -19,6 +19,7 @@ from hazards import cells
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
 import ablation  # noqa: E402
+import differential  # noqa: E402, F401
 import donor  # noqa: E402
 import evaluation  # noqa: E402
 import heads  # noqa: E402
@@ -70,8 +71,8 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation donor evaluation heads novelty partition peers planted search study training "
-    "unpacking".split(),
+    "ablation differential donor evaluation heads novelty partition peers planted search study "
+    "training unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
