@@ -244,7 +244,9 @@ TRAIN = """examples:
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
                    obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
-                   probability of the best cluster is below 0.5), gmvae_split
+                   probability of the best cluster is below 0.5), gmvae_split,
+                   gmvae_novelty (the share of the held-out cells that are less
+                   unlike the others; a cell of an unknown kind is near 1)
   report.html      one page with everything on it, to look at and to send
   explore.html     maps to colour, search and select on, with the cells in it
   clusters.csv     barcode, cluster, its probability, confidence (as in obs) of
@@ -252,6 +254,7 @@ what is written to the folder --out:
   markers.csv      genes that mark each cluster
   model.safetensors, config.json, history.csv
                    the model, for gmvae_embed and for GMVAE.load in Python
+  novelty.npz      what gmvae_embed compares new cells with
   run.json, metrics.json
                    what was asked for, and what came out, in numbers
   .lock            keeps two processes from training in one folder
@@ -767,7 +770,8 @@ Genes are matched by name. The file may have others, and in any order; those tha
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
 known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
-place on its map: each lies at the mean of the nearest cells of the run.
+place on its map: each lies at the mean of the nearest cells of the run. If it has
+a novelty.npz, they get gmvae_novelty: near 1 are cells unlike those of the run.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
@@ -792,6 +796,7 @@ def describe_embedding(
         if new != old:
             lines.append(f"batch    {new} treated as {old}")
     lines.append(f"map      {report['map']}")
+    lines.append(f"novelty  {report['novelty']}")
     return lines
 
 # %% ../nbs/commands.ipynb #c0de0a0b
@@ -970,14 +975,12 @@ def gmvae_metrics(
         batch_key = "batch"
     if labels_key is None and "cell_type" in adata.obs:
         labels_key = "cell_type"
+    keys = (embed, batch_key or None, labels_key or None, clusters)
     scores = evaluate(
         adata,
-        embed,
-        batch_key or None,
-        labels_key or None,
-        clusters,
+        *keys,
         seed,
-        progress=sys.stderr.isatty(),
+        progress=True,
         baseline=baseline,
         n_clusters=n_clusters,
     )
@@ -988,7 +991,6 @@ def gmvae_metrics(
     if check == "scib":
         from .scib_check import beside_scib
 
-        keys = (embed, batch_key or None, labels_key or None, clusters)
         beside = beside_scib(scores.scores, adata, *keys)
         whole = beside.astype(object).where(beside.notna(), None)
         result["check"] = whole.to_dict("index")

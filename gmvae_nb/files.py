@@ -357,6 +357,7 @@ OWN_FILES = {
     "loss.png": "gmvae_nb",
     "umap.png": "gmvae_nb",
     "clusters.png": "gmvae_nb",
+    "novelty.npz": "centres.npy",
     # in place of annotated.h5ad, where that cannot be written
     "annotated_cells.csv": "cell,gmvae_cluster,",
     "annotated_cells.npz": "X_gmvae.npy",

@@ -57,6 +57,12 @@ from .model_folder import record_checksums, weights_sha256
 
 # isort: on
 from .network import ELBO_TERMS, Preset, get_preset
+
+# isort: off
+from .novelty import compared_with, novelty_of, novelty_of_own
+from .novelty import read_known, write_known
+
+# isort: on
 from .reading import Input, fingerprint, gene_columns, gene_names
 from .reference_map import ReferenceMap, place_on_map, read_map
 from .reproducible import Stream, numpy_stream
@@ -782,6 +788,7 @@ def annotate_run(
     with locked_folder(out) as lock:
         of_model = model_of_run(model, out)
         obs, obsm = annotate(model)
+        obs["gmvae_novelty"], known = novelty_of_own(model)
         split = np.full(data.cells.n_obs, "train")
         if model.test_idx is not None:
             split[model.test_idx] = "test"
@@ -803,7 +810,8 @@ def annotate_run(
         target = out / "annotated.h5ad"
         as_read = dict(rows=data.rows, names=names, sha256=data.file_sha256)
         lock.check()
-        forget_checksums(out, "annotated.h5ad", *PAGE_FILES)
+        made = "annotated.h5ad", "novelty.npz", *PAGE_FILES
+        forget_checksums(out, *made)
         try:
             write_annotated(source, target, obs, obsm, uns, **as_read)
         except Exception as error:  # of the libraries below, of many kinds
@@ -820,7 +828,8 @@ def annotate_run(
         for path in (out / "annotated_cells.csv", out / "annotated_cells.npz"):
             path.unlink(missing_ok=True)
         forget_checksums(out, "annotated_cells.csv", "annotated_cells.npz")
-        record_checksums(out, "annotated.h5ad")
+        write_known(out, known)
+        record_checksums(out, *made[:2])
     return pd.DataFrame(obs, index=names)
 
 # %% ../nbs/runs.ipynb #5f0a1c0e
@@ -862,11 +871,12 @@ def embed_file(
     overwrite: bool = False,  # a target that this function has not written
     # make whole what is fractional, in memory: "nearest", "stochastic"
     round_counts: str | None = None,
-    run: str | Path | None = None,  # folder whose map the cells are placed on
-) -> dict:  # matched, missing, extra, batches, counts, map: what was done
+    run: str | Path | None = None,  # folder whose cells they are set beside
+) -> dict:  # what was done: matched, batches, counts, map, novelty, ...
     """Embed and cluster the cells of another file.
 
-    On the map of a run each cell lies at the mean of the nearest of its cells.
+    On the map of a run each cell lies at the mean of the nearest of its cells,
+    and its novelty is its rank among them.
     ValueError where genes, batches or counts don't fit, and for a target that is
     there and is not such a copy."""
     target, source = Path(target), path
@@ -896,6 +906,15 @@ def embed_file(
                 cells, map_batch=map_batch, min_matched=min_matched
             )
         columns, arrays = annotate(model, matched)
+        of_novelty = "none: no run was named"
+        if run is not None:
+            try:
+                known = read_known(run, model.preset.n_x)
+            except (ValueError, OSError) as error:
+                of_novelty = f"none: {error}"
+            else:
+                columns["gmvae_novelty"] = novelty_of(model, matched, known)
+                of_novelty = f"gmvae_novelty: {compared_with(known)}"
     if file_state(source) != before:
         raise OSError(
             f"{source} was changed or replaced while it was embedded: "
@@ -927,6 +946,7 @@ def embed_file(
         model_sha256=weights_sha256(model.network.state_dict()),
         epochs=len(model.history),
         map=on_map,
+        novelty=of_novelty,
         **genes,
     )
     write_annotated(path, target, columns, arrays, uns, sha256=sha256)
@@ -940,6 +960,7 @@ def embed_file(
         why=place.why,
         notes=list(place.notes),
         map=on_map,
+        novelty=of_novelty,
     )
 
 # %% ../nbs/runs.ipynb #0a7e0007

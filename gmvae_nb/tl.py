@@ -14,6 +14,7 @@ from anndata import AnnData
 from . import __version__
 from .inference import cluster_linkage
 from .network import Preset
+from .novelty import novelty_of_own
 from .reading import read_input
 from .runs import annotate, umap
 from .train import GMVAE
@@ -37,8 +38,9 @@ def gmvae(
 ) -> GMVAE | None:  # the model if it is asked for
     """Embed and cluster cells, and draw their map.
 
-    Writes obs[key], obs[key_confidence], obsm[X_key], obsm[key_prob],
-    obsm[X_key_umap], obsm[X_umap] unless another map is there, and uns[key].
+    Writes obs[key], obs[key_confidence], obs[key_novelty], obsm[X_key],
+    obsm[key_prob], obsm[X_key_umap], obsm[X_umap] unless another map is there,
+    and uns[key].
     A UserWarning says what was left out. ValueError for counts or a key that
     cannot be used; then nothing is written."""
     chosen = dict(batch_key=batch_key, layer=layer)
@@ -50,6 +52,7 @@ def gmvae(
     model = GMVAE(data.cells, K, layer=data.layer, **settings)
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)
+    novelty = novelty_of_own(model)[0]
     prob = obsm["gmvae_prob"]
     names = [str(k) for k in range(prob.shape[1])]
     place = umap(obsm["X_gmvae"], seed)
@@ -59,6 +62,7 @@ def gmvae(
     )
     adata.obs[key_added] = pd.Series(obs["gmvae_cluster"], adata.obs_names)
     adata.obs[f"{key_added}_confidence"] = obs["gmvae_confidence"]
+    adata.obs[f"{key_added}_novelty"] = novelty
     adata.obsm[f"X_{key_added}"] = obsm["X_gmvae"]
     table = pd.DataFrame(prob, index=adata.obs_names, columns=names)
     adata.obsm[f"{key_added}_prob"] = table

@@ -22,6 +22,7 @@ import ablation  # noqa: E402
 import donor  # noqa: E402
 import evaluation  # noqa: E402
 import heads  # noqa: E402
+import novelty  # noqa: E402
 import overcorrection  # noqa: E402
 import partition  # noqa: E402
 import peers  # noqa: E402
@@ -69,7 +70,7 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation donor evaluation heads partition peers planted search study training "
+    "ablation donor evaluation heads novelty partition peers planted search study training "
     "unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
@@ -129,6 +130,15 @@ def test_the_table_of_the_search_is_of_todays_settings():
     for name, part in rows.groupby("method"):
         change = peers.Contender("gmvae", name, search.CHANGES[name])
         assert set(part["settings"]) == {change.settings}
+
+
+def test_novelty_leaves_out_each_type(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--every", 2]
+    rows = twice(monkeypatch, novelty, tmp_path / "novelty.csv", *words)
+    assert list(rows["left_out"]) == ["type0", "type2"]
+    assert rows.notna().all(axis=None) and (rows["relative"] != rows["left_out"]).all()
+    assert rows.filter(regex="auroc|permuted|above").stack().between(0, 1).all()
+    assert "permuted_novelty" in capsys.readouterr().out
 
 
 def test_ablation_takes_one_thing_away(file, tmp_path, monkeypatch, capsys):

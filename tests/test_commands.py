@@ -227,7 +227,7 @@ def test_a_table_of_nothing_is_a_sentence(shell, tmp_path):
 
 def test_train_leaves_everything_it_promises(finished, mine):
     out = mine.parent / "run"
-    promised = "annotated.h5ad report.html explore.html markers.csv clusters.csv"
+    promised = "annotated.h5ad report.html explore.html markers.csv clusters.csv novelty.npz"
     assert {p.name for p in out.iterdir()} == {
         *promised.split(),
         "model.safetensors",

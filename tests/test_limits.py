@@ -102,7 +102,9 @@ def whichever_allocation_fails(failing: Path, folder: Path, least: int, count: s
         left = folder / f"{n}.left"
         assert len(GMVAE.load(left).history) in (1, 2)
         verify(left)
-        assert not list(left.glob(".*.new*"))
+        # a process that died leaves a file it was writing, which the next write deletes
+        assert killed or not list(left.glob(".*.new*"))
+        assert not list((folder / str(n)).glob(".*.new*"))
         assert again == 0, (n, (folder / f"{n}.again").read_text())
         assert (folder / str(n) / "model.safetensors").read_bytes() == whole
         assert "X_gmvae" in ad.read_h5ad(folder / str(n) / "annotated.h5ad").obsm

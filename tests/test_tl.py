@@ -41,6 +41,7 @@ def test_it_is_the_command_in_memory(tmp_path):
         (adata.obsm["gmvae_prob"].to_numpy(), written.obsm["gmvae_prob"]),
         (adata.obsm["X_umap"], written.obsm["X_umap"]),
         (adata.obs["gmvae_confidence"], written.obs["gmvae_confidence"]),
+        (adata.obs["gmvae_novelty"], written.obs["gmvae_novelty"]),
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert adata.uns["gmvae"]["counts_sha256"] == written.uns["gmvae"]["counts_sha256"]

@@ -18,7 +18,8 @@ PACKAGE, PAGE = ROOT / "gmvae_nb", ROOT / "nbs/api.ipynb"
 GROUPS = {
     "The model": "tl estimator train network schedule clusters placing offsets",
     "Counts": "data counts_on_disk fractional h5ad reading match",
-    "What a model says of cells": "inference count_splitting stability calibration reference_map",
+    "What a model says of cells": "inference count_splitting stability differential novelty "
+    "calibration reference_map",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs cost sweep results in_words report explorer tables",
     "Commands": "commands umbrella options",

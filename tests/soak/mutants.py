@@ -33,6 +33,8 @@ SCHEDULE = "tests/test_schedule.py"
 CLUSTERS = "tests/test_clusters.py"
 STABILITY = "tests/test_stability.py"
 TL = "tests/test_tl.py"
+NOVELTY = "tests/test_novelty.py"
+DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
 
@@ -46,6 +48,76 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "errors of expression as if counts were Poisson",
+        "add(square, mu + mu * logits.exp())",
+        "add(square, mu)",
+        DIFFERENTIAL,
+        "share_is_averaged",
+    ),
+    Mutant(
+        "groups are decoded each in its own batch",
+        "log_r, logits = network.likelihood_params(y, code, x)",
+        "log_r, logits = network.likelihood_params(y, b, x)",
+        DIFFERENTIAL,
+        "share_is_averaged",
+    ),
+    Mutant(
+        "every gene may change as much as any",
+        "tau = np.r_[0, widest / 2 ** (np.arange(n_wide)[::-1] / 2)]",
+        "tau = np.r_[0, widest]",
+        DIFFERENTIAL,
+        "than_was_asked",
+    ),
+    Mutant(
+        "markers by cells that were trained on",
+        "first, second, _ = halve_cells(model.network, cells, model.seed, rows)",
+        "first, second, _ = halve_cells(model.network, cells, model.seed, None)",
+        DIFFERENTIAL,
+        "other_half",
+    ),
+    Mutant(
+        "markers by the counts that chose the clusters",
+        "cluster, y = assign(first), csr_matrix(second.counts)",
+        "cluster, y = assign(first), csr_matrix(first.counts)",
+        DIFFERENTIAL,
+        "other_half",
+    ),
+    Mutant(
+        "novelty sees the counts alone",
+        "return np.maximum(z_D, z_R - 1)",
+        "return z_R",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty sees the place alone",
+        "return np.maximum(z_D, z_R - 1)",
+        "return z_D",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty among cells of any depth",
+        "k, values = min(N_LIKE, len(order)), known[order]",
+        "k, values = len(order), known[order]",
+        NOVELTY,
+        "at_its_depth",
+    ),
+    Mutant(
+        "novelty among cells that were trained on",
+        "rows = test if held_out else train",
+        "rows = train",
+        NOVELTY,
+        "few_held_out or keeps_what",
+    ),
+    Mutant(
+        "novelty by the reference of another model",
+        "if path.name not in listed_files(folder):",
+        "if False:",
+        NOVELTY,
+        "without_a_reference",
+    ),
     Mutant(
         "cells of both clusters count twice in either",
         "both.sum(0).to_numpy()) - both",

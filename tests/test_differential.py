@@ -1,0 +1,173 @@
+"""Differential expression: what is averaged, what is named, and which counts are looked at."""
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gmvae_nb import differential
+from gmvae_nb.differential import differential_expression as de
+from gmvae_nb.differential import expected_fdr, group_means, pseudobulk, shrink, split_markers
+from gmvae_nb.train import GMVAE
+
+from hazards import SMALL, cells
+
+
+@pytest.fixture(scope="module")
+def trained():
+    adata = cells(200, 30)
+    return GMVAE(adata, batch_key="batch", preset=SMALL).train(2, progress=False), adata
+
+
+def test_a_share_is_averaged_over_cells_and_batches(trained):
+    model, adata = trained
+    matched, net = model.match_cells(adata), model.network
+    group = np.arange(200) % 3 - 1  # -1: not looked at
+    rows = np.flatnonzero(group >= 0)
+    found = group_means(net, matched, group, [0, 1], rows)
+    x = torch.from_numpy(model.get_latent_representation())[None]
+    y = torch.from_numpy(adata.X.toarray()).to_sparse_csr()
+    with torch.no_grad():
+        params = [net.likelihood_params(y, torch.full((200,), b), x) for b in (0, 1)]
+        own = net.likelihood_params(y, torch.from_numpy(matched.batch), x)
+    shares = np.mean([(r + logits)[0].softmax(-1).numpy() for r, logits in params], 0)
+    r, mu = own[0][0].exp().double().numpy(), (own[0] + own[1])[0].exp().double().numpy()
+    for k in (0, 1):
+        of = group == k
+        np.testing.assert_allclose(found.share[k], shares[of].mean(0), rtol=1e-4)
+        variance = (mu + mu**2 / r)[of].sum(0) / mu[of].sum(0) ** 2
+        np.testing.assert_allclose(found.variance[k], variance, rtol=1e-3)
+        assert found.depth[k] == adata.X[of].sum()
+    again = group_means(net, matched, group, [0, 1], rows[::-1])
+    np.testing.assert_allclose(again.share, found.share, rtol=1e-5)
+
+
+def test_the_error_is_that_of_counts():
+    "Simulated totals of negative binomial counts: their logs vary as the formula says."
+    rng = np.random.default_rng(0)
+    mu, r = rng.lognormal(0, 0.5, 60), 2.0
+    totals = rng.poisson(rng.gamma(r, mu / r, (20_000, 60))).sum(1)
+    variance = (mu + mu**2 / r).sum() / mu.sum() ** 2
+    means = differential.GroupMeans(
+        np.full((2, 1), 0.01), np.full((2, 1), variance), np.full(2, 1e9)
+    )
+    error = differential.log_fold_change(means, 0, 1)[1]
+    of_two = np.log2(totals[:10_000]) - np.log2(totals[10_000:])
+    np.testing.assert_allclose(error, of_two.std(), rtol=0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_no_more_of_the_named_genes_are_wrong_than_was_asked_for(share):
+    wrong, named = 0, 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        error = rng.lognormal(-1.5, 1, 1000)
+        truth = rng.choice([-1, 1], 1000) * rng.uniform(0.7, 3, 1000) * (rng.random(1000) < share)
+        lfc = truth + error * rng.normal(size=1000)
+        sure = expected_fdr(shrink(lfc, differential.SLACK * error, 0.25).proba) <= 0.05
+        wrong, named = wrong + (sure & (truth == 0)).sum(), named + sure.sum()
+    assert wrong <= 0.05 * named + 2 and (named > 300) == (share > 0)
+
+
+def test_own_clusters_and_own_cells_are_the_default(trained):
+    model, adata = trained
+    groups = np.asarray(model.predict(adata)).astype(str)
+    if len(set(groups)) == 1:
+        with pytest.raises(ValueError, match="one group"):
+            de(model)
+        return
+    pd.testing.assert_frame_equal(de(model), de(model, adata, groups), rtol=1e-4)
+
+
+def test_cells_without_a_group_are_left_out(trained):
+    model, adata = trained
+    some = adata[:150].copy()
+    labels = adata.obs["cell_type"].astype(object).copy()
+    labels.iloc[150:] = None
+    one = de(model, adata, labels.to_numpy(), "type0")
+    other = de(model, some, "cell_type", "type0")
+    columns = ["gene", "found1", "found2", "is_de"]
+    pd.testing.assert_frame_equal(one[columns], other[columns])
+    np.testing.assert_allclose(one["lfc"], other["lfc"], atol=1e-3)
+
+
+def test_of_many_cells_a_sample_is_looked_at(trained, monkeypatch):
+    model, adata = trained
+    seen = []
+    original = differential.group_means
+
+    def counted(network, cells, group, batches, rows):
+        seen.append(np.bincount(group[rows]))
+        return original(network, cells, group, batches, rows)
+
+    monkeypatch.setattr(differential, "group_means", counted)
+    monkeypatch.setattr(differential, "MAX_CELLS", 20)
+    de(model, adata, "cell_type", "type0", "type1")
+    np.testing.assert_array_equal(seen, [[20, 20]])
+
+
+def test_groups_of_different_batches_are_told(trained):
+    model, adata = trained
+    with pytest.warns(UserWarning, match="no batch in common"):
+        de(model, adata, "batch", "0", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        de(model, adata, "cell_type", "type0", "type1")
+
+
+def test_markers_are_of_held_out_cells_and_of_the_other_half(trained, monkeypatch):
+    model, adata = trained
+    halves, genes = [], []
+
+    def assign(half):
+        halves.append(half)
+        found = half.counts.toarray() > 0
+        genes.append(np.abs(found.mean(0) - 0.5).argmin())
+        return found[:, genes[-1]].astype(int)
+
+    table = split_markers(model, assign=assign, min_cells=3)
+    first = halves[0].counts
+    assert first.shape[0] <= len(model.test_idx) and set(table["cluster"]) == {"0", "1"}
+    whole = adata.X[model.test_idx].sum()
+    assert 0.4 * whole < first.sum() < 0.6 * whole
+    # in the half that chose, all cells of the one have the gene and none of the other
+    chosen = table[(table["gene"] == model.genes[genes[0]]) & (table["cluster"] == "1")].iloc[0]
+    assert 0 < chosen["found2"] <= 1 and chosen["found1"] - chosen["found2"] < 0.9
+    with pytest.raises(ValueError, match="no cluster has 1000 cells"):
+        split_markers(model, assign=assign, min_cells=1000)
+    monkeypatch.setattr(model, "test_idx", np.array([], dtype=int))
+    with pytest.raises(ValueError, match="no held-out cells"):
+        split_markers(model)
+
+
+def test_sums_of_few_cells_are_left_out():
+    adata = cells(60)
+    adata.obs.loc[adata.obs_names[:57], "donor"] = "a"
+    adata.obs.loc[adata.obs_names[57:], "donor"] = "b"
+    sums = pseudobulk(adata, "donor", "cell_type", min_cells=2)
+    assert list(sums.obs_names) == ["a type0", "a type1", "a type2"]
+    assert sums.obs["n_cells"].tolist() == [19, 19, 19] and sums.X.dtype == np.int64
+    np.testing.assert_array_equal(sums.X.sum(0), np.asarray(adata.X[:57].sum(0)).ravel())
+    with pytest.raises(ValueError, match="no donor has 50 cells"):
+        pseudobulk(adata, "donor", "cell_type", min_cells=50)
+
+
+def test_what_cannot_be_compared_is_told(trained, tmp_path):
+    model, adata = trained
+    for options, words in (
+        (dict(groupby="donor"), "donor"),
+        (dict(groupby=["a", "b"]), "2 values for 200 cells"),
+        (dict(groupby="cell_type", group1="B"), "no cell is of the group 'B'"),
+        (dict(groupby="cell_type", transform_batch="9"), "batches: 0, 1"),
+        (dict(groupby="cell_type", fdr_target=5), "fdr_target 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            de(model, adata, **options)
+    with pytest.raises(ValueError, match="pass the AnnData"):
+        de(model, None, "cell_type")
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="without cells"):
+        de(GMVAE.load(tmp_path))
+    assert isinstance(adata, ad.AnnData)
