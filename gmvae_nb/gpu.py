@@ -39,7 +39,7 @@ def check_device(
         )
     return found
 
-
+# %% ../nbs/gpu.ipynb #9b0d0032
 def on_card(device: torch.device) -> bool:
     "Whether it is a graphics card, with a queue of its own."
     return device.type != "cpu"
