@@ -284,19 +284,16 @@ def pack_groups(
 
 def pack_numbers(
     packer: Packer,
-    confidence: np.ndarray,  # (N,)
+    obs: pd.DataFrame,  # gmvae_confidence, and gmvae_novelty of a newer run
     quality: pd.DataFrame,  # from cell_quality
 ) -> list[dict[str, Any]]:
-    "Confidence and quality: unit of a step, digits, largest on the scale."
-    share = dict(unit=1e-4, digits=2, high=0)
-    numbers = [
-        dict(
-            share,
-            title="confidence",
-            block=packer.add(np.round(confidence * 1e4)),
-            high=1,
-        )
-    ]
+    "Doubts and quality: unit of a step, digits, largest on the scale."
+    share, numbers = dict(unit=1e-4, digits=2, high=0), []
+    doubts = dict(confidence="1: certain", novelty="1: unlike the other cells")
+    for name in [k for k in doubts if f"gmvae_{k}" in obs]:
+        block = packer.add(np.round(obs[f"gmvae_{name}"].to_numpy() * 1e4))
+        said = dict(title=name, note=doubts[name], high=1)
+        numbers.append(share | said | dict(block=block))
     for name in ("counts", "genes"):
         block = packer.add(quality[name].to_numpy())
         high = float(np.quantile(quality[name], 0.99))
@@ -580,9 +577,7 @@ def explore_values(
         total=packer.add(total),
         maps=[{k: m[k] for k in ("title", "block")} for m in maps],
         groups=pack_groups(packer, groupings, with_names),
-        numbers=pack_numbers(
-            packer, cells.obs["gmvae_confidence"].to_numpy(), quality
-        ),
+        numbers=pack_numbers(packer, cells.obs, quality),
         genes=pack_genes(packer, counts, [place_of[g] for g in shown], shown),
     )
     best = dot_genes(ordered)

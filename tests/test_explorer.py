@@ -144,7 +144,8 @@ def test_what_is_packed_is_what_the_file_holds(run, page):
     mitochondrial = counts[:, :2].sum(1) / counts.sum(1)
     np.testing.assert_allclose(numbers["mitochondrial share"], mitochondrial, atol=1e-4)
     kept = ad.read_h5ad(folder / "annotated.h5ad")
-    np.testing.assert_allclose(numbers["confidence"], kept.obs["gmvae_confidence"], atol=1e-4)
+    for name in ("confidence", "novelty"):
+        np.testing.assert_allclose(numbers[name], kept.obs[f"gmvae_{name}"], atol=1e-4)
     after = blocks[header["maps"][1]["block"]].reshape(-1, 2)
     assert after.tolist() == report.on_map(kept.obsm["X_gmvae_umap"]).tolist()
 
