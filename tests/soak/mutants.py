@@ -63,9 +63,9 @@ MUTANTS = [
         "share_is_averaged",
     ),
     Mutant(
-        "every gene may change as much as any",
-        "tau = np.r_[0, widest / 2 ** (np.arange(n_wide)[::-1] / 2)]",
-        "tau = np.r_[0, widest]",
+        "changes are not shrunken",
+        "weight = tau**2 / scale**2",
+        "weight = np.ones_like(scale)",
         DIFFERENTIAL,
         "than_was_asked",
     ),
