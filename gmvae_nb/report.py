@@ -8,7 +8,7 @@ __all__ = ['SAFE', 'MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES',
            'unsure_pairs', 'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page',
            'ReportInput', 'get_labels', 'read_report_input', 'report_counts', 'report_markers', 'base64_of',
            'cells_on_map', 'legend_of', 'group_map', 'map_values', 'cluster_values', 'unsure_values', 'score_rows',
-           'settings_rows', 'page_values', 'cluster_table', 'write_report', 'write_text']
+           'settings_rows', 'page_values', 'cluster_table', 'write_report', 'write_page']
 
 # %% ../nbs/report.ipynb #7260671d
 import base64
@@ -732,10 +732,10 @@ def write_report(
         write_table(out / "clusters.csv", cluster_table(report.cells))
         write_table(out / "markers.csv", markers)
         for name, page in pages.items():
-            write_text(out / name, page)
+            write_page(out / name, page)
     return out / "report.html"
 
 
-def write_text(file: Path, text: str) -> None:
+def write_page(file: Path, text: str) -> None:
     "A text file, whole or not at all."
     write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))

