@@ -176,7 +176,7 @@ def test_the_page_is_one_of_the_run_and_replaces_no_other(run):
 def test_more_cells_than_the_maps_take_are_sampled_and_it_is_said(run, monkeypatch):
     folder, data = run
     monkeypatch.setattr(report, "MAP_CELLS", 50)
-    monkeypatch.setattr(report, "write_text", lambda path, text: texts.update({path.name: text}))
+    monkeypatch.setattr(report, "write_page", lambda path, text: texts.update({path.name: text}))
     texts = {}
     write_report(folder)
     page = texts["explore.html"]

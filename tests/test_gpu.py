@@ -125,7 +125,7 @@ def test_the_check_of_a_card_runs_on_the_processor(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = pd.read_csv(tmp_path / "found.csv")
     promises = found["kept"].dropna()
-    assert len(promises) > 20 and (promises == True).all()  # noqa: E712, read as objects
+    assert len(promises) > 15 and (promises == True).all()  # noqa: E712, read as objects
     assert {"one seed, one result", "an epoch", "a process group"} <= set(found["part"])
 
 
