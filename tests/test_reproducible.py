@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from gmvae_nb.placing import kmeans_components
 from gmvae_nb.reproducible import (
     Stream,
     initial_weights,
@@ -17,6 +18,7 @@ from gmvae_nb.reproducible import (
     torch_stream,
 )
 from gmvae_nb.train import GMVAE
+from threadpoolctl import threadpool_limits
 
 from hazards import stop_at_step
 from test_train import TINY, simulated
@@ -150,3 +152,13 @@ def test_networks_built_at_the_same_time_have_the_weights_of_their_seed():
         together = list(pool.map(first_weights, [0, 1] * 200))
     assert all(w.equal(alone[i % 2]) for i, w in enumerate(together))
     assert torch.get_rng_state().equal(state)
+
+
+def test_components_are_placed_alike_by_many_threads():
+    "k-means adds up over its threads in the order in which they are done."
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(2500, 10)).astype(np.float32))
+    with threadpool_limits(16):
+        found = [kmeans_components(x, torch.full_like(x, 0.3), 50, 3) for _ in range(3)]
+    for other in found[1:]:
+        assert all(a.equal(b) for a, b in zip(found[0], other))
