@@ -14,7 +14,8 @@ BIN := .venv/bin
 export KMP_BLOCKTIME := 0
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help env same-python results sweep table test soak gpu-check site bench peers-env peers readme notebooks data clean
+.PHONY: help env same-python results sweep table test soak gpu-check site bench peers-env peers
+.PHONY: readme notebooks data clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,7 +83,7 @@ soak: env ## the promises in large: hundreds of kills, thousands of damaged file
 gpu-check: env ## whether a graphics card gives the processor's numbers, and how fast; on a machine that has one
 	$(BIN)/python tests/gpu_check.py cuda nbs/gpu.csv
 
-site: env ## render the site without quarto into _docs, check every link, reference and figure, and look at each page in a browser
+site: env ## render the site without quarto into _docs, check links and figures, look at each page in a browser
 	$(BIN)/python tools/site.py
 
 bench: env ## time heads, training, draws and evaluation; prints tables, takes an hour (SCVI too after `make peers-env`)
