@@ -6,7 +6,8 @@
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
            'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
            'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'is_own_file', 'check_own_files', 'check_target', 'FolderLock', 'locked_folder', 'is_locked']
+           'file_of_model', 'is_own_file', 'check_own_files', 'check_target', 'FolderLock', 'locked_folder',
+           'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -398,6 +399,19 @@ def listed_files(out: Path) -> set[str]:
     except ValueError:
         return set()
     return set(listed) if isinstance(listed, dict) else set()
+
+
+def file_of_model(
+    folder: Path,  # of a run
+    name: str,  # of a file in it
+) -> Path:  # where it is
+    "ValueError, in a sentence, if it is not there, or of an earlier model."
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {name}")
+    if name not in listed_files(folder):
+        raise ValueError(f"{path} is not of the model as it is now")
+    return path
 
 
 def is_own_file(

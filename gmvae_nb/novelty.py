@@ -16,7 +16,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from .files import listed_files, write_atomically
+from .files import file_of_model, write_atomically
 from .inference import Noise, for_each_cell, shared_noise
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
@@ -199,12 +199,7 @@ def read_known(
     n_x: int,  # dimensions of the model's embedding
 ) -> Known:
     "ValueError, in a sentence, if the folder has none that is of this model."
-    folder = Path(folder)
-    path = folder / "novelty.npz"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {path.name}")
-    if path.name not in listed_files(folder):
-        raise ValueError(f"{path} is not of the model as it is now")
+    path = file_of_model(Path(folder), "novelty.npz")
     try:
         with np.load(path, allow_pickle=False) as file:
             known = Known(**file)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from .files import listed_files
+from .files import file_of_model
 from .h5ad import checked_h5ad
 
 # %% ../nbs/reference_map.ipynb #b2a0366b
@@ -46,13 +46,7 @@ def read_map(
     n_x: int,  # dimensions of the model's embedding
 ) -> ReferenceMap:
     "ValueError, in a sentence, if the folder has no map of this model's cells."
-    folder = Path(folder)
-    path = folder / "annotated.h5ad"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no annotated.h5ad")
-    if "annotated.h5ad" not in listed_files(folder):
-        raise ValueError(f"{path} is not of the model as it is now")
-    path = checked_h5ad(path)[0]
+    path = checked_h5ad(file_of_model(Path(folder), "annotated.h5ad"))[0]
     with h5py.File(path) as f:
         obsm = f.get("obsm", {})
         names = ("X_gmvae", "X_gmvae_umap")
