@@ -11,8 +11,8 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from . import __version__
-from .commands import COMMANDS, command, take_every_character
+from . import __version__, commands  # noqa: F401, enter COMMANDS
+from .command_line import COMMANDS, command, take_every_character
 
 # %% ../nbs/umbrella.ipynb #0b710008
 NOTEBOOK = """examples:

@@ -14,7 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import __version__, commands, cost, reading, runs, sweep, umbrella
+from gmvae_nb import __version__, command_line, cost, reading, runs, sweep, umbrella
 from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
 from gmvae_nb.data import find_counts, kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
@@ -41,7 +41,7 @@ def shell(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         handler, code = signal.getsignal(signal.SIGTERM), 0
         try:
-            {**commands.COMMANDS, "gmvae": umbrella.gmvae}[name]()
+            {**command_line.COMMANDS, "gmvae": umbrella.gmvae}[name]()
         except SystemExit as end:
             code = end.code
         finally:
@@ -120,7 +120,7 @@ def test_the_package_itself_lists_the_commands_on_any_console(encoding):
     lines = done.stdout.decode(encoding).split("\n")
     assert done.returncode == 0 and lines[0].strip() == f"gmvae_nb {__version__}"
     listed = [line.split()[1] for line in lines if line.startswith("  gmvae ")]
-    assert {f"gmvae_{name}" for name in listed} == set(commands.COMMANDS) == set(COMMANDS)
+    assert {f"gmvae_{name}" for name in listed} == set(command_line.COMMANDS) == set(COMMANDS)
     assert all(len(line.split()) > 4 for line in lines if line.startswith("  gmvae "))
     assert call("gmvae_nb", "--version").stdout.decode(encoding).strip() == lines[0].strip()
     assert call("gmvae_nb", "trian").returncode == 2
@@ -185,7 +185,7 @@ def test_the_commands_import_nothing_heavy():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_installed(name):
     settings = (ROOT / "settings.ini").read_text()
-    module = commands.COMMANDS[name].__module__
+    module = command_line.COMMANDS[name].__module__
     assert f" {name}={module}:{name}" in settings.replace("= ", "=  ")
 
 

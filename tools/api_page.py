@@ -18,11 +18,11 @@ PACKAGE, PAGE = ROOT / "gmvae_nb", ROOT / "nbs/api.ipynb"
 GROUPS = {
     "The model": "tl estimator train network schedule clusters placing offsets",
     "Counts": "data counts_on_disk fractional h5ad reading match",
-    "What a model says of cells": "inference count_splitting stability differential novelty "
-    "calibration reference_map",
+    "What a model says of cells": "inference questions count_splitting stability differential "
+    "novelty calibration reference_map",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs cost sweep results in_words report explorer tables",
-    "Commands": "commands umbrella options",
+    "Commands": "commands command_line umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu",
     "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "
     "progress old_names",
