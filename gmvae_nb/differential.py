@@ -22,7 +22,8 @@ from scipy.stats import false_discovery_control, norm, rankdata
 from torch import Tensor
 
 from .count_splitting import halve_cells
-from .data import get_categories, get_counts
+from .counts import get_counts
+from .data import get_categories
 from .inference import cells_in_order, codes_to_decode
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals

@@ -24,8 +24,9 @@ from scipy.sparse import csr_matrix
 from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
 
 # isort: off
-from .data import CountsLocation, find_counts, gene_features
-from .data import get_categories, get_counts, load_data
+from .counts import CountsLocation, find_counts, gene_features
+from .counts import get_counts
+from .data import get_categories, load_data
 
 # isort: on
 from .files import file_state, sha256_of
