@@ -55,6 +55,8 @@ TRAIN = """examples:
       train a finished run further
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run
       with scores, on 2,000 variable genes
+  gmvae_train mine.h5ad --supervise my_types --out run
+      with the types of some cells, which the others are told by
   gmvae_train run/annotated.h5ad --subset gmvae_cluster=3 --out run3
       once more, on the cells of one cluster
 
@@ -63,7 +65,9 @@ what is written to the folder --out:
                    obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
                    probability of the best cluster is below 0.5), gmvae_split,
                    gmvae_novelty (the share of the held-out cells that are less
-                   unlike the others; a cell of an unknown kind is near 1)
+                   unlike the others; a cell of an unknown kind is near 1);
+                   with --supervise obs gmvae_type, gmvae_type_probability
+                   and obsm gmvae_type_prob, whose columns are uns gmvae/types
   report.html      one page with everything on it, to look at and to send
   explore.html     maps to colour, search and select on, with the cells in it
   clusters.csv     barcode, cluster, its probability, confidence (as in obs) of
@@ -198,6 +202,14 @@ def gmvae_train(
     labels_key: Param(
         "column of obs with known cell types, for scores and colours only", str
     ) = None,
+    supervise: Param(
+        "column of obs with the types of some cells, to train with: the others "
+        "get a type too, or none of these",
+        str,
+    ) = None,
+    unlabeled_category: Param(
+        "value of --supervise that means no type; missing values always do", str
+    ) = "Unknown",
     layer: Param(
         "layer with the raw counts; without it they are looked for in layers, "
         "raw and X",
@@ -242,6 +254,7 @@ def gmvae_train(
         )
     log = speaker(quiet)
     log("importing")
+    from .labels import known_types
     from .network import get_preset
     from .reading import read_input
     from .runs import (
@@ -265,6 +278,10 @@ def gmvae_train(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
     )
     wanted = get_preset(preset)
+    labels = dict(supervise=supervise, unlabeled_category=unlabeled_category)
+    if supervise is not None:
+        types = known_types(read.cells, supervise, unlabeled_category)
+        log(f"trained with {len(types)} types of {supervise}")
     fitting, shrunk = fitting_preset(wanted, cells)
     for note in read.notes + shrunk + note_on_many(K):
         log(note)
@@ -277,6 +294,7 @@ def gmvae_train(
         Path(out),
         log,
         **settings,
+        **labels,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
@@ -589,6 +607,7 @@ refused. A batch that was not trained on is refused unless --map_batch names a
 known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
 place on its map: each lies at the mean of the nearest cells of the run. If it has
 a novelty.npz, they get gmvae_novelty: near 1 are cells unlike those of the run.
+If it was trained with --supervise, they get gmvae_type and its probability.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 

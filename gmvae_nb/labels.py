@@ -6,7 +6,7 @@
 __all__ = ['NONE', 'LEAST_LABELLED', 'TOO_FEW', 'label_codes', 'known_types', 'check_room_for_types', 'check_each_type',
            'with_each_type', 'allowed_components', 'by_type', 'shares', 'equal_shares', 'have_no_labels',
            'without_labels', 'owners', 'place_by_owner', 'place_with_labels', 'name_clusters', 'label_probabilities',
-           'best_labels']
+           'best_labels', 'names_of_types', 'label_columns']
 
 # %% ../nbs/labels.ipynb #1abe0005
 import numpy as np
@@ -286,3 +286,19 @@ def best_labels(
 ) -> pd.Categorical:  # (N,)
     "The most probable type of each cell, or none of these."
     return pd.Categorical.from_codes(prob.to_numpy().argmax(1), prob.columns)
+
+
+def names_of_types(types: list[str]) -> dict[str, list[str]]:  # empty without
+    "The names of the columns of gmvae_type_prob, for uns."
+    return {"types": [*types, NONE]} if types else {}
+
+
+def label_columns(
+    prob: pd.DataFrame,  # from GMVAE.predict_labels
+    key: str = "gmvae",
+) -> tuple[dict, dict]:  # columns for obs, an array for obsm
+    "Type and its probability, and the probabilities of all types."
+    array = np.minimum(prob.to_numpy(), 1)  # rounding
+    best = best_labels(prob).remove_unused_categories()
+    obs = {f"{key}_type": best, f"{key}_type_probability": array.max(1)}
+    return obs, {f"{key}_type_prob": array}

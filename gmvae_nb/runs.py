@@ -46,6 +46,7 @@ from .files import write_json
 # isort: on
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .inference import cluster_linkage
+from .labels import label_columns, names_of_types
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 
@@ -110,6 +111,7 @@ def run_settings(
     preset: Preset,
     seed: int,
     hold_out: bool = True,
+    supervise: dict | None = None,  # labels_key and unlabeled_category
 ) -> dict:
     "What training depends on, besides the number of epochs."
     batches = None
@@ -124,6 +126,7 @@ def run_settings(
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
+        **({"supervise": supervise} if supervise else {}),
     )
 
 
@@ -436,6 +439,8 @@ def train_run(
     K: int | None = None,  # components; None: the data choose
     batch_key: str | None = None,
     labels_key: str | None = None,  # for scores
+    supervise: str | None = None,  # column of obs: types of some cells
+    unlabeled_category: str = "Unknown",  # no type there, as a missing value is
     preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,  # in all; None: the preset's
@@ -458,6 +463,9 @@ def train_run(
     wanted, n_cells = get_preset(preset), data.cells.n_obs
     preset, shrunk = fitting_preset(wanted, n_cells, hold_out)
     data = data._replace(notes=data.notes + shrunk)
+    labels = {}
+    if supervise is not None:
+        labels = dict(labels_key=supervise, unlabeled_category=unlabeled_category)
     model = GMVAE(
         data.cells,
         K=K,
@@ -465,8 +473,10 @@ def train_run(
         layer=data.layer,
         preset=preset,
         seed=seed,
+        **labels,
     )
-    settings = run_settings(data, model.K, batch_key, preset, seed, hold_out)
+    keys = model.K, batch_key, preset, seed
+    settings = run_settings(data, *keys, hold_out, labels)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
@@ -531,7 +541,12 @@ def annotate(
         "gmvae_unsure": confidence < UNSURE_BELOW,
     }
     latent = model.get_latent_representation(cells)
-    return obs, {"X_gmvae": latent, "gmvae_prob": prob}
+    obsm = {"X_gmvae": latent, "gmvae_prob": prob}
+    if model.types:
+        of_labels = label_columns(model.predict_labels(cells))
+        obs |= of_labels[0]
+        obsm |= of_labels[1]
+    return obs, obsm
 
 # %% ../nbs/runs.ipynb #b556895c
 MAP_CELLS = 50_000  # of more, a random sample is mapped
@@ -797,6 +812,7 @@ def annotate_run(
         uns = dict(
             gmvae_nb=__version__,
             K=model.K,
+            **names_of_types(model.types),
             seed=model.seed,
             counts=data.where,
             round_counts=data.round_counts or "",
@@ -940,6 +956,7 @@ def embed_file(
     uns = dict(
         gmvae_nb=__version__,
         K=model.K,
+        **names_of_types(model.types),
         counts=place.where,
         round_counts=place.round_counts or "",
         unsure_below=UNSURE_BELOW,
