@@ -474,15 +474,17 @@ def gmvae_sweep(
 def check_table(
     path: Path,
     overwrite: bool = False,
+    start: str = "data,preset,K,seed,",  # of such a table
+    what: str = "table of runs",
 ) -> None:
-    "ValueError if the file is there and is no table of runs."
+    "ValueError if the file is there and is no such table."
     if overwrite or not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        ours = file.readline().startswith("data,preset,K,seed,")
+        ours = file.readline().startswith(start)
     if not ours:
         raise ValueError(
-            f"{path} is there and is no table of runs: name another file or "
+            f"{path} is there and is no {what}: name another file or "
             "folder, or delete it"
         )
 
@@ -598,16 +600,19 @@ EMBED = """examples:
       unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --map_batch '*=donor1'
       every unseen batch
+  gmvae_embed run new.h5ad --finetune_batch --csv new.csv
+      unseen batches learn weights of their own; one row per cell in new.csv
   gmvae_embed run new.h5ad --gene_key gene_ids
       gene names are in this column of var
 
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
-known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
-place on its map: each lies at the mean of the nearest cells of the run. If it has
-a novelty.npz, they get gmvae_novelty: near 1 are cells unlike those of the run.
-If it was trained with --supervise, they get gmvae_type and its probability.
+known one, or --finetune_batch lets it be learned. If the run has an
+annotated.h5ad, the new cells get X_gmvae_umap, a place on its map: each lies at
+the mean of the nearest cells of the run. If it has a novelty.npz, they get
+gmvae_novelty: near 1 are cells unlike those of the run. If it was trained with
+--supervise, they get gmvae_type and its probability.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
@@ -663,8 +668,14 @@ def gmvae_embed(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
     round_counts: ROUND_COUNTS = None,
+    finetune_batch: Param(
+        "batches that were not trained on learn weights of their own, in a short "
+        "training of these alone",
+        store_true,
+    ) = False,
+    csv: Param("also write one row per cell to this file", str) = None,
     overwrite: Param(
-        "replace the file --out, whatever it is", store_true
+        "replace the files --out and --csv, whatever they are", store_true
     ) = False,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
@@ -682,6 +693,8 @@ def gmvae_embed(
     log(f"embedding {data}")
     file = Path(data.removesuffix(".gz"))
     out = out or str(file.with_name(f"{file.stem}_gmvae.h5ad"))
+    if csv:
+        check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
     report = embed_file(
         model,
         data,
@@ -693,7 +706,9 @@ def gmvae_embed(
         min_matched=min_matched,
         overwrite=overwrite,
         round_counts=round_counts,
+        finetune_batch=finetune_batch,
         run=run,
+        csv=csv,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

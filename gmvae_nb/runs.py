@@ -58,6 +58,7 @@ from .model_folder import record_checksums, weights_sha256
 
 # isort: on
 from .network import ELBO_TERMS, Preset, get_preset
+from .new_batches import notes_on_new, with_new_batches
 
 # isort: off
 from .novelty import compared_with, novelty_of, novelty_of_own
@@ -73,7 +74,7 @@ from .schedule import check_plan, epochs_wanted, fit_batch_size
 from .schedule import row_of_weights
 
 # isort: on
-from .tables import drop_masks
+from .tables import cell_table, drop_masks, write_table
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -887,7 +888,9 @@ def embed_file(
     overwrite: bool = False,  # a target that this function has not written
     # make whole what is fractional, in memory: "nearest", "stochastic"
     round_counts: str | None = None,
+    finetune_batch: bool = False,  # new batches learn weights of their own
     run: str | Path | None = None,  # folder whose cells they are set beside
+    csv: str | Path | None = None,  # one row per cell too, replaced if it exists
 ) -> dict:  # what was done: matched, batches, counts, map, novelty, ...
     """Embed and cluster the cells of another file.
 
@@ -918,9 +921,10 @@ def embed_file(
         with warnings.catch_warnings():
             # the report has them
             warnings.filterwarnings("ignore", ".* are missing and count as zero")
-            matched = model.match_cells(
-                cells, map_batch=map_batch, min_matched=min_matched
-            )
+            how, known = dict(map_batch=map_batch, min_matched=min_matched), model
+            if finetune_batch:
+                model = with_new_batches(model, cells, **how)
+            matched = model.match_cells(cells, **how)
         columns, arrays = annotate(model, matched)
         of_novelty = "none: no run was named"
         if run is not None:
@@ -967,6 +971,8 @@ def embed_file(
         **genes,
     )
     write_annotated(path, target, columns, arrays, uns, sha256=sha256)
+    if csv is not None:
+        write_table(csv, cell_table(adata.obs_names, columns, arrays))
     return dict(
         cells=adata.n_obs,
         genes=len(model.genes),
@@ -975,7 +981,7 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-        notes=list(place.notes),
+        notes=[*place.notes, *notes_on_new(known.batches, model.batches)],
         map=on_map,
         novelty=of_novelty,
     )
