@@ -921,7 +921,7 @@ def embed_file(
         with warnings.catch_warnings():
             # the report has them
             warnings.filterwarnings("ignore", ".* are missing and count as zero")
-            how, known = dict(map_batch=map_batch, min_matched=min_matched), model
+            how, asked = dict(map_batch=map_batch, min_matched=min_matched), model
             if finetune_batch:
                 model = with_new_batches(model, cells, **how)
             matched = model.match_cells(cells, **how)
@@ -981,7 +981,7 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-        notes=[*place.notes, *notes_on_new(known.batches, model.batches)],
+        notes=[*place.notes, *notes_on_new(asked.batches, model.batches)],
         map=on_map,
         novelty=of_novelty,
     )

@@ -28,9 +28,11 @@ def rows_of(cells, new: str, seed: int, args, layer: str | None) -> list[dict]:
     "One row for each way."
     rng = np.random.default_rng(seed)
     batch = cells.obs[args.batch_key].astype(str).to_numpy()
+    known = np.flatnonzero(batch != new)
+    counts = cells.layers[layer] if layer else cells.X
+    cells = cells[:, np.asarray(counts[known].sum(0)).ravel() > 0].copy()
     theirs = np.flatnonzero(batch == new)
     aside = np.sort(rng.choice(theirs, len(theirs) // 6, replace=False))
-    known = np.flatnonzero(batch != new)
     learned = np.setdiff1d(theirs, aside)
     nearest = pd.Series(batch[known]).value_counts().idxmax()
     keys = dict(batch_key=args.batch_key, layer=layer, seed=seed)
