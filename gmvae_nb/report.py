@@ -645,6 +645,7 @@ def settings_rows(
         "cells and genes used": f"{run['n_cells']:,} × {run['n_genes']:,}",
         "batch_key": settings["batch_key"] or "none",
         "labels_key": run["labels_key"] or "none",
+        "supervise": settings.get("supervise", {}).get("labels_key", "none"),
         "gene_key": run.get("gene_key") or "none",
         "subset": run.get("subset") or "none",
         "K": settings["K"],

@@ -47,6 +47,7 @@ from .files import write_json
 # isort: on
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .inference import cluster_linkage
+from .labels import label_columns, names_of_types
 from .match import MIN_MATCHED, Cells
 from .metrics import evaluate
 
@@ -58,6 +59,7 @@ from .model_folder import record_checksums, weights_sha256
 
 # isort: on
 from .network import ELBO_TERMS, Preset, get_preset
+from .new_batches import notes_on_new, with_new_batches
 
 # isort: off
 from .novelty import compared_with, novelty_of, novelty_of_own
@@ -73,7 +75,7 @@ from .schedule import check_plan, epochs_wanted, fit_batch_size
 from .schedule import row_of_weights
 
 # isort: on
-from .tables import drop_masks
+from .tables import cell_table, drop_masks, write_table
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
@@ -112,6 +114,7 @@ def run_settings(
     preset: Preset,
     seed: int,
     hold_out: bool = True,
+    supervise: dict | None = None,  # labels_key and unlabeled_category
 ) -> dict:
     "What training depends on, besides the number of epochs."
     batches = None
@@ -126,6 +129,7 @@ def run_settings(
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
+        **({"supervise": supervise} if supervise else {}),
     )
 
 
@@ -438,6 +442,8 @@ def train_run(
     K: int | None = None,  # components; None: the data choose
     batch_key: str | None = None,
     labels_key: str | None = None,  # for scores
+    supervise: str | None = None,  # column of obs: types of some cells
+    unlabeled_category: str = "Unknown",  # no type there, as a missing value is
     preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,  # in all; None: the preset's
@@ -460,6 +466,9 @@ def train_run(
     wanted, n_cells = get_preset(preset), data.cells.n_obs
     preset, shrunk = fitting_preset(wanted, n_cells, hold_out)
     data = data._replace(notes=data.notes + shrunk)
+    labels = {}
+    if supervise is not None:
+        labels = dict(labels_key=supervise, unlabeled_category=unlabeled_category)
     model = GMVAE(
         data.cells,
         K=K,
@@ -467,8 +476,10 @@ def train_run(
         layer=data.layer,
         preset=preset,
         seed=seed,
+        **labels,
     )
-    settings = run_settings(data, model.K, batch_key, preset, seed, hold_out)
+    keys = model.K, batch_key, preset, seed
+    settings = run_settings(data, *keys, hold_out, labels)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
@@ -533,7 +544,12 @@ def annotate(
         "gmvae_unsure": confidence < UNSURE_BELOW,
     }
     latent = model.get_latent_representation(cells)
-    return obs, {"X_gmvae": latent, "gmvae_prob": prob}
+    obsm = {"X_gmvae": latent, "gmvae_prob": prob}
+    if model.types:
+        of_labels = label_columns(model.predict_labels(cells))
+        obs |= of_labels[0]
+        obsm |= of_labels[1]
+    return obs, obsm
 
 # %% ../nbs/runs.ipynb #b556895c
 MAP_CELLS = 50_000  # of more, a random sample is mapped
@@ -799,6 +815,7 @@ def annotate_run(
         uns = dict(
             gmvae_nb=__version__,
             K=model.K,
+            **names_of_types(model.types),
             seed=model.seed,
             counts=data.where,
             round_counts=data.round_counts or "",
@@ -873,7 +890,9 @@ def embed_file(
     overwrite: bool = False,  # a target that this function has not written
     # make whole what is fractional, in memory: "nearest", "stochastic"
     round_counts: str | None = None,
+    finetune_batch: bool = False,  # new batches learn weights of their own
     run: str | Path | None = None,  # folder whose cells they are set beside
+    csv: str | Path | None = None,  # one row per cell too, replaced if it exists
 ) -> dict:  # what was done: matched, batches, counts, map, novelty, ...
     """Embed and cluster the cells of another file.
 
@@ -904,9 +923,10 @@ def embed_file(
         with warnings.catch_warnings():
             # the report has them
             warnings.filterwarnings("ignore", ".* are missing and count as zero")
-            matched = model.match_cells(
-                cells, map_batch=map_batch, min_matched=min_matched
-            )
+            how, asked = dict(map_batch=map_batch, min_matched=min_matched), model
+            if finetune_batch:
+                model = with_new_batches(model, cells, **how)
+            matched = model.match_cells(cells, **how)
         columns, arrays = annotate(model, matched)
         of_novelty = "none: no run was named"
         if run is not None:
@@ -942,6 +962,7 @@ def embed_file(
     uns = dict(
         gmvae_nb=__version__,
         K=model.K,
+        **names_of_types(model.types),
         counts=place.where,
         round_counts=place.round_counts or "",
         unsure_below=UNSURE_BELOW,
@@ -952,6 +973,8 @@ def embed_file(
         **genes,
     )
     write_annotated(path, target, columns, arrays, uns, sha256=sha256)
+    if csv is not None:
+        write_table(csv, cell_table(adata.obs_names, columns, arrays))
     return dict(
         cells=adata.n_obs,
         genes=len(model.genes),
@@ -960,7 +983,7 @@ def embed_file(
         batches=matched.batches,
         counts=place.where,
         why=place.why,
-        notes=list(place.notes),
+        notes=[*place.notes, *notes_on_new(asked.batches, model.batches)],
         map=on_map,
         novelty=of_novelty,
     )

@@ -19,7 +19,7 @@ GROUPS = {
     "The model": "tl estimator train network schedule clusters placing offsets",
     "Counts": "data counts counts_on_disk fractional h5ad reading match",
     "What a model says of cells": "inference questions count_splitting stability differential "
-    "novelty batch_effect calibration reference_map",
+    "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs cost sweep results in_words report explorer tables",
     "Commands": "commands command_line umbrella options",
