@@ -26,12 +26,14 @@ from anndata import AnnData
 from torch import Tensor
 
 from . import __version__, clusters
+from .covariates import Covariate, covariates_of, find_covariates
 from .data import batch_codes, mean_and_std, split_cells
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell
+from .match import told_of_cells
 from .progress import Progress
 
 # isort: off
@@ -302,6 +304,7 @@ def _train(
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
+    self.network.design.standardise(self.batch, self.train_idx)
     folder = nullcontext() if out is None else locked_folder(out)
     with folder as lock, own_threads():
         if out is not None and not overwrite:
@@ -506,6 +509,7 @@ def _config(self: "GMVAE") -> dict[str, Any]:
         epochs=len(self._rows),
         planned_epochs=self._planned_epochs,
         batches=self.batches,
+        covariates=[c._asdict() for c in self.covariates],
         n_cells=None if self.counts is None else self.counts.shape[0],
         test_idx=None if self.test_idx is None else self.test_idx.tolist(),
         data_sha256=self._data_sha256(),
@@ -593,7 +597,10 @@ def _load(
     names = ("K", "batch_key", "layer", "seed", "genes", "batches")
     preset = read_preset(config["preset"])
     model._build(
-        device=device, preset=preset, **{name: config[name] for name in names}
+        device=device,
+        preset=preset,
+        covariates=covariates_of(config),
+        **{name: config[name] for name in names},
     )
     model._restore(state)
     model._rows, model._digest = rows, config.get("data_sha256")
@@ -620,6 +627,7 @@ def _build(
     seed: int,
     genes: list[str],
     batches: Sequence[str],
+    covariates: list[Covariate],
     device: str | None,
 ) -> None:
     "What does not need the cells; shared by the constructor and `load`."
@@ -632,9 +640,11 @@ def _build(
     self.K, self.batch_key, self.layer = K, batch_key, layer
     self.preset, self.seed = preset, seed
     self.genes, self.batches = genes, list(batches)
+    self.covariates = covariates
     self.device = check_device(device)
     with initial_weights(seed):
-        network = GMVAENetwork(len(genes), len(self.batches), K, preset)
+        sizes = len(genes), len(self.batches), K
+        network = GMVAENetwork(*sizes, preset, covariates)
     self.network = network.to(self.device)
     parameters = self.network.parameters()
     self.optimizer = torch.optim.Adam(parameters, lr=preset.lr, fused=True)
@@ -668,6 +678,9 @@ class GMVAE(Questions):
         K: int | None = None,
         *,
         batch_key: str | None = None,  # column of obs; None: one batch
+        # columns of obs that the decoder is told of too, see `covariates`
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
         layer: str | None = None,  # layer with the counts; None: X
         mask_var: str | None = None,  # boolean column of var: the genes to use
         preset: str | Preset = "recommended",  # a name in PRESETS, or a Preset
@@ -676,7 +689,8 @@ class GMVAE(Questions):
         device: str | None = None,
     ):
         """Genes without a count and features that are no genes are left out, with
-        a UserWarning. ValueError for what cannot be used."""
+        a UserWarning; another says which covariates are confounded. ValueError for
+        what cannot be used."""
         preset = get_preset(preset)
         if K is None and not preset.merge:
             raise ValueError(
@@ -695,10 +709,14 @@ class GMVAE(Questions):
             raise ValueError(
                 f"seed is {seed!r}; expected a whole number from 0 to 2^32 - 1"
             )
+        named = categorical_covariate_keys, continuous_covariate_keys
+        covariates, confounded = find_covariates(adata, batch_key, *named)
         counts, genes, notes = counts_to_train_on(adata, layer, mask_var)
-        for note in notes:
+        for note in notes + confounded:
             warnings.warn(note, stacklevel=2)
         batch, batches = batch_codes(adata, batch_key)
+        if covariates:
+            batch = told_of_cells(adata, batches, batch_key, covariates)[0]
         self._build(
             K=int(K),
             batch_key=batch_key,
@@ -707,6 +725,7 @@ class GMVAE(Questions):
             seed=int(seed),
             genes=genes,
             batches=batches,
+            covariates=covariates,
             device=device,
         )
         self.counts, self.batch = counts, batch
