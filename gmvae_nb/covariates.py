@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Values', 'TransformBatch', 'Setting', 'Covariate', 'Design', 'batch_of', 'numbers', 'follows_from', 'check_told_once',
-           'find_covariates', 'covariates_of', 'codes_of', 'settings_to_decode', 'every_value', 'as_if']
+           'find_covariates', 'covariates_of', 'keys_of', 'codes_of', 'settings_to_decode', 'every_value', 'as_if']
 
 # %% ../nbs/covariates.ipynb #22c00005
 from collections.abc import Mapping, Sequence
@@ -145,8 +145,8 @@ def check_told_once(
             same = nested and follows_from(columns[b], columns[a])
             if nested and not same:
                 notes.append(
-                    f"each {b} has one {a}: the effects of the two cannot be told "
-                    f"apart, and cells decoded as of another {a} are a guess"
+                    f"each {b} has one {a}: the effects of the two cannot be "
+                    f"told apart, and cells decoded as of another {a} are a guess"
                 )
         if same:
             raise ValueError(
@@ -208,7 +208,7 @@ def find_covariates(
 def covariates_of(
     config: Mapping[str, Any],  # of a model, perhaps of an older format
 ) -> list[Covariate]:
-    "Covariates from JSON. TypeError for what `GMVAE.save` would not have written."
+    "Covariates from JSON. TypeError for what `GMVAE.save` does not write."
     found = []
     for kept in config.get("covariates", []):
         key, values = covariate = Covariate(**kept)
@@ -219,6 +219,19 @@ def covariates_of(
             raise TypeError(f"a covariate is {str(kept)[:50]!r}")
         found.append(covariate)
     return found
+
+
+def keys_of(
+    covariates: Sequence[Covariate],
+) -> dict[str, list[str]]:  # as `GMVAE` takes them
+    "What names the same covariates once more."
+    kinds = ("categorical", False), ("continuous", True)
+    return {
+        f"{kind}_covariate_keys": [
+            c.key for c in covariates if (c.values is None) == is_continuous
+        ]
+        for kind, is_continuous in kinds
+    }
 
 # %% ../nbs/covariates.ipynb #22c00020
 Values = str | float | Sequence[str] | Sequence[float]
@@ -238,8 +251,8 @@ def codes_of(
             wanted = [np.nan]
         if not np.isfinite(wanted).all():
             raise ValueError(
-                f"transform_batch is {values!r}; expected one or more numbers for "
-                f"{what}"
+                f"transform_batch is {values!r} for {what}; expected one or more "
+                "finite numbers"
             )
         return [float(v) for v in wanted]
     if not wanted or any(v not in known for v in wanted):
@@ -281,7 +294,7 @@ def every_value(
     batch_key: str | None,
     design: Design,
 ) -> dict[str | None, Values]:  # as transform_batch takes it
-    "All batches, all values of the categorical covariates, and the others' means."
+    "All batches, all values of categorical covariates, and the others' means."
     values: dict[str | None, Values] = {batch_key: list(batches)}
     means = iter(design.mean.tolist() if hasattr(design, "mean") else ())
     for covariate in design.covariates:

@@ -177,8 +177,8 @@ def differential_expression(
     *,
     delta: float = 0.25,  # least log2 fold change that matters
     fdr_target: float = 0.05,
-    # decode all cells as of these batches; None: of all of the model's; a mapping:
-    # the same for any of the batch_key and the covariates
+    # decode all cells as of these batches; None: of all of the model's; a
+    # mapping: the same for any of the batch_key and the covariates
     transform_batch: TransformBatch | None = None,
 ) -> pd.DataFrame:
     """Genes that differ between groups of cells, those that tell most first.

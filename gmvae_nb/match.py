@@ -114,8 +114,8 @@ def map_batches(
     if lost:
         example = "" if what == "batch" else f"{what}:"
         raise ValueError(
-            f"{what} {lost[0]!r} was not trained on ({len(lost)} such): say which "
-            "known one it shall be treated as, as in map_batch "
+            f"{what} {lost[0]!r} was not trained on ({len(lost)} such): say "
+            "which known one it shall be treated as, as in map_batch "
             f"{example}{lost[0]}={known[0]}; the model knows {', '.join(known)}"
         )
     return np.array([to[name] for name in of_cell], dtype=object)
@@ -219,8 +219,9 @@ def match_cells(
     """Match genes, batches and covariates by name, and check the counts; those on
     disk stay there.
 
-    ValueError for counts that are none, too few of the model's genes, a covariate
-    that is not there, or a batch that the model does not know. A UserWarning says which genes are missing."""
+    ValueError for counts that are none, too few of the model's genes, a column
+    that is not there, or a value that the model does not know. A UserWarning says
+    which genes are missing."""
     match = match_genes(genes, adata.var_names, min_matched, adata.var)
     if match.missing:
         warnings.warn(

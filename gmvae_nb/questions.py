@@ -6,7 +6,7 @@
 __all__ = ['Questions']
 
 # %% ../nbs/questions.ipynb #0e5710a4
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from . import inference, match
 from .counts_on_disk import CountsOnDisk
-from .inference import shared_noise
 from .covariates import Covariate, TransformBatch, settings_to_decode
+from .inference import shared_noise
 from .match import MIN_MATCHED, Cells, GeneMatch, MapBatch
 from .network import GMVAENetwork
 from .old_names import renamed_argument
@@ -49,8 +49,9 @@ def _match_cells(
     """Match genes, batches and covariates by name, and check the counts; those on
     disk stay there.
 
-    ValueError for counts that are none, too few of the model's genes, a covariate
-    that is not there, or a batch that the model does not know. A UserWarning says which genes are missing."""
+    ValueError for counts that are none, too few of the model's genes, a column
+    that is not there, or a value that the model does not know. A UserWarning says
+    which genes are missing."""
     options = dict(map_batch=map_batch, min_matched=min_matched)
     options |= dict(covariates=self.covariates)
     known = self.genes, self.batches, self.batch_key, self.layer

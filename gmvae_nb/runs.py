@@ -17,7 +17,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from . import __version__
+from .covariates import Covariate
 from .data import CountsLocation, find_counts, get_categories
 
 # isort: off
@@ -46,7 +47,7 @@ from .files import write_json
 # isort: on
 from .h5ad import is_old_layout, open_h5ad, read_h5ad
 from .inference import cluster_linkage
-from .match import MIN_MATCHED, Cells
+from .match import MIN_MATCHED, Cells, MapBatch
 from .metrics import evaluate
 
 # isort: off
@@ -110,6 +111,7 @@ def run_settings(
     preset: Preset,
     seed: int,
     hold_out: bool = True,
+    covariates: Sequence[Covariate] = (),
 ) -> dict:
     "What training depends on, besides the number of epochs."
     batches = None
@@ -121,6 +123,7 @@ def run_settings(
         batches_sha256=batches,
         K=K,
         batch_key=batch_key,
+        covariates=[c._asdict() for c in covariates],
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
@@ -157,7 +160,8 @@ def in_todays_terms(
     settings: Mapping[str, object],  # from a run.json, perhaps an older one
 ) -> dict:
     "The settings with the preset's fields as they are called now."
-    settings = {"hold_out": True, **settings}  # which older runs did not note
+    # which older runs did not note
+    settings = {"hold_out": True, "covariates": [], **settings}
     try:
         preset = asdict(read_preset(settings["preset"]))
     except (KeyError, TypeError, ValueError):  # a newer version's, or damaged
@@ -435,6 +439,8 @@ def train_run(
     *,
     K: int | None = None,  # components; None: the data choose
     batch_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     labels_key: str | None = None,  # for scores
     preset: str | Preset = "recommended",
     seed: int = 0,
@@ -458,15 +464,22 @@ def train_run(
     wanted, n_cells = get_preset(preset), data.cells.n_obs
     preset, shrunk = fitting_preset(wanted, n_cells, hold_out)
     data = data._replace(notes=data.notes + shrunk)
-    model = GMVAE(
-        data.cells,
-        K=K,
-        batch_key=batch_key,
-        layer=data.layer,
-        preset=preset,
-        seed=seed,
-    )
-    settings = run_settings(data, model.K, batch_key, preset, seed, hold_out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "each .* has one"
+        )  # noted by read_input
+        model = GMVAE(
+            data.cells,
+            K=K,
+            batch_key=batch_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+            layer=data.layer,
+            preset=preset,
+            seed=seed,
+        )
+    of_run = model.K, batch_key, preset, seed, hold_out, model.covariates
+    settings = run_settings(data, *of_run)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
@@ -846,7 +859,8 @@ def cells_for(
     genes = make_index_unique(names)  # as in training
     obs, key = adata.obs, batch_key or model.batch_key
     if model.batch_key is not None and key in obs:
-        obs = pd.DataFrame({model.batch_key: obs[key]}, index=obs.index)
+        names = [c.key for c in model.covariates if c.key in obs]
+        obs = obs[names].assign(**{model.batch_key: obs[key]})
     elif batch_key is not None:
         get_categories(adata, batch_key, "batch_key")  # says which there are
     if place.layer is None:
@@ -863,7 +877,7 @@ def embed_file(
     path: str | Path,  # an .h5ad file; it is only read
     target: str | Path,  # the annotated copy
     *,
-    map_batch: Mapping[str, str] | None = None,  # new -> known; "*": every other
+    map_batch: MapBatch | None = None,  # as for match_cells
     batch_key: str | None = None,  # column of obs; None: the model's
     layer: str | None = None,  # layer with the counts; None: look for them
     gene_key: str | None = None,  # column of var with gene names; None: index

@@ -7,6 +7,7 @@ __all__ = ['gmvae']
 
 # %% ../nbs/tl.ipynb #5eed2a05
 import warnings
+from collections.abc import Sequence
 
 import pandas as pd
 from anndata import AnnData
@@ -24,6 +25,9 @@ def gmvae(
     adata: AnnData,  # cells x genes with raw counts; results are added
     batch_key: str | None = None,  # column of obs; None: one batch
     *,
+    # columns of obs that the decoder is told of too, see `covariates`
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     layer: str | None = None,  # layer with the counts; None: look for them
     K: int | None = None,  # components; None: the data choose the clusters
     n_top_genes: int | None = None,  # highly variable genes; None: all
@@ -48,7 +52,11 @@ def gmvae(
     data = read_input(adata, **chosen, **options)
     for note in data.notes:
         warnings.warn(note, stacklevel=2)
-    settings = dict(batch_key=batch_key, preset=preset, seed=seed)
+    named = dict(
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
+    settings = dict(batch_key=batch_key, preset=preset, seed=seed, **named)
     model = GMVAE(data.cells, K, layer=data.layer, **settings)
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)

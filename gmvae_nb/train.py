@@ -689,8 +689,8 @@ class GMVAE(Questions):
         device: str | None = None,
     ):
         """Genes without a count and features that are no genes are left out, with
-        a UserWarning; another says which covariates are confounded. ValueError for
-        what cannot be used."""
+        a UserWarning; another names confounded covariates. ValueError for what
+        cannot be used."""
         preset = get_preset(preset)
         if K is None and not preset.merge:
             raise ValueError(
