@@ -55,7 +55,10 @@ class Design(nn.Module):
         b: Tensor,  # batch codes, (N,); with covariates a table, (N, 1 + P + Q)
     ) -> Tensor:  # d, (N, width)
         "From codes and values to vectors."
-        parts, continuous = [F.one_hot(batch_of(b), self.n_batches)], 0
+        of_batch = F.one_hot(batch_of(b), self.n_batches)
+        if not self.covariates:
+            return of_batch
+        parts, continuous = [of_batch], 0
         for column, covariate in enumerate(self.covariates, start=1):
             values = b[:, column]
             if covariate.values is not None:
@@ -198,7 +201,7 @@ def find_covariates(
             )
         if np.ptp(columns[key]) == 0:
             raise ValueError(
-                f"covariate {key!r} is {adata.obs[key].iloc[0]!r} in all "
+                f"covariate {key!r} is {str(adata.obs[key].iloc[0])!r} in all "
                 f"{adata.n_obs:,} cells: leave it out"
             )
         found.append(Covariate(key, values))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import data
+from gmvae_nb import data, tl
 from gmvae_nb.commands import map_of_pairs
 from gmvae_nb.covariates import Covariate, find_covariates
 from gmvae_nb.differential import differential_expression, group_means
@@ -272,16 +272,19 @@ def test_what_is_refused_before_training():
     obs["twin"] = obs["mito"]
     obs["renamed"] = obs["site"].map({"s1": "a", "s2": "b", "s3": "c"})
     obs["text"], obs["constant"] = "0.1", 1.0
-    obs["level"] = obs["batch"].map({"0": 0.0, "1": 3.5})
+    obs["lane"] = obs["batch"] + obs["chemistry"]
+    obs["level"] = obs["lane"].map({"0v2": 0.0, "0v3": 1.0, "1v2": 1.0, "1v3": 3.5})
+    obs["dose"] = obs["batch"].map({"0": 0.0, "1": 3.5})
     for cat, con, said in (
         (["site", "renamed"], [], "'renamed' and 'site' say the same|'site' and 'renamed' say"),
         ([], ["mito", "twin"], "say the same of every cell"),
+        ([], ["dose"], "'batch' and 'dose' say the same|'dose' and 'batch' say"),
         (["site", "site"], [], "'site' is named twice"),
         (["batch"], [], "'batch' is named twice"),
         (["nothing"], [], "'nothing' is not a column"),
         ([], ["nothing"], "'nothing' is not a column"),
         ([], ["text"], "expected numbers"),
-        ([], ["constant"], "'constant' is 1.0 in all 120 cells"),
+        ([], ["constant"], "'constant' is '1.0' in all 120 cells"),
         (["text"], [], "'text' is '0.1' in all 120 cells"),
         (["mito"], [], "120 values in 120 cells"),
         ("site", [], r"expected a list: \['site'\]"),
@@ -289,11 +292,20 @@ def test_what_is_refused_before_training():
         with pytest.raises(ValueError, match=said):
             GMVAE(adata, batch_key="batch", categorical_covariate_keys=cat,
                   continuous_covariate_keys=con)  # fmt: skip
-    with pytest.warns(UserWarning, match="each batch has one level: the effects"):
-        GMVAE(adata, batch_key="batch", continuous_covariate_keys=["level"])
+    with pytest.warns(UserWarning, match="each lane has one level: the effects"):
+        GMVAE(adata, categorical_covariate_keys=["lane"], continuous_covariate_keys=["level"])
     found, notes = find_covariates(adata, None, ["site"], ["level"])
     assert found == [Covariate("level", None), Covariate("site", ["s1", "s2", "s3"])]
     assert notes == []
+
+
+def test_one_line_of_python_takes_them(monkeypatch):
+    monkeypatch.setattr(tl, "umap", lambda X, seed=0: X[:, :2])
+    adata = mine()
+    tl.gmvae(adata, "batch", **NAMED, K=4, preset=SMALL, max_epochs=1, progress=False)
+    assert adata.uns["gmvae"]["params"]["categorical_covariate_keys"] == CAT
+    same_model = fitted(epochs=1)
+    np.testing.assert_array_equal(adata.obsm["X_gmvae"], same_model.get_latent_representation())
 
 
 def test_a_run_says_what_its_decoder_was_told(tmp_path):
