@@ -146,9 +146,9 @@ def test_novelty_leaves_out_each_type(file, tmp_path, monkeypatch, capsys):
 def test_covariates_are_told_or_not(file, tmp_path, monkeypatch, capsys):
     words = ["--data", file, "--cells", 200, "--seeds", 0]
     rows = twice(monkeypatch, covariates, tmp_path / "covariates.csv", *words)
-    assert list(rows["contender"]) == ["clean", "untold", "told", "batch"]
-    assert list(rows["found_chemistry"].notna()) == [False, False, True, False]
-    assert list(rows["found_damage"].notna()) == [False, False, True, True]
+    assert list(rows["contender"]) == ["pca", "clean", "untold", "told", "batch"]
+    assert list(rows["found_chemistry"].notna()) == [False, False, False, True, False]
+    assert list(rows["found_damage"].notna()) == [False, False, False, True, True]
     assert rows[["mixed_batch", "mixed_chemistry", "r2_damage", "asw"]].notna().all(axis=None)
     assert "mixed_chemistry" in capsys.readouterr().out
 
