@@ -33,7 +33,7 @@ from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from . import __version__
-from .covariates import Covariate
+from .covariates import Covariate, keys_of
 from .data import CountsLocation, find_counts, get_categories
 
 # isort: off
@@ -123,7 +123,7 @@ def run_settings(
         batches_sha256=batches,
         K=K,
         batch_key=batch_key,
-        covariates=[c._asdict() for c in covariates],
+        **keys_of(covariates),
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
@@ -161,7 +161,7 @@ def in_todays_terms(
 ) -> dict:
     "The settings with the preset's fields as they are called now."
     # which older runs did not note
-    settings = {"hold_out": True, "covariates": [], **settings}
+    settings = {"hold_out": True, **keys_of([]), **settings}
     try:
         preset = asdict(read_preset(settings["preset"]))
     except (KeyError, TypeError, ValueError):  # a newer version's, or damaged

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gmvae_nb import data, tl
 from gmvae_nb.commands import map_of_pairs
-from gmvae_nb.covariates import Covariate, find_covariates
+from gmvae_nb.covariates import Covariate, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
 from gmvae_nb.model_folder import model_digest, read_model
 from gmvae_nb.reading import read_input
@@ -156,9 +156,9 @@ def test_a_file_of_before_there_were_covariates_is_read(plain, tmp_path):
     old = GMVAE.load(tmp_path, mine())
     assert old.covariates == [] and same(answers(old), answers(plain))
     older = {"K": 4, "preset": {}}
-    compare_settings(tmp_path, older, {**older, "covariates": []})  # of a run that notes none
-    with pytest.raises(ValueError, match="covariates was"):
-        compare_settings(tmp_path, older, {**older, "covariates": [{"key": "mito"}]})
+    compare_settings(tmp_path, older, older | keys_of([]))  # of a run that notes none
+    with pytest.raises(ValueError, match=r"continuous_covariate_keys was \[\], now \['mito'\]"):
+        compare_settings(tmp_path, older, older | keys_of([Covariate("mito", None)]))
 
 
 STRANGE = (3, [3], [{"key": "a"}], [dict(key="a", values=["x"])], [dict(key="a", values="xy")])
@@ -324,7 +324,8 @@ def test_a_run_says_what_its_decoder_was_told(tmp_path):
         model = train_run(given, tmp_path / "run", K=3, preset=SMALL, max_epochs=1,
                           progress=False, **keys)  # fmt: skip
     told = json.loads((tmp_path / "run/run.json").read_text())
-    assert [c["key"] for c in told["settings"]["covariates"]] == ["chemistry", "lane", "mito"]
+    assert told["settings"]["categorical_covariate_keys"] == ["chemistry", "lane"]
+    assert told["settings"]["continuous_covariate_keys"] == ["mito"]
     assert told["notes"] == given.notes
     assert dict(settings_rows(told, 1))["covariates"] == "chemistry, lane, mito"
     config = json.loads((tmp_path / "run/config.json").read_text())
