@@ -1,5 +1,6 @@
 """What a user calls: `from gmvae_nb.all import *`."""
 from .calibration import *
+from .counts import *
 from .counts_on_disk import *
 from .data import *
 from .fractional import *

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
-from .data import get_counts
+from .counts import get_counts
 from .network import Preset, get_preset
 from .reading import Input
 from .runs import epochs_in_all, fitting_preset

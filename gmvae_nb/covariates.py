@@ -215,10 +215,9 @@ def covariates_of(
     found = []
     for kept in config.get("covariates", []):
         key, values = covariate = Covariate(**kept)
+        texts = [key] if values is None else [key, *values]
         is_whole = values is None or isinstance(values, list) and len(values) > 1
-        if not is_whole or any(
-            type(t) is not str for t in (key, *(values or ()))
-        ):
+        if not is_whole or any(type(text) is not str for text in texts):
             raise TypeError(f"a covariate is {str(kept)[:50]!r}")
         found.append(covariate)
     return found
@@ -228,13 +227,11 @@ def keys_of(
     covariates: Sequence[Covariate],
 ) -> dict[str, list[str]]:  # as `GMVAE` takes them
     "What names the same covariates once more."
-    kinds = ("categorical", False), ("continuous", True)
-    return {
-        f"{kind}_covariate_keys": [
-            c.key for c in covariates if (c.values is None) == is_continuous
-        ]
-        for kind, is_continuous in kinds
-    }
+    found = {"categorical_covariate_keys": [], "continuous_covariate_keys": []}
+    for key, values in covariates:
+        kind = "categorical" if values else "continuous"
+        found[f"{kind}_covariate_keys"].append(key)
+    return found
 
 # %% ../nbs/covariates.ipynb #22c00020
 Values = str | float | Sequence[str] | Sequence[float]

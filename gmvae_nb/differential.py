@@ -22,6 +22,7 @@ from scipy.stats import false_discovery_control, norm, rankdata
 from torch import Tensor
 
 from .count_splitting import halve_cells
+from .counts import get_counts
 
 # isort: off
 from .covariates import Setting, TransformBatch, as_if
@@ -29,7 +30,7 @@ from .covariates import batch_of, every_value
 from .covariates import settings_to_decode
 
 # isort: on
-from .data import get_categories, get_counts
+from .data import get_categories
 from .inference import cells_in_order
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals

@@ -17,9 +17,10 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
+from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, MatchedCounts, take_genes
 from .covariates import Covariate, numbers
-from .data import get_categories, get_counts
+from .data import get_categories
 
 # %% ../nbs/match.ipynb #218ba4c2
 MIN_MATCHED = 0.9  # least share of the model's genes that new cells must have

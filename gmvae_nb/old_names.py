@@ -17,6 +17,12 @@ MOVED: dict[
     str, dict[str, str]
 ] = {  # old module -> old name -> module or module.name
     "data": {
+        "CountsLocation": "counts",
+        "find_counts": "counts",
+        "gene_features": "counts",
+        "GENE_FEATURES": "counts",
+        "layer_names": "counts",
+        "PARTIAL_LAYERS": "counts",
         "write_atomically": "files",
     },
     "nb_likelihood": {
@@ -105,7 +111,7 @@ MOVED: dict[
     "results": {"run_summary": "runs", "gmvae_table": "commands"},
     "runs": {
         "open_h5ad": "h5ad",
-        "find_counts": "data",
+        "find_counts": "counts",
         "DATA_SETS": "reading",
         "Input": "reading",
         "check_labels": "reading",
@@ -116,7 +122,7 @@ MOVED: dict[
         "open_data": "reading",
         "read_input": "reading",
         "variable_genes": "reading",
-        "Found": "data.CountsLocation",
+        "Found": "counts.CountsLocation",
         "expected": "cost",
         "peak_memory": "cost",
         "read_json": "files",

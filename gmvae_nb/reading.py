@@ -25,8 +25,9 @@ from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
 from .covariates import find_covariates
 
 # isort: off
-from .data import CountsLocation, find_counts, gene_features
-from .data import get_categories, get_counts, load_data
+from .counts import CountsLocation, find_counts, gene_features
+from .counts import get_counts
+from .data import get_categories, load_data
 
 # isort: on
 from .files import file_state, sha256_of

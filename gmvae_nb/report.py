@@ -31,7 +31,8 @@ from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
 from .clusters import TOLD_APART
-from .data import find_counts, gene_features, get_categories, get_counts
+from .counts import find_counts, gene_features, get_counts
+from .data import get_categories
 
 # isort: off
 from .files import PAGE_FILES, locked_folder, nan_for_null

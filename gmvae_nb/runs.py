@@ -33,8 +33,9 @@ from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from . import __version__
+from .counts import CountsLocation, find_counts
 from .covariates import Covariate, keys_of
-from .data import CountsLocation, find_counts, get_categories
+from .data import get_categories
 
 # isort: off
 from .files import OWN_FILES, PAGE_FILES, check_own_files
@@ -77,7 +78,8 @@ from .tables import drop_masks
 from .train import GMVAE
 
 # %% ../nbs/runs.ipynb #5f0a1c12
-from .data import get_counts, split_cells
+from .counts import get_counts
+from .data import split_cells
 
 # %% ../nbs/runs.ipynb #5e98a942
 # that a result depends on

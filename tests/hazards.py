@@ -20,7 +20,8 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-from gmvae_nb.data import get_counts, load_data
+from gmvae_nb.counts import get_counts
+from gmvae_nb.data import load_data
 from gmvae_nb.files import write_atomically
 from gmvae_nb.network import PRESETS, Preset
 from gmvae_nb.reading import read_input

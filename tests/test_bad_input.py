@@ -12,7 +12,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb.data import get_counts, load_data, minibatches, split_by, split_cells
+from gmvae_nb.counts import get_counts
+from gmvae_nb.data import load_data, minibatches, split_by, split_cells
 from gmvae_nb.network import Preset, epochs_wanted, kl_weight, learning_rate
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import embed_file, train_run

@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from gmvae_nb import __version__, command_line, cost, reading, runs, sweep, umbrella
 from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
-from gmvae_nb.data import find_counts, kang_pbmc
+from gmvae_nb.counts import find_counts
+from gmvae_nb.data import kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import claim_folder, write_annotated

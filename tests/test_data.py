@@ -18,16 +18,14 @@ import pytest
 import torch
 from anndata import AnnData
 from gmvae_nb import data
+from gmvae_nb.counts import find_counts, get_counts
 from gmvae_nb.counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from gmvae_nb.data import (
     batch_codes,
     bmmc_cite,
     bmmc_multiome,
     count_statistics,
-    find_counts,
     get_categories,
-    get_counts,
-    is_count,
     kang_pbmc,
     load_data,
     mean_and_std,
@@ -36,6 +34,7 @@ from gmvae_nb.data import (
     split_by,
     split_cells,
 )
+from gmvae_nb.fractional import is_count
 from gmvae_nb.h5ad import open_h5ad
 from scipy import sparse
 

@@ -312,6 +312,38 @@ def test_the_maps_are_drawn_and_nothing_is_asked_for(browser, run, width, dark):
     assert browser.complaints() == []
 
 
+# the least contrast of a text with what is behind it, as WCAG 2 has it
+LEAST_CONTRAST = """
+(() => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const light = c => c.slice(0, 3).map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const behind = e => {
+    const c = rgb(getComputedStyle(e).backgroundColor);
+    return c[3] === 0 && e.parentElement ? behind(e.parentElement) : c;
+  };
+  const texts = [...document.querySelectorAll("main *")].filter(e =>
+    [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+  const ratios = texts.map(e => {
+    const [a, b] = [rgb(getComputedStyle(e).color), behind(e)].map(light);
+    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  });
+  return [texts.length, Math.min(...ratios)];
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["report.html", "explore.html"])
+def test_every_text_is_read_by_day_and_by_night(browser, run, name, dark):
+    browser.open(run[0] / name, dark=dark, script=name == "explore.html")
+    ground = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", ground))) < 60) == dark
+    n_texts, least = browser.ask(LEAST_CONTRAST)
+    assert n_texts > 50 and least >= 4.5
+
+
 def test_she_colours_lassoes_hides_and_sorts(browser, run, tmp_path):
     folder, data = run
     browser.open(folder / "explore.html")

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from anndata import AnnData
 from gmvae_nb import data, h5ad, looking
+from gmvae_nb.counts import get_counts
 from gmvae_nb.counts_on_disk import canonical
-from gmvae_nb.data import download_h5ad, get_counts, read_h5ad
+from gmvae_nb.data import download_h5ad, read_h5ad
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.looking import UnknownCompression, UnsafeFile, memory_needed
 from gmvae_nb.reading import read_input

@@ -11,7 +11,7 @@ import pytest
 from anndata import AnnData
 from gmvae_nb import fractional, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_train
-from gmvae_nb.data import find_counts, get_counts
+from gmvae_nb.counts import find_counts, get_counts
 from gmvae_nb.reading import read_input
 from scipy import sparse
 

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "tools")]
 import api_page  # noqa: E402
 import conda_recipe  # noqa: E402
 import release  # noqa: E402
+import scverse_entry  # noqa: E402
 import versions  # noqa: E402
 
 SETTINGS = ConfigParser(delimiters=["="])
@@ -168,6 +169,21 @@ def test_the_recipe_is_what_settings_say_and_of_this_sdist(tmp_path):
     assert "gmvae = gmvae_nb.umbrella:gmvae" in found["build"]["entry_points"]
     assert conda_recipe.needed("torch>=2.6") == "pytorch >=2.6"
     assert conda_recipe.needed("pynndescent<0.7") == "pynndescent <0.7"
+
+
+def test_the_scverse_entry_has_what_their_list_asks_for():
+    found = yaml.safe_load(scverse_entry.entry())
+    assert found["version"] == f"v{SETTINGS['version']}" and found["install"] == {
+        "pypi": "gmvae_nb"
+    }
+    assert found["tags"] == SETTINGS["keywords"].split() and len(set(found["tags"])) > 3
+    assert found["project_home"] == SETTINGS["git_url"] and found["contact"] == [SETTINGS["user"]]
+    page = found["tutorials_home"].removeprefix(found["documentation_home"])
+    assert (ROOT / "nbs" / page).with_suffix(".ipynb").is_file()
+    assert found["license"] in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    target, _, rest = found["test_command"].partition(" ")
+    assert target == "make" and f"\n{rest}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "## What to expect" in (ROOT / "README.md").read_text(encoding="utf-8")  # of support
 
 
 def test_the_image_copies_what_is_there_and_is_nobodys_root():

@@ -23,10 +23,13 @@ from threadpoolctl import threadpool_limits
 from hazards import stop_at_step
 from test_train import TINY, simulated
 
-NEIGHBORS = """
-import anndata, numpy, scanpy
-others = anndata.AnnData(numpy.random.default_rng(0).normal(size=(200, 20)).astype("f4"))
-scanpy.pp.neighbors(others)
+# what scanpy's neighbours and UMAP are made of: a loop on all of numba's threads
+NUMBA = """
+import numba, numpy
+def double(x):
+    for i in numba.prange(len(x)):
+        x[i] *= 2
+numba.njit(double, parallel=True)(numpy.ones(1000))
 """
 # in what state training may find the process
 BEFORE = {
@@ -34,8 +37,8 @@ BEFORE = {
     "torch first, with threads and numbers of its own": (
         "import torch; torch.set_num_threads(3); torch.manual_seed(9); torch.rand(9)"
     ),
-    "neighbours first": NEIGHBORS,
-    "neighbours afterwards": "import gmvae_nb.train" + NEIGHBORS,
+    "numba first": NUMBA,
+    "numba afterwards": "import gmvae_nb.train" + NUMBA,
 }
 TRAIN = """
 import hashlib, sys

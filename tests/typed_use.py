@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from gmvae_nb.calibration import Calibration, calibration, cluster_types
 from gmvae_nb.count_splitting import Halves, agreement_p, halve_cells, split_counts
-from gmvae_nb.data import get_counts, kang_pbmc, load_data, split_cells
+from gmvae_nb.counts import get_counts
+from gmvae_nb.data import kang_pbmc, load_data, split_cells
 from gmvae_nb.files import write_atomically
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.match import Cells, GeneMatch

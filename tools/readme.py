@@ -10,18 +10,28 @@ from pathlib import Path
 
 import nbformat
 
+from crossref import bibliography, short
+
 ROOT = Path(__file__).parents[1]
+WORKS = bibliography((ROOT / "nbs/references.bib").read_text(encoding="utf-8"))
 SITE = "https://gmvae-nb.github.io/gmvae_nb"
 
 
 def prose(text: str) -> str:
     """Markdown that reads well outside of the site: pages and images are links.
 
-    Of a citation the authors' names, which stand before it, suffice. A callout is quoted."""
-    text = re.sub(r" ?\[-?@[^\]]+\]", "", text)
+    A citation is names and a year, or the year alone after names. A callout is quoted."""
+    text = re.sub(r"\[(-?)@([\w-]+)\]", cited, text)
     text = re.sub(r"\]\((?:\d+_)?(\w+)\.ipynb(#[\w-]+)?\)", rf"]({SITE}/\1.html\2)", text)
     text = re.sub(r"(?ms)^::: \{\.callout-\w+\}\n## ([^\n]+)\n(.*?)^:::$", quoted, text)
     return text.replace("](images/", "](nbs/images/")
+
+
+def cited(citation: re.Match) -> str:
+    "(Kang et al. 2018), or (2018) where the text has the names."
+    entry = WORKS[citation[2]]
+    names = "" if citation[1] else f"{short(entry)} "
+    return f"({names}{entry['year']})"
 
 
 def quoted(callout: re.Match) -> str:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from gmvae_nb.data import get_counts
+from gmvae_nb.counts import get_counts
 from gmvae_nb.reading import read_input
 from gmvae_nb.train import GMVAE
 from peers import arguments, read, write_rows

@@ -34,7 +34,7 @@ import anndata
 import numpy as np
 import pandas as pd
 from cost import Cost
-from gmvae_nb.data import get_counts
+from gmvae_nb.counts import get_counts
 from gmvae_nb.files import write_atomically
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.network import PRESETS, Preset, get_preset
