@@ -6,7 +6,7 @@
 __all__ = ['ROUND_COUNTS', 'GENE_KEY', 'SUBSET', 'TRAIN', 'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'SEEDS', 'EMBED', 'TABLE',
            'VERIFY', 'METRICS', 'describe_cost', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo',
            'gmvae_sweep', 'check_table', 'print_table', 'gmvae_report', 'gmvae_seeds', 'describe_embedding',
-           'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
+           'map_of_pairs', 'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import json as json_
@@ -53,6 +53,9 @@ TRAIN = """examples:
       go on after an interruption
   gmvae_train mine.h5ad --batch_key donor --out run --max_epochs 80 --resume
       train a finished run further
+  gmvae_train mine.h5ad --batch_key donor --out run \\
+      --categorical_covariate_keys chemistry --continuous_covariate_keys pct_mt
+      the decoder is told more than the batch
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run
       with scores, on 2,000 variable genes
   gmvae_train mine.h5ad --supervise my_types --out run
@@ -194,6 +197,17 @@ def gmvae_train(
         "cells are one batch",
         str,
     ) = None,
+    categorical_covariate_keys: Param(
+        "columns of obs that the decoder is told of beside the batch, as a "
+        "chemistry",
+        str,
+        nargs="+",
+    ) = None,
+    continuous_covariate_keys: Param(
+        "the same for columns of numbers, as the share of mitochondrial counts",
+        str,
+        nargs="+",
+    ) = None,
     K: Param(
         "number of mixture components; by default the data choose the number "
         "of clusters",
@@ -272,7 +286,11 @@ def gmvae_train(
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
     chosen |= dict(gene_key=gene_key, subset=subset)
-    read = read_input(data, **keys, **chosen)
+    covariates = dict(
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
+    read = read_input(data, **keys, **covariates, **chosen)
     cells, genes = read.cells.shape
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
@@ -295,6 +313,7 @@ def gmvae_train(
         log,
         **settings,
         **labels,
+        **covariates,
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
@@ -598,8 +617,8 @@ EMBED = """examples:
   gmvae_embed run new.h5ad --out embedded.h5ad
   gmvae_embed run new.h5ad --map_batch donor7=donor1 donor8=donor1
       unseen batches, as one that was trained on
-  gmvae_embed run new.h5ad --map_batch '*=donor1'
-      every unseen batch
+  gmvae_embed run new.h5ad --map_batch '*=donor1' chemistry:v4=v3
+      every unseen batch, and an unseen value of the covariate chemistry
   gmvae_embed run new.h5ad --finetune_batch --csv new.csv
       unseen batches learn weights of their own; one row per cell in new.csv
   gmvae_embed run new.h5ad --gene_key gene_ids
@@ -640,6 +659,22 @@ def describe_embedding(
     lines.append(f"novelty  {report['novelty']}")
     return lines
 
+# %% ../nbs/commands.ipynb #22c20001
+def map_of_pairs(
+    pairs: list[str],  # new=known, or key:new=known
+    covariates,  # the model's
+) -> dict:  # as match_cells takes it
+    "What --map_batch says."
+    found, keys = {}, {covariate.key for covariate in covariates}
+    for pair in pairs:
+        new, known = pair.rsplit("=", 1)
+        key, _, value = new.partition(":")
+        if key in keys and value:
+            found.setdefault(key, {})[value] = known
+        else:
+            found[new] = known
+    return found
+
 # %% ../nbs/commands.ipynb #c0de0a0b
 @command(EMBED)
 def gmvae_embed(
@@ -653,7 +688,8 @@ def gmvae_embed(
         str,
     ) = None,
     map_batch: Param(
-        "new=known: treat batch `new` as `known`; *=known for every unseen one",
+        "new=known: treat batch `new` as `known`; *=known for every unseen one; "
+        "KEY:new=known for the values of a covariate KEY",
         str,
         nargs="+",
     ) = None,
@@ -686,7 +722,7 @@ def gmvae_embed(
         if "=" not in pair:
             raise ValueError(f"map_batch {pair!r} is not of the form new=known")
     log("importing")
-    from .runs import embed_file
+    from .embed import embed_file
     from .train import GMVAE
 
     model = GMVAE.load(run)
@@ -699,7 +735,7 @@ def gmvae_embed(
         model,
         data,
         out,
-        map_batch=dict(pair.rsplit("=", 1) for pair in pairs),
+        map_batch=map_of_pairs(pairs, model.covariates),
         batch_key=batch_key,
         layer=layer,
         gene_key=gene_key,

@@ -395,7 +395,7 @@ def _check_batches(
 # %% ../nbs/00_data.ipynb #d279199e
 def minibatches(
     counts: sparse.csr_matrix | CountsOnDisk,  # (n_cells, G) counts
-    batch: np.ndarray,  # (n_cells,) integer code of each cell's batch
+    batch: np.ndarray,  # (n_cells,) batch codes, or (n_cells, 1 + C) `covariates`
     idx: np.ndarray,  # the rows to visit
     batch_size: int = 128,  # cells per mini-batch; the last may have fewer
     *,
@@ -406,7 +406,8 @@ def minibatches(
     """Yields `y` (n, G) float32, sparse CSR, `b` (n,) int64 and row numbers (n,).
 
     No row is ever dense."""
-    idx, batch = np.asarray(idx, dtype=np.int64), np.asarray(batch)
+    idx, b_all = np.asarray(idx, dtype=np.int64), np.asarray(batch)
+    b_all = b_all.astype(np.int64) if b_all.ndim == 1 else b_all
     _check_batches(counts, len(idx), batch_size, drop_last)
     on_disk = isinstance(counts, CountsOnDisk)
     fetch = batch_size * 64 if on_disk else batch_size
@@ -427,8 +428,7 @@ def minibatches(
                 part = slice(start, start + batch_size)
                 y = block[part] if on_disk else block
                 rows = fetched[part]
-                b = torch.from_numpy(batch[rows].astype(np.int64))
-                yield to_torch(y), b, rows
+                yield to_torch(y), torch.from_numpy(b_all[rows]), rows
 
     # checked above, when it is called, and not when it is first asked
     return read_and_cut()

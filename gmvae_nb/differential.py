@@ -9,7 +9,7 @@ __all__ = ['MAX_CELLS', 'SLACK', 'GroupMeans', 'group_means', 'log_fold_change',
 
 # %% ../nbs/differential.ipynb #22b10005
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,15 @@ from torch import Tensor
 
 from .count_splitting import halve_cells
 from .counts import get_counts
+
+# isort: off
+from .covariates import Setting, TransformBatch, as_if
+from .covariates import batch_of, every_value
+from .covariates import settings_to_decode
+
+# isort: on
 from .data import get_categories
-from .inference import cells_in_order, codes_to_decode
+from .inference import cells_in_order
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
 from .reproducible import Stream, numpy_stream, own_threads
@@ -48,7 +55,7 @@ def group_means(
     network: GMVAENetwork,
     cells: Cells,
     group: np.ndarray,  # of each cell, from 0 to L - 1; -1: none, (N,)
-    batches: Sequence[int] | None,  # decode as of these; None: its own
+    settings: Sequence[Setting] | None,  # decode as of these; None: its own
     rows: np.ndarray,  # cells to look at
 ) -> GroupMeans:
     "Means of groups, and how well they are known (eq-differential-error)."
@@ -67,8 +74,8 @@ def group_means(
         add(mean, mu)
         add(square, mu + mu * logits.exp())  # mu^2 / r
         codes = [b]
-        if batches is not None:
-            codes = [torch.full_like(b, code) for code in batches]
+        if settings is not None:
+            codes = [as_if(b, setting) for setting in settings]
         for code in codes:
             log_r, logits = network.likelihood_params(y, code, x)
             add(share, (log_r + logits)[0].softmax(-1) / len(codes))
@@ -171,8 +178,9 @@ def differential_expression(
     *,
     delta: float = 0.25,  # least log2 fold change that matters
     fdr_target: float = 0.05,
-    # decode all cells as of these batches; None: of all of the model's
-    transform_batch: str | Sequence[str] | None = None,
+    # decode all cells as of these batches; None: of all of the model's; a
+    # mapping: the same for any of the batch_key and the covariates
+    transform_batch: TransformBatch | None = None,
 ) -> pd.DataFrame:
     """Genes that differ between groups of cells, those that tell most first.
 
@@ -207,8 +215,13 @@ def differential_expression(
             raise ValueError(
                 f"no cell is of the group {name!r}; there are {', '.join(names)}"
             )
-    batches = codes_to_decode(model.batches, transform_batch)
-    batches = list(range(len(model.batches))) if batches is None else batches
+    told = model.batches, model.batch_key
+    as_of = every_value(*told, model.network.design)
+    if isinstance(transform_batch, Mapping):
+        as_of |= transform_batch
+    elif transform_batch is not None:
+        as_of[model.batch_key] = transform_batch
+    settings = settings_to_decode(*told, model.covariates, as_of)
     tables = []
     for name in names if group1 is None else [str(group1)]:
         if name == str(group2):
@@ -219,7 +232,7 @@ def differential_expression(
         )
         pair[others] = 1
         pair[codes == names.index(name)] = 0
-        table = compare_two(model, cells, pair, batches, delta)
+        table = compare_two(model, cells, pair, settings, delta)
         table.insert(0, "group1", name)
         table.insert(1, "group2", "rest" if group2 is None else str(group2))
         table["is_de"] = expected_fdr(table["proba_de"].to_numpy()) <= fdr_target
@@ -243,7 +256,7 @@ def compare_two(
     model: GMVAE,
     cells: Cells,
     pair: np.ndarray,  # 0 and 1 for the groups, -1 for other cells, (N,)
-    batches: list[int],  # to decode as
+    settings: Sequence[Setting],  # to decode as
     delta: float,
 ) -> pd.DataFrame:  # a row for each gene, in the model's order
     "The first group over the second."
@@ -254,7 +267,8 @@ def compare_two(
             raise ValueError("a group has no cells: nothing to compare")
         if len(rows[k]) > MAX_CELLS:
             rows[k] = np.sort(rng.choice(rows[k], MAX_CELLS, replace=False))
-    if not np.intersect1d(*(cells.batch[r] for r in rows)).size:
+    batch = batch_of(torch.from_numpy(cells.batch)).numpy()
+    if not np.intersect1d(*(batch[r] for r in rows)).size:
         warnings.warn(
             "the groups have no batch in common: what differs between them may "
             "be the batch",
@@ -262,7 +276,7 @@ def compare_two(
         )
     looked_at = np.sort(np.concatenate(rows))
     with own_threads():
-        means = group_means(model.network, cells, pair, batches, looked_at)
+        means = group_means(model.network, cells, pair, settings, looked_at)
     lfc, error = log_fold_change(means, 0, 1)
     shrunk = shrink(lfc, SLACK * error, delta)
     found = [found_share(cells.counts[r]) for r in rows]
@@ -329,6 +343,7 @@ def split_markers(
         first, second, _ = halve_cells(model.network, cells, model.seed, rows)
     assign = assign or (lambda half: model.predict_proba(half).argmax(1))
     cluster, y = assign(first), csr_matrix(second.counts)
+    batch = batch_of(torch.from_numpy(second.batch)).numpy()
     total = np.asarray(y.sum(1), dtype=np.float64).ravel()
     shares = y.multiply(1 / total[:, None]).tocsc()
     tables = []
@@ -338,7 +353,7 @@ def split_markers(
             continue
         blocks = np.array_split(np.arange(y.shape[1]), 1 + y.shape[1] // 500)
         ps = [
-            rank_sum_p(shares[:, block].toarray(), inside, second.batch)
+            rank_sum_p(shares[:, block].toarray(), inside, batch)
             for block in blocks
         ]
         parts = [y[inside], y[~inside]]

@@ -65,7 +65,7 @@ class CountsOnCard:
     def __init__(
         self,
         counts: csr_matrix,  # (N, G)
-        batch: np.ndarray,  # integer code of each cell's batch, (N,)
+        batch: np.ndarray,  # batch codes, (N,), or a table of `covariates`
         device: torch.device,
     ):
         self.n_genes, self.starts = (
@@ -76,7 +76,8 @@ class CountsOnCard:
         if len(values) and values.max() < SHORT and (values % 1 == 0).all():
             values = values.astype(np.int16)
         genes = genes.astype(np.int16 if self.n_genes <= SHORT else np.int32)
-        parts = self.starts, genes, values, batch.astype(np.int64)
+        batch = batch.astype(np.int64) if batch.ndim == 1 else batch
+        parts = self.starts, genes, values, batch
         parts = (torch.from_numpy(part).to(device) for part in parts)
         self.first, self.genes, self.values, self.batch = parts
 

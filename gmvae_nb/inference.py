@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANY_CELLS', 'Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell',
            'shared_noise', 'latent_means', 'w_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report',
-           'fork_table', 'cluster_linkage', 'elbo', 'iwae', 'codes_to_decode', 'columns_of', 'normalized_expression',
-           'draw_nb', 'posterior_predictive']
+           'fork_table', 'cluster_linkage', 'elbo', 'iwae', 'columns_of', 'normalized_expression', 'draw_nb',
+           'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from .clusters import linkage, merge_components
+from .covariates import Setting, as_if
 from .data import minibatches
 
 # isort: off
@@ -267,22 +268,6 @@ def iwae(
 LibrarySize = float | Literal["latent"]
 
 
-def codes_to_decode(
-    batches: Sequence[str],  # the model's
-    names: str | Sequence[str] | None,  # of these; None: each cell's own
-) -> list[int] | None:
-    "Codes of batches. ValueError for one that the model does not know, or none."
-    if names is None:
-        return None
-    wanted = [names] if isinstance(names, str) else list(names)
-    if not wanted or any(name not in batches for name in wanted):
-        raise ValueError(
-            f"transform_batch is {names!r}; expected one or more of the model's "
-            f"batches: {', '.join(batches)}"
-        )
-    return [list(batches).index(name) for name in wanted]
-
-
 def columns_of(
     genes: Sequence[str],  # the model's
     wanted: Sequence[str],
@@ -304,7 +289,7 @@ def normalized_expression(
     noise: Noise,  # of x; that of w is not looked at
     columns: Tensor,  # genes to return
     # decode as of these, and average; None: its own
-    batches: Sequence[int] | None,
+    settings: Sequence[Setting] | None,
     library_size: LibrarySize,  # sum over genes; "latent": at its own depth
 ) -> np.ndarray:  # (N, len(columns)), float32
     "Expected expression of each cell without the noise of counting."
@@ -321,8 +306,8 @@ def normalized_expression(
         q = network.encode(y, b)
         x = reparametrize(q.x_mean, q.x_log_std, eps)
         codes = [b]
-        if batches is not None:
-            codes = [torch.full_like(b, code) for code in batches]
+        if settings is not None:
+            codes = [as_if(b, setting) for setting in settings]
         total = torch.zeros((), device=x.device)
         for code in codes:
             for draw in x.unsqueeze(1):  # one at a time: memory of N x G

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from . import __version__
 from .counts_on_disk import CountsOnDisk, row_blocks
+from .covariates import covariates_of
 
 # isort: off
 from .files import LOCK_FILE, MOST_TEXT, check_regular
@@ -80,7 +81,7 @@ def names_sha256(names: Sequence[str]) -> str:
 
 def data_sha256(
     counts: csr_matrix | CountsOnDisk,  # (N, G)
-    batch: np.ndarray,  # codes, (N,)
+    batch: np.ndarray,  # codes, (N,), or a table of `covariates`
     names: str,  # names_sha256 of the cells
 ) -> str:  # 64 hexadecimal digits
     "sha256 of cells: counts, batches and names."
@@ -90,7 +91,8 @@ def data_sha256(
         genes.update(np.ascontiguousarray(part.indices, dtype=np.int32))
         values.update(np.ascontiguousarray(part.data, dtype=np.float32))
     digest = hashlib.sha256(names.encode())
-    digest.update(np.ascontiguousarray(batch, dtype=np.int64))
+    dtype = np.int64 if batch.ndim == 1 else np.float64
+    digest.update(np.ascontiguousarray(batch, dtype=dtype))
     for part in (sizes, genes, values):
         digest.update(part.digest())
     return digest.hexdigest()
@@ -110,6 +112,7 @@ def first_difference(
     ours: Mapping[str, Any],  # config of a model in memory, as from JSON
 ) -> str:  # empty: none
     "What makes two models different, in words; unknown data differ in nothing."
+    theirs = {"covariates": [], **theirs}  # which older models do not name
     for key in [*ours, *(name for name in LABELS if name in theirs)]:
         if key in MAY_DIFFER or key in ("preset", "data_sha256"):
             continue
@@ -236,7 +239,8 @@ def expected_tensors(
     n_genes, n_batches = len(config["genes"]), len(config["batches"])
     n_types = len(config.get("types", []))
     with torch.device("meta"):
-        network = GMVAENetwork(n_genes, n_batches, config["K"], preset, n_types)
+        sizes = n_genes, n_batches, config["K"]
+        network = GMVAENetwork(*sizes, preset, covariates_of(config), n_types)
         step = torch.empty(())
     tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
     for i, p in enumerate(network.parameters()):

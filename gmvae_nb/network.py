@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
 
 # %% ../nbs/network.ipynb #0c717c70
 import warnings
+from collections.abc import Sequence
 from dataclasses import InitVar, asdict, dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .clusters import cut_tree
 from .counts_linear import CountsLinear, EncoderInput
+from .covariates import Covariate, Design, batch_of
 from .gpu import sum_by_cell
 
 # isort: off
@@ -233,7 +235,7 @@ def _encode(
 ) -> Posterior:
     "The posteriors of N cells."
     p = self.preset
-    batch = b if p.encoder_batch else None
+    batch = batch_of(b) if p.encoder_batch else None
     seen = encoder_input(y, p.encoder_input, self.y_mean, self.y_std, batch)
     seen.v.values().copy_(self.input_dropout(seen.v.values()))
     h = self.encoder(seen)
@@ -250,8 +252,8 @@ def _decode(
     b: Tensor,  # batch codes, (N,)
 ) -> Tensor:  # last hidden layer of the decoder, (M, N, H)
     "From draws of x to what the heads see."
-    one_hot = F.one_hot(b, self.n_batches).to(x.dtype).expand(len(x), -1, -1)
-    return self.decoder(torch.cat([x, one_hot], dim=-1))
+    design = self.design(b).to(x.dtype).expand(len(x), -1, -1)
+    return self.decoder(torch.cat([x, design], dim=-1))
 
 # %% ../nbs/network.ipynb #a03130ad
 def _size_factor(
@@ -491,7 +493,7 @@ class BatchAlignment(nn.Module):
     ) -> Tensor:  # (); its gradient, not its value, is meant
         "Takes a mini-batch into the running sums, and pulls its cells."
         with torch.no_grad():
-            one_hot = F.one_hot(b, self.cells.shape[1]).to(gamma.dtype)
+            one_hot = F.one_hot(batch_of(b), self.cells.shape[1]).to(gamma.dtype)
             by_batch = gamma.unsqueeze(-1) * one_hot.unsqueeze(1)  # (N, K, B)
             sums = torch.einsum("nkb,nd->kbd", by_batch, x_mean)
             self.cells.mul_(self.DECAY).add_(by_batch.sum(0))
@@ -550,12 +552,13 @@ class GMVAENetwork(nn.Module):
         n_batches: int,  # B
         K: int,  # number of mixture components
         preset: Preset,
+        covariates: Sequence[Covariate] = (),  # told to the decoder too
         n_types: int = 0,  # of cells that have labels; 0: there are no labels
     ):
         super().__init__()
         p = self.preset = preset
         regular = p.dropout, p.norm_first
-        self.n_batches = n_batches
+        self.design = Design(n_batches, covariates)
         self.n_w = 0 if p.prior == "parameters" else p.n_w
 
         self.input_dropout = Dropout(p.input_dropout)
@@ -585,7 +588,9 @@ class GMVAENetwork(nn.Module):
         if p.learn_weights:
             self.log_weights = nn.Parameter(torch.zeros(K))
 
-        self.decoder = MLP((p.n_x + n_batches, *p.decoder_hidden), *regular)
+        self.decoder = MLP(
+            (p.n_x + self.design.width, *p.decoder_hidden), *regular
+        )
         self.heads = NBHeads(p.decoder_hidden[-1], n_genes, p.mean_head)
         if p.dispersion == "gene" or p.refit:  # the bias alone
             nn.init.zeros_(self.heads.log_r.weight).requires_grad_(False)

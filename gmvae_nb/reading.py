@@ -22,6 +22,7 @@ from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
+from .covariates import find_covariates
 
 # isort: off
 from .counts import CountsLocation, find_counts, gene_features
@@ -310,6 +311,9 @@ def read_input(
     *,
     batch_key: str | None = None,  # column of obs; checked
     labels_key: str | None = None,  # column of obs; checked
+    # columns of obs that the decoder is told of; checked, see `covariates`
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     layer: str | None = None,  # layer with the counts; None: look for them
     n_top_genes: int | None = None,  # highly variable genes to keep; None: all
     name: str | None = None,  # of the data; None: as it is called
@@ -332,6 +336,8 @@ def read_input(
             adata = part.to_memory() if adata.isbacked else part.copy()
         if batch_key is not None:
             get_categories(adata, batch_key, "batch_key")
+        named = categorical_covariate_keys, continuous_covariate_keys
+        confounded = find_covariates(adata, batch_key, *named)[1]
         notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
         place = find_counts(adata, layer, round_counts)
         with warnings.catch_warnings():
@@ -351,7 +357,9 @@ def read_input(
         notes.insert(
             0, f"{len(rows):,} of {n_cells:,} cells: those with {subset}"
         )
-    keys = dict.fromkeys(key for key in (batch_key, labels_key) if key)
+    names = batch_key, labels_key, *(categorical_covariate_keys or ())
+    keys = dict.fromkeys(key for key in names if key)
+    notes += confounded
     notes += notes_on_names(adata.obs_names, adata.obs[list(keys)])
     genes = gene_names(gene_columns(adata, place), gene_key)
     notes += place.notes

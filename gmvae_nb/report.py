@@ -636,6 +636,9 @@ def settings_rows(
 ) -> list[tuple[str, Any]]:  # name, value
     "The table of settings."
     settings, versions = run["settings"], run["versions"]
+    covariates = []  # of which older runs do not speak
+    for kind in ("categorical", "continuous"):
+        covariates += settings.get(f"{kind}_covariate_keys", [])
     preset = dict(settings["preset"])
     preset.pop("max_epochs", None)  # the epochs that were trained count
     rows = {
@@ -644,6 +647,7 @@ def settings_rows(
         "remarks": "; ".join(run["notes"]) or "none",
         "cells and genes used": f"{run['n_cells']:,} × {run['n_genes']:,}",
         "batch_key": settings["batch_key"] or "none",
+        "covariates": ", ".join(covariates) or "none",
         "labels_key": run["labels_key"] or "none",
         "supervise": settings.get("supervise", {}).get("labels_key", "none"),
         "gene_key": run.get("gene_key") or "none",

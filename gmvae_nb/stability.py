@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .covariates import keys_of
 from .files import check_own_files, locked_folder
 from .metrics import ari
 from .model_folder import forget_checksums, record_checksums
@@ -184,6 +185,7 @@ def try_seeds(
     common = dict(
         K=model.K,
         batch_key=model.batch_key,
+        **keys_of(model.covariates),
         preset=told["preset_name"] if named else model.preset,
         max_epochs=told["max_epochs"],
         hold_out=told["settings"]["hold_out"],

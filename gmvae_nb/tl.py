@@ -7,6 +7,7 @@ __all__ = ['gmvae']
 
 # %% ../nbs/tl.ipynb #5eed2a05
 import warnings
+from collections.abc import Sequence
 
 import pandas as pd
 from anndata import AnnData
@@ -25,6 +26,9 @@ def gmvae(
     adata: AnnData,  # cells x genes with raw counts; results are added
     batch_key: str | None = None,  # column of obs; None: one batch
     *,
+    # columns of obs that the decoder is told of too, see `covariates`
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
     # column of obs with types of some cells, to train with; None: no labels
     labels_key: str | None = None,
     unlabeled_category: str = "Unknown",  # no label, as a missing value is
@@ -53,7 +57,11 @@ def gmvae(
     data = read_input(adata, **chosen, **options)
     for note in data.notes:
         warnings.warn(note, stacklevel=2)
-    settings = dict(batch_key=batch_key, preset=preset, seed=seed)
+    named = dict(
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
+    settings = dict(batch_key=batch_key, preset=preset, seed=seed, **named)
     if labels_key is not None:
         of_labels = dict(unlabeled_category=unlabeled_category)
         settings |= dict(labels_key=labels_key, **of_labels)

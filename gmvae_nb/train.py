@@ -26,12 +26,14 @@ from anndata import AnnData
 from torch import Tensor
 
 from . import __version__, clusters
+from .covariates import Covariate, covariates_of, find_covariates
 from .data import batch_codes, mean_and_std, split_cells
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell
+from .match import told_of_cells
 from .progress import Progress
 
 # isort: off
@@ -329,6 +331,7 @@ def _train(
     mean, std = mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
+    self.network.design.standardise(self.batch, self.train_idx)
     folder = nullcontext() if out is None else locked_folder(out)
     with folder as lock, own_threads():
         if out is not None and not overwrite:
@@ -538,6 +541,7 @@ def _config(self: "GMVAE") -> dict[str, Any]:
         epochs=len(self._rows),
         planned_epochs=self._planned_epochs,
         batches=self.batches,
+        covariates=[c._asdict() for c in self.covariates],
         n_cells=None if self.counts is None else self.counts.shape[0],
         test_idx=None if self.test_idx is None else self.test_idx.tolist(),
         data_sha256=self._data_sha256(),
@@ -634,7 +638,10 @@ def _load(
     names += LABELS if "types" in config else []
     preset = read_preset(config["preset"])
     model._build(
-        device=device, preset=preset, **{name: config[name] for name in names}
+        device=device,
+        preset=preset,
+        covariates=covariates_of(config),
+        **{name: config[name] for name in names},
     )
     model._restore(state)
     model._rows, model._digest = rows, config.get("data_sha256")
@@ -663,6 +670,7 @@ def _build(
     seed: int,
     genes: list[str],
     batches: Sequence[str],
+    covariates: list[Covariate],
     device: str | None,
     types: Sequence[str] = (),  # and so on: none for a model without labels
     labels_key: str | None = None,
@@ -682,11 +690,11 @@ def _build(
     self.types, self.labels_key = list(types), labels_key
     self.unlabeled_category, self.labels = unlabeled_category, None
     self._labels_sha256 = labels_sha256
+    self.covariates = covariates
     self.device = check_device(device)
     with initial_weights(seed):
-        network = GMVAENetwork(
-            len(genes), len(self.batches), K, preset, len(self.types)
-        )
+        sizes = len(genes), len(self.batches), K
+        network = GMVAENetwork(*sizes, preset, covariates, len(self.types))
     if self.types:
         network.type_of.copy_(equal_shares(K, len(self.types)))
         network.name_of.copy_(network.type_of)
@@ -733,6 +741,9 @@ class GMVAE(Questions):
         K: int | None = None,
         *,
         batch_key: str | None = None,  # column of obs; None: one batch
+        # columns of obs that the decoder is told of too, see `covariates`
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
         # column of obs with types of some cells, to train with; None: no labels
         labels_key: str | None = None,
         unlabeled_category: str = "Unknown",  # no label, as a missing value is
@@ -744,7 +755,8 @@ class GMVAE(Questions):
         device: str | None = None,
     ):
         """Genes without a count and features that are no genes are left out, with
-        a UserWarning. ValueError for what cannot be used."""
+        a UserWarning; another names confounded covariates. ValueError for what
+        cannot be used."""
         preset = get_preset(preset)
         if K is None and not preset.merge:
             raise ValueError(
@@ -769,10 +781,14 @@ class GMVAE(Questions):
             raise ValueError(
                 f"seed is {seed!r}; expected a whole number from 0 to 2^32 - 1"
             )
+        named = categorical_covariate_keys, continuous_covariate_keys
+        covariates, confounded = find_covariates(adata, batch_key, *named)
         counts, genes, notes = counts_to_train_on(adata, layer, mask_var)
-        for note in notes:
+        for note in notes + confounded:
             warnings.warn(note, stacklevel=2)
         batch, batches = batch_codes(adata, batch_key)
+        if covariates:
+            batch = told_of_cells(adata, batches, batch_key, covariates)[0]
         self._build(
             K=int(K),
             batch_key=batch_key,
@@ -781,6 +797,7 @@ class GMVAE(Questions):
             seed=int(seed),
             genes=genes,
             batches=batches,
+            covariates=covariates,
             device=device,
             types=types,
             labels_key=labels_key,

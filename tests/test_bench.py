@@ -19,6 +19,7 @@ from hazards import cells
 BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
 import ablation  # noqa: E402
+import covariates  # noqa: E402
 import differential  # noqa: E402, F401
 import donor  # noqa: E402
 import evaluation  # noqa: E402
@@ -71,8 +72,8 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation differential donor evaluation heads novelty partition peers planted search study "
-    "training unpacking".split(),
+    "ablation covariates differential donor evaluation heads novelty partition peers planted "
+    "search study training unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
@@ -140,6 +141,16 @@ def test_novelty_leaves_out_each_type(file, tmp_path, monkeypatch, capsys):
     assert rows.notna().all(axis=None) and (rows["relative"] != rows["left_out"]).all()
     assert rows.filter(regex="auroc|permuted|above").stack().between(0, 1).all()
     assert "permuted_novelty" in capsys.readouterr().out
+
+
+def test_covariates_are_told_or_not(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--cells", 200, "--seeds", 0]
+    rows = twice(monkeypatch, covariates, tmp_path / "covariates.csv", *words)
+    assert list(rows["contender"]) == ["pca", "clean", "untold", "told", "batch"]
+    assert list(rows["found_chemistry"].notna()) == [False, False, False, True, False]
+    assert list(rows["found_damage"].notna()) == [False, False, False, True, True]
+    assert rows[["mixed_batch", "mixed_chemistry", "r2_damage", "asw"]].notna().all(axis=None)
+    assert "mixed_chemistry" in capsys.readouterr().out
 
 
 def test_ablation_takes_one_thing_away(file, tmp_path, monkeypatch, capsys):

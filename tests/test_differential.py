@@ -26,7 +26,7 @@ def test_a_share_is_averaged_over_cells_and_batches(trained):
     matched, net = model.match_cells(adata), model.network
     group = np.arange(200) % 3 - 1  # -1: not looked at
     rows = np.flatnonzero(group >= 0)
-    found = group_means(net, matched, group, [0, 1], rows)
+    found = group_means(net, matched, group, [{0: 0}, {0: 1}], rows)
     x = torch.from_numpy(model.get_latent_representation())[None]
     y = torch.from_numpy(adata.X.toarray()).to_sparse_csr()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_a_share_is_averaged_over_cells_and_batches(trained):
         variance = (mu + mu**2 / r)[of].sum(0) / mu[of].sum(0) ** 2
         np.testing.assert_allclose(found.variance[k], variance, rtol=1e-3)
         assert found.depth[k] == adata.X[of].sum()
-    again = group_means(net, matched, group, [0, 1], rows[::-1])
+    again = group_means(net, matched, group, [{0: 0}, {0: 1}], rows[::-1])
     np.testing.assert_allclose(again.share, found.share, rtol=1e-5)
 
 

@@ -38,6 +38,7 @@ LABELS = "tests/test_labels.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
+COVARIATES = "tests/test_covariates.py"
 
 
 class Mutant(NamedTuple):
@@ -49,6 +50,48 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "covariates are scaled by cells that are held out",
+        "values = b[rows, 1:][:, columns]",
+        "values = b[:, 1:][:, columns]",
+        COVARIATES,
+        "alone_set_the_scale",
+    ),
+    Mutant(
+        "covariates in the order they are named in",
+        "for key in sorted([*categorical, *continuous]):",
+        "for key in [*categorical, *continuous]:",
+        COVARIATES,
+        "order_of_the_names",
+    ),
+    Mutant(
+        "the same column twice is no error",
+        "nested = follows_from(columns[a], columns[b])",
+        "nested = False",
+        COVARIATES,
+        "refused_before",
+    ),
+    Mutant(
+        "genes are compared each at the cell's own covariates",
+        "as_of = every_value(*told, model.network.design)",
+        "as_of = {model.batch_key: model.batches}",
+        COVARIATES,
+        "same_covariates",
+    ),
+    Mutant(
+        "a column of all cells is set in none",
+        "changed.view(len(b), -1)[:, column] = value",
+        "changed.view(len(b), -1)[:, column].add(value)",
+        COVARIATES,
+        "decoding_as_of",
+    ),
+    Mutant(
+        "cells with other covariates are the same cells",
+        "digest.update(np.ascontiguousarray(batch, dtype=dtype))",
+        "digest.update(np.ascontiguousarray(batch.reshape(len(batch), -1)[:, 0], dtype=np.int64))",
+        COVARIATES,
+        "another_model",
+    ),
     Mutant(
         "errors of expression as if counts were Poisson",
         "add(square, mu + mu * logits.exp())",
