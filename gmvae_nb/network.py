@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
 
 # %% ../nbs/network.ipynb #0c717c70
 import warnings
+from collections.abc import Callable
 from dataclasses import InitVar, asdict, dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
@@ -378,7 +379,8 @@ def _paired_noise(
 # %% ../nbs/network.ipynb #5eed0104
 def _drop_by(
     self: "GMVAENetwork",
-    generator: torch.Generator | None,  # None: torch's global numbers
+    # as of vae.Dropout; None: torch's global numbers
+    generator: torch.Generator | Callable[[Tensor, float], Tensor] | None,
 ) -> None:
     "Where all layers of dropout take their random numbers from."
     for module in self.modules():
@@ -485,14 +487,18 @@ class BatchAlignment(nn.Module):
         b: Tensor,  # batch codes, (N,)
         log_stds: Tensor,  # of the components, (K, D)
         pooled: bool = False,  # means of batches as a whole
+        # over the cells of a mini-batch, and of sums over its cells: other
+        # than these where several processes share it
+        mean: Callable[..., Tensor] = torch.mean,
+        total: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> Tensor:  # (); its gradient, not its value, is meant
         "Takes a mini-batch into the running sums, and pulls its cells."
         with torch.no_grad():
             one_hot = F.one_hot(b, self.cells.shape[1]).to(gamma.dtype)
             by_batch = gamma.unsqueeze(-1) * one_hot.unsqueeze(1)  # (N, K, B)
             sums = torch.einsum("nkb,nd->kbd", by_batch, x_mean)
-            self.cells.mul_(self.DECAY).add_(by_batch.sum(0))
-            self.sums.mul_(self.DECAY).add_(sums)
+            self.cells.mul_(self.DECAY).add_(total(by_batch.sum(0)))
+            self.sums.mul_(self.DECAY).add_(total(sums))
             cells, sums = self.cells, self.sums
             if pooled:  # as one component
                 cells, sums = cells.sum(0, True), sums.sum(0, True)
@@ -503,7 +509,7 @@ class BatchAlignment(nn.Module):
             var = log_stds.mul(2).exp().unsqueeze(1)  # (K, 1, D)
             offset = weight * (sums - n * centre) / (n + self.SHRINK) / var
             pull = torch.einsum("nkb,kbd->nd", by_batch, offset)
-        return (pull * x_mean).sum(-1).mean()
+        return mean((pull * x_mean).sum(-1))
 
 # %% ../nbs/network.ipynb #2a7161e0
 def _rest_encoder(
@@ -625,6 +631,8 @@ def epoch_means(
     # terms of mini-batches, from GMVAENetwork.forward
     parts: list[dict[str, Tensor]],
     prefix: str,  # "train" or "test"
+    # sum over the processes that share the cells
+    total: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> dict[str, float]:  # e.g. train_neg_elbo, train_rec, ..., nats per cell
     "Mean of each term over cells, whichever mini-batch they were in."
     sizes = [len(part["kl_w"]) for part in parts]
@@ -632,7 +640,9 @@ def epoch_means(
     means = {}
     for term in ("rec", "kl_w", "kl_z", "cond", "kl_xz"):
         of_part = [part[term].mean(dtype=torch.float64) for part in parts]
-        means[term] = torch.stack(of_part).cpu() @ sizes / sizes.sum()
+        means[term] = total(torch.stack(of_part).cpu() @ sizes) / total(
+            sizes.sum()
+        )
     means["neg_elbo"] = neg_elbo(means)
     return {f"{prefix}_{term}": means[term].item() for term in ELBO_TERMS}
 
@@ -641,8 +651,9 @@ def training_loss(
     terms: dict[str, Tensor],  # from GMVAENetwork.forward
     preset: Preset,
     kl_weight: float = 1.0,  # of the prior terms
+    mean: Callable[..., Tensor] = torch.mean,  # over the cells of the mini-batch
 ) -> Tensor:  # nats per cell, ()
     "Mean -ELBO of a mini-batch, the first `lam` nats of KL_z free of charge."
-    without_z = (terms["kl_w"] + terms["kl_xz"] - terms["kl_z"]).mean()
-    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode)
-    return terms["rec"].mean() + kl_weight * (without_z + z)
+    without_z = mean(terms["kl_w"] + terms["kl_xz"] - terms["kl_z"])
+    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode, mean)
+    return mean(terms["rec"]) + kl_weight * (without_z + z)
