@@ -497,8 +497,9 @@ class BatchAlignment(nn.Module):
             one_hot = F.one_hot(b, self.cells.shape[1]).to(gamma.dtype)
             by_batch = gamma.unsqueeze(-1) * one_hot.unsqueeze(1)  # (N, K, B)
             sums = torch.einsum("nkb,nd->kbd", by_batch, x_mean)
-            self.cells.mul_(self.DECAY).add_(total(by_batch.sum(0)))
-            self.sums.mul_(self.DECAY).add_(total(sums))
+            both = total(torch.cat([by_batch.sum(0)[..., None], sums], -1))
+            self.cells.mul_(self.DECAY).add_(both[..., 0])
+            self.sums.mul_(self.DECAY).add_(both[..., 1:])
             cells, sums = self.cells, self.sums
             if pooled:  # as one component
                 cells, sums = cells.sum(0, True), sums.sum(0, True)
@@ -637,12 +638,12 @@ def epoch_means(
     "Mean of each term over cells, whichever mini-batch they were in."
     sizes = [len(part["kl_w"]) for part in parts]
     sizes = torch.tensor(sizes, dtype=torch.float64)
-    means = {}
-    for term in ("rec", "kl_w", "kl_z", "cond", "kl_xz"):
+    names, sums = ("rec", "kl_w", "kl_z", "cond", "kl_xz"), []
+    for term in names:
         of_part = [part[term].mean(dtype=torch.float64) for part in parts]
-        means[term] = total(torch.stack(of_part).cpu() @ sizes) / total(
-            sizes.sum()
-        )
+        sums.append(torch.stack(of_part).cpu() @ sizes)
+    *sums, n_cells = total(torch.stack([*sums, sizes.sum()]))
+    means = {term: of_all / n_cells for term, of_all in zip(names, sums)}
     means["neg_elbo"] = neg_elbo(means)
     return {f"{prefix}_{term}": means[term].item() for term in ELBO_TERMS}
 
@@ -651,9 +652,13 @@ def training_loss(
     terms: dict[str, Tensor],  # from GMVAENetwork.forward
     preset: Preset,
     kl_weight: float = 1.0,  # of the prior terms
-    mean: Callable[..., Tensor] = torch.mean,  # over the cells of the mini-batch
+    # over the cells of a mini-batch; its own part where processes share it
+    mean: Callable[..., Tensor] = torch.mean,
+    # likewise, but with the value of the whole
+    mean_of_all: Callable[..., Tensor] = torch.mean,
 ) -> Tensor:  # nats per cell, ()
     "Mean -ELBO of a mini-batch, the first `lam` nats of KL_z free of charge."
     without_z = mean(terms["kl_w"] + terms["kl_xz"] - terms["kl_z"])
-    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode, mean)
+    mean_of_z = mean_of_all if preset.lam else mean
+    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode, mean_of_z)
     return mean(terms["rec"]) + kl_weight * (without_z + z)

@@ -213,19 +213,19 @@ def _train_epoch(
         y, b, rows = mini_batch
         noise = draws.noise(draw, len(y))
         terms = net(y, b, *noise, reduction="mean")
-        loss = training_loss(terms, preset, weight, draws.mean)
+        means = draws.mean, draws.mean_of_all
+        loss = training_loss(terms, preset, weight, *means)
         if aligned:
             log_stds = net.prior.log_stds[0, 0]
             cells = terms["x_mean"], terms["gamma"], b
             of_all = dict(mean=draws.mean, total=team.total)
             pull = net.alignment(*cells, log_stds, weight < 1, **of_all)
             loss = loss + preset.align * pull
-        losses.append(loss.detach())
-        if not on_card(self.device) and not loss.isfinite():
-            break  # what a card has in its queue is not waited for
         self.optimizer.zero_grad()
         loss.backward()
-        team.sum_gradients(net)
+        losses.append(team.sum_gradients(net, loss.detach()))
+        if not on_card(self.device) and not losses[-1].isfinite():
+            break  # what a card has in its queue is not waited for
         done = place(epoch + step / n_steps)
         lr = learning_rate(done, preset, max_epochs)
         self.optimizer.param_groups[0]["lr"] = lr

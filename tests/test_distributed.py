@@ -1,0 +1,246 @@
+"""Several processes train one model: the numbers of one, whoever is killed on the way.
+
+Processes are forked and talk over gloo; networks are in double precision, so that what is left to
+differ is the order in which sums are rounded.
+"""
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import anndata as ad
+import gmvae_nb.distributed as distributed
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from gmvae_nb.counts_on_disk import CountsOnDisk
+from gmvae_nb.distributed import SHARDS, ShardedDraws, Team, joined, own_shards, shards_of
+from gmvae_nb.network import PRESETS
+from gmvae_nb.train import GMVAE
+
+from hazards import SMALL, TINY, cells
+
+if not hasattr(os, "fork") or not dist.is_available() or sys.platform == "darwin":
+    pytest.skip("processes are forked and meet over gloo", allow_module_level=True)
+
+# everything that a training can have: placed twice, aligned, resting, merged, watched
+RECOMMENDED = replace(SMALL, batch_size=32, dtype="float32", max_epochs=7, weight_decay=300.0)
+BLOG = replace(  # free nats on the way, several draws, a prior network
+    PRESETS["blog"],
+    n_x=4,
+    n_w=3,
+    encoder_hidden=(12,),
+    decoder_hidden=(12,),
+    prior_hidden=12,
+    batch_size=32,
+    M=4,
+    lam=0.5,
+    dtype="float32",
+    max_epochs=2,
+)
+
+
+def trained(preset, epochs=None, out=None, n=200, **kw) -> GMVAE:
+    model = GMVAE(cells(n=n, G=30), K=5, batch_key="batch", preset=preset)
+    if out is None:  # files are in single precision
+        model.network.double()
+    return model.train(epochs or preset.max_epochs, out=out, progress=False, **kw)
+
+
+def in_processes(world: int, folder: Path, work: Callable[[], object]) -> list:
+    "What each of them found, or the exception it raised."
+    meet, pids = folder / f"meet-{world}-{random.random()}", []
+    for rank in range(world):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            where, patience = dict(rank=rank, world_size=world), timedelta(minutes=10)
+            dist.init_process_group("gloo", init_method=f"file://{meet}", timeout=patience, **where)
+            try:
+                with joined():
+                    found = work()
+            except Exception as error:
+                found = error
+            torch.save(found, folder / f"found-{rank}")
+            code = 0
+        finally:
+            os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return [
+        code or torch.load(folder / f"found-{rank}", weights_only=False)
+        for rank, code in enumerate(codes)
+    ]
+
+
+def numbers(model: GMVAE) -> SimpleNamespace:
+    return SimpleNamespace(
+        state=model._state(),
+        history=model.history.drop(columns="seconds").to_numpy(dtype=float),
+        embedding=model.get_latent_representation(),
+        clusters=model.predict(),
+    )
+
+
+def same_numbers(found: list, one: SimpleNamespace, most=1e-12) -> None:
+    for each in found:
+        assert isinstance(each, SimpleNamespace), each
+        for name, t in found[0].state.items():  # to the bit
+            assert torch.equal(each.state[name], t), name
+        np.testing.assert_allclose(each.history, one.history, rtol=most, atol=most)
+        np.testing.assert_allclose(each.embedding, one.embedding, rtol=0, atol=most)
+        assert (each.clusters == one.clusters).all()
+
+
+@pytest.mark.parametrize("preset", [RECOMMENDED, BLOG], ids=["recommended", "blog"])
+def test_processes_train_the_model_of_one(tmp_path, preset):
+    def work():
+        return numbers(trained(preset))
+
+    (one,) = in_processes(1, tmp_path, work)
+    same_numbers(in_processes(2, tmp_path, work), one)
+
+
+def test_tiles_do_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
+    # so few entries that tiles are narrower with more cells
+    monkeypatch.setattr("gmvae_nb.nb_heads.TILE_ENTRIES", 256)
+    monkeypatch.setattr("gmvae_nb.nb_heads.TILE_GENES", 2)
+    preset = replace(BLOG, M_heads=1, max_epochs=1)
+    (one,) = in_processes(1, tmp_path, lambda: numbers(trained(preset)))
+    same_numbers(in_processes(2, tmp_path, lambda: numbers(trained(preset))), one)
+
+
+def test_goes_on_with_another_number_of_processes(tmp_path):
+    def work(folder, epochs):
+        return lambda: numbers(trained(BLOG, epochs, tmp_path / folder))
+
+    (one,) = in_processes(1, tmp_path, work("one", 2))
+    in_processes(2, tmp_path, work("many", 1))
+    same_numbers(in_processes(1, tmp_path, work("many", 2)), one, most=1e-4)
+
+
+def test_all_stop_where_a_loss_is_not_finite(tmp_path):
+    def work():
+        trained(replace(TINY, lr=1e30))
+
+    found = in_processes(2, tmp_path, work)
+    assert all(isinstance(error, FloatingPointError) for error in found)
+    assert str(found[0]) == str(found[1]) and "as it was after 0 epochs" in str(found[0])
+
+
+def test_a_process_that_ends_is_said_by_the_others(tmp_path):
+    def work():
+        model = GMVAE(cells(n=200), K=3, batch_key="batch", preset=TINY)
+        before = model._state()
+        if dist.get_rank():  # in the second step
+            steps = iter([distributed.sum_gradients, lambda *_: os._exit(7)])
+            distributed.sum_gradients = lambda *these: next(steps)(*these)
+        try:
+            model.train(2, progress=False)
+        except ConnectionError as error:
+            same = all(
+                torch.equal(t, before[name]) for name, t in model._state().items() if name in before
+            )
+            return str(error), same
+
+    (sentence, restored), code = in_processes(2, tmp_path, work)
+    assert code == 7 and restored
+    assert "another process of this training has ended" in sentence and "\n" not in sentence
+
+
+def test_killed_at_a_random_step_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    steps = BLOG.max_epochs * -(-170 // 32)
+
+    def work(folder, kill_at):
+        done = iter(range(1, steps + 1))
+        sums = distributed.sum_gradients
+
+        def sum_or_die(*these):
+            if next(done, 0) == kill_at and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sums(*these)
+
+        if os.environ["RANK"] == "1":
+            distributed.sum_gradients = sum_or_die
+        with joined():
+            trained(BLOG, out=folder)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, kill_at in (("whole", 0), ("killed", random.randint(1, steps))):
+        config = LaunchConfig(
+            1,
+            1,
+            2,
+            run_id=name,
+            max_restarts=3,
+            monitor_interval=0.1,
+            start_method="fork",
+            rdzv_endpoint="127.0.0.1:0",
+            rdzv_backend="c10d",
+        )
+        elastic_launch(config, work)(tmp_path / name, kill_at)
+    whole, killed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes(), f"killed at {kill_at}"
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("disk") / "cells.h5ad"
+    cells(n=12_000, G=10).write_h5ad(path)
+    return CountsOnDisk(ad.read_h5ad(path, backed="r").X)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_a_process_reads_its_share(on_disk, world, monkeypatch):
+    read, met, n = [], [], on_disk.shape[0]
+    rows = np.flatnonzero(np.arange(n) % 7 > 0)  # the others are held out
+    whole = on_disk.read
+    monkeypatch.setattr(on_disk, "read", lambda a, b: read.append(b - a) or whole(a, b))
+    for rank in range(world):
+        draws = ShardedDraws(0, 0, torch.device("cpu"), own_shards(rank, world))
+        before = sum(read)
+        batches = draws.batches(None, rows, 32, on_disk, np.zeros(n, dtype=int))
+        for _, _, here in batches:
+            met.append(here)
+        assert sum(read) - before <= 1.3 * n / world
+    assert (np.sort(np.concatenate(met)) == rows).all()  # each once
+
+
+def test_the_order_does_not_depend_on_the_processes():
+    counts, batch = cells(n=500).X, np.zeros(500, dtype=int)
+
+    def order(world):
+        each = []
+        for rank in range(world):
+            draws = ShardedDraws(3, 1, torch.device("cpu"), own_shards(rank, world))
+            source = distributed.counts_for(torch.device("cpu"), counts, batch)
+            each.append([r for _, _, r in draws.batches(source, np.arange(500), 64, counts, batch)])
+        return [np.concatenate(step) for step in zip(*each)]
+
+    for world in (2, 4, 8):
+        for a, b in zip(order(1), order(world), strict=True):
+            assert (a == b).all()
+    assert len(shards_of(np.arange(500))) == SHARDS
+
+
+def test_refuses_what_cannot_be_shared(tmp_path):
+    team = Team.__new__(Team)
+    for n, test, preset, word in (
+        (100, 20, replace(TINY, batch_size=8), "mini-batches of 16 or more"),
+        (200, 3, TINY, "3 held-out cells"),
+        (200, 20, replace(TINY, original_reshape=True), "one process"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            team.check(n, test, preset)
+    found = in_processes(3, tmp_path, lambda: None)
+    assert all("start 1, 2, 4 or 8" in str(error) for error in found)
