@@ -469,7 +469,8 @@ def joined() -> Iterator[Alone]:
     They are those of torch.distributed's default group, or of torchrun. Without
     either this process is alone. ValueError for a number that is not 1, 2, 4 or
     8; ConnectionError if they do not find each other."""
-    starts = not dist.is_initialized() and "TORCHELASTIC_RUN_ID" in os.environ
+    named = {"MASTER_ADDR", "WORLD_SIZE", "RANK"} <= os.environ.keys()
+    starts = named and not dist.is_initialized()
     if starts:
         backend = "gloo"
         if torch.cuda.is_available():

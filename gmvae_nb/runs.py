@@ -445,6 +445,7 @@ def train_run(
     wait: bool = False,  # for another process that trains in the folder
     overwrite: bool = False,  # files in the folder that no run has made
     progress: bool = True,
+    device: str | None = None,  # "cpu", "cuda", …; None: CUDA if there is one
     command: str = "",  # kept in run.json
 ) -> GMVAE:
     """Train, score, and write the folder: model, run.json and metrics.json.
@@ -465,6 +466,7 @@ def train_run(
         layer=data.layer,
         preset=preset,
         seed=seed,
+        device=device,
     )
     settings = run_settings(data, model.K, batch_key, preset, seed, hold_out)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)

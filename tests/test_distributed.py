@@ -136,59 +136,51 @@ def test_all_stop_where_a_loss_is_not_finite(tmp_path):
     assert str(found[0]) == str(found[1]) and "as it was after 0 epochs" in str(found[0])
 
 
+def dies_at(step: int, how: Callable[[], None]) -> None:
+    "This process ends before it sends its gradients of that step."
+    sums, steps = distributed.sum_gradients, iter(range(1, step + 1))
+
+    def sum_or_die(*these):
+        if next(steps, 0) == step:
+            how()
+        return sums(*these)
+
+    distributed.sum_gradients = sum_or_die
+
+
 def test_a_process_that_ends_is_said_by_the_others(tmp_path):
     def work():
         model = GMVAE(cells(n=200), K=3, batch_key="batch", preset=TINY)
-        before = model._state()
-        if dist.get_rank():  # in the second step
-            steps = iter([distributed.sum_gradients, lambda *_: os._exit(7)])
-            distributed.sum_gradients = lambda *these: next(steps)(*these)
+        before = [p.detach().clone() for p in model.network.parameters()]
+        if dist.get_rank():
+            dies_at(2, lambda: os._exit(7))
         try:
             model.train(2, progress=False)
         except ConnectionError as error:
-            same = all(
-                torch.equal(t, before[name]) for name, t in model._state().items() if name in before
-            )
-            return str(error), same
+            pairs = zip(before, model.network.parameters(), strict=True)
+            return str(error), all(torch.equal(a, b) for a, b in pairs)
 
     (sentence, restored), code = in_processes(2, tmp_path, work)
     assert code == 7 and restored
     assert "another process of this training has ended" in sentence and "\n" not in sentence
+    assert sentence.endswith("the model is as it was after 0 epochs")
 
 
-def test_killed_at_a_random_step_ends_in_the_same_bytes(tmp_path, monkeypatch):
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def test_killed_at_a_random_step_ends_in_the_same_bytes(tmp_path):
+    def work(folder, kill_at=0):
+        def train():
+            if kill_at and dist.get_rank():
+                dies_at(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            trained(BLOG, out=tmp_path / folder)
 
-    steps = BLOG.max_epochs * -(-170 // 32)
+        return train
 
-    def work(folder, kill_at):
-        done = iter(range(1, steps + 1))
-        sums = distributed.sum_gradients
-
-        def sum_or_die(*these):
-            if next(done, 0) == kill_at and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-                os.kill(os.getpid(), signal.SIGKILL)
-            return sums(*these)
-
-        if os.environ["RANK"] == "1":
-            distributed.sum_gradients = sum_or_die
-        with joined():
-            trained(BLOG, out=folder)
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name, kill_at in (("whole", 0), ("killed", random.randint(1, steps))):
-        config = LaunchConfig(
-            1,
-            1,
-            2,
-            run_id=name,
-            max_restarts=3,
-            monitor_interval=0.1,
-            start_method="fork",
-            rdzv_endpoint="127.0.0.1:0",
-            rdzv_backend="c10d",
-        )
-        elastic_launch(config, work)(tmp_path / name, kill_at)
+    steps = BLOG.max_epochs * -(-170 // BLOG.batch_size)
+    kill_at = random.randint(1, steps)
+    in_processes(2, tmp_path, work("whole"))
+    said, code = in_processes(2, tmp_path, work("killed", kill_at))
+    assert code == -signal.SIGKILL and isinstance(said, ConnectionError)
+    in_processes(2, tmp_path, work("killed"))  # as torchrun starts them again
     whole, killed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes(), f"killed at {kill_at}"
 
