@@ -477,7 +477,12 @@ def joined() -> Iterator[Alone]:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
             backend = "cpu:gloo,cuda:nccl"
         with together():
-            dist.init_process_group(backend, timeout=PATIENCE)
+            store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+            if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # one machine
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = dist.PrefixStore(attempt, store)
+            who = dict(store=store, rank=rank, world_size=world)
+            dist.init_process_group(backend, **who, timeout=PATIENCE)
     try:
         _joined.append(Team() if dist.is_initialized() else Alone())
         try:
