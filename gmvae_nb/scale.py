@@ -70,7 +70,7 @@ MAX_FAILURES = 3  # how often a process may be lost
 
 def _work(options: dict[str, Any]) -> None:
     "What each of Ray Train's processes does: the command, with the others."
-    from gmvae_nb.commands import gmvae_train
+    from .commands import gmvae_train
 
     os.environ["OMP_NUM_THREADS"] = str(options.pop("threads"))
     gmvae_train(**options)
@@ -105,7 +105,7 @@ def train_on_workers(
         scaling = ScalingConfig(
             num_workers=workers,
             use_gpu=on_cards,
-            resources_per_worker={"CPU": threads} | {"GPU": 1} * on_cards,
+            resources_per_worker={"CPU": threads, "GPU": int(on_cards)},
         )
         failures = FailureConfig(max_failures=MAX_FAILURES)
         trainer = TorchTrainer(
