@@ -92,6 +92,8 @@ MUTANTS = [
         "digest.update(np.ascontiguousarray(batch.reshape(len(batch), -1)[:, 0], dtype=np.int64))",
         COVARIATES,
         "another_model",
+    ),
+    Mutant(
         "processes do not sum their gradients",
         "grad.copy_(of_all.view_as(grad))",
         "pass",
