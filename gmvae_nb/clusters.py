@@ -71,11 +71,19 @@ class _Merging:
     """Components on their way to clusters.
 
     A cluster has the number of one of its components. The score of a pair is its
-    cosine if it is not told apart, and minus its kappa if it is."""
+    cosine if it is not told apart, minus its kappa if it is, and less if it is of
+    two types."""
 
-    def __init__(self, shared: np.ndarray, alpha: float, level: float):
+    def __init__(
+        self,
+        shared: np.ndarray,
+        alpha: float,
+        level: float,
+        type_of: np.ndarray | None = None,
+    ):
         self.shared, self.alpha, self.level = shared.copy(), alpha, level
         K = len(shared)
+        self.type_of = np.full(K, -1) if type_of is None else type_of.copy()
         self.live = np.ones(K, dtype=bool)
         self.score, self.partner = np.zeros(K), np.zeros(K, dtype=np.int64)
         for i in range(K):
@@ -99,6 +107,10 @@ class _Merging:
         counts = self._counts(i)
         apart = told_apart(*counts, self.alpha, self.level)
         score = np.where(apart, -agreement(*counts), cosine)
+        own, of = self.type_of[i], self.type_of
+        two_types = (own >= 0) & (of >= 0) & (of != own)
+        if two_types.any():
+            score[two_types] = -2 - agreement(*counts).clip(-1)[two_types]
         score[~self.live] = score[i] = -np.inf
         return score
 
@@ -109,6 +121,7 @@ class _Merging:
 
     def join(self, i: int, j: int) -> None:
         "Cluster j becomes part of cluster i."
+        self.type_of[i] = max(self.type_of[i], self.type_of[j])
         self.shared[i] += self.shared[j]
         self.shared[:, i] += self.shared[:, j]
         self.live[j], self.score[j] = False, -np.inf
@@ -134,10 +147,13 @@ def cluster_tree(
     shared: np.ndarray,  # from shared_cells, (K, K)
     alpha: float = ALPHA,  # over all pairs
     level: float = TOLD_APART,
+    # of each component, (K,), -1: none; two types are always told apart
+    type_of: np.ndarray | None = None,
 ) -> ClusterTree:
     "Merge components until one cluster is left. O(K^2)."
     K = len(shared)
-    merging = _Merging(shared, alpha / max(1, K * (K - 1) // 2), level)
+    per_pair = alpha / max(1, K * (K - 1) // 2)
+    merging = _Merging(shared, per_pair, level, type_of)
     forks = np.zeros((K - 1, 2), dtype=np.int64)
     kappa, p = np.zeros(K - 1), np.zeros(K - 1)
     n_clusters = 1  # when for the first time all pairs are told apart
@@ -191,9 +207,10 @@ def merge_components(
     times: Tensor | None = None,  # how often each cell counts, (N,); None: once
     alpha: float = ALPHA,  # over all pairs
     level: float = TOLD_APART,
+    type_of: np.ndarray | None = None,  # as for cluster_tree
 ) -> Tensor:  # cluster of each component, (K,), from 0, the largest first
     "The clusters of which each pair is told apart."
-    tree = cluster_tree(shared_cells(gamma, times), alpha, level)
+    tree = cluster_tree(shared_cells(gamma, times), alpha, level, type_of)
     return number_by_size(cut_tree(tree.forks, tree.n_clusters), gamma, times)
 
 # %% ../nbs/clusters.ipynb #c1050038

@@ -58,6 +58,8 @@ TRAIN = """examples:
       the decoder is told more than the batch
   gmvae_train mine.h5ad --labels_key cell_type --n_top_genes 2000 --out run
       with scores, on 2,000 variable genes
+  gmvae_train mine.h5ad --supervise my_types --out run
+      with the types of some cells, which the others are told by
   gmvae_train run/annotated.h5ad --subset gmvae_cluster=3 --out run3
       once more, on the cells of one cluster
 
@@ -66,7 +68,9 @@ what is written to the folder --out:
                    obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
                    probability of the best cluster is below 0.5), gmvae_split,
                    gmvae_novelty (the share of the held-out cells that are less
-                   unlike the others; a cell of an unknown kind is near 1)
+                   unlike the others; a cell of an unknown kind is near 1);
+                   with --supervise obs gmvae_type, gmvae_type_probability
+                   and obsm gmvae_type_prob, whose columns are uns gmvae/types
   report.html      one page with everything on it, to look at and to send
   explore.html     maps to colour, search and select on, with the cells in it
   clusters.csv     barcode, cluster, its probability, confidence (as in obs) of
@@ -212,6 +216,14 @@ def gmvae_train(
     labels_key: Param(
         "column of obs with known cell types, for scores and colours only", str
     ) = None,
+    supervise: Param(
+        "column of obs with the types of some cells, to train with: the others "
+        "get a type too, or none of these",
+        str,
+    ) = None,
+    unlabeled_category: Param(
+        "value of --supervise that means no type; missing values always do", str
+    ) = "Unknown",
     layer: Param(
         "layer with the raw counts; without it they are looked for in layers, "
         "raw and X",
@@ -256,6 +268,7 @@ def gmvae_train(
         )
     log = speaker(quiet)
     log("importing")
+    from .labels import known_types
     from .network import get_preset
     from .reading import read_input
     from .runs import (
@@ -283,6 +296,10 @@ def gmvae_train(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
     )
     wanted = get_preset(preset)
+    labels = dict(supervise=supervise, unlabeled_category=unlabeled_category)
+    if supervise is not None:
+        types = known_types(read.cells, supervise, unlabeled_category)
+        log(f"trained with {len(types)} types of {supervise}")
     fitting, shrunk = fitting_preset(wanted, cells)
     for note in read.notes + shrunk + note_on_many(K):
         log(note)
@@ -295,6 +312,7 @@ def gmvae_train(
         Path(out),
         log,
         **settings,
+        **labels,
         **covariates,
         resume=resume,
         overwrite=overwrite,
@@ -475,15 +493,17 @@ def gmvae_sweep(
 def check_table(
     path: Path,
     overwrite: bool = False,
+    start: str = "data,preset,K,seed,",  # of such a table
+    what: str = "table of runs",
 ) -> None:
-    "ValueError if the file is there and is no table of runs."
+    "ValueError if the file is there and is no such table."
     if overwrite or not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        ours = file.readline().startswith("data,preset,K,seed,")
+        ours = file.readline().startswith(start)
     if not ours:
         raise ValueError(
-            f"{path} is there and is no table of runs: name another file or "
+            f"{path} is there and is no {what}: name another file or "
             "folder, or delete it"
         )
 
@@ -599,15 +619,19 @@ EMBED = """examples:
       unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --map_batch '*=donor1' chemistry:v4=v3
       every unseen batch, and an unseen value of the covariate chemistry
+  gmvae_embed run new.h5ad --finetune_batch --csv new.csv
+      unseen batches learn weights of their own; one row per cell in new.csv
   gmvae_embed run new.h5ad --gene_key gene_ids
       gene names are in this column of var
 
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
 refused. A batch that was not trained on is refused unless --map_batch names a
-known one. If the run has an annotated.h5ad, the new cells get X_gmvae_umap, a
-place on its map: each lies at the mean of the nearest cells of the run. If it has
-a novelty.npz, they get gmvae_novelty: near 1 are cells unlike those of the run.
+known one, or --finetune_batch lets it be learned. If the run has an
+annotated.h5ad, the new cells get X_gmvae_umap, a place on its map: each lies at
+the mean of the nearest cells of the run. If it has a novelty.npz, they get
+gmvae_novelty: near 1 are cells unlike those of the run. If it was trained with
+--supervise, they get gmvae_type and its probability.
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
@@ -680,8 +704,14 @@ def gmvae_embed(
         "least share of the model's genes that the file must have", float
     ) = 0.9,
     round_counts: ROUND_COUNTS = None,
+    finetune_batch: Param(
+        "batches that were not trained on learn weights of their own, in a short "
+        "training of these alone",
+        store_true,
+    ) = False,
+    csv: Param("also write one row per cell to this file", str) = None,
     overwrite: Param(
-        "replace the file --out, whatever it is", store_true
+        "replace the files --out and --csv, whatever they are", store_true
     ) = False,
     quiet: Param("say nothing on the way", store_true) = False,
     json: Param("print the result as JSON", store_true) = False,
@@ -692,13 +722,15 @@ def gmvae_embed(
         if "=" not in pair:
             raise ValueError(f"map_batch {pair!r} is not of the form new=known")
     log("importing")
-    from .runs import embed_file
+    from .embed import embed_file
     from .train import GMVAE
 
     model = GMVAE.load(run)
     log(f"embedding {data}")
     file = Path(data.removesuffix(".gz"))
     out = out or str(file.with_name(f"{file.stem}_gmvae.h5ad"))
+    if csv:
+        check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
     report = embed_file(
         model,
         data,
@@ -710,7 +742,9 @@ def gmvae_embed(
         min_matched=min_matched,
         overwrite=overwrite,
         round_counts=round_counts,
+        finetune_batch=finetune_batch,
         run=run,
+        csv=csv,
     )
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)

@@ -149,6 +149,7 @@ N_RESAMPLES = 40
 def merged_cluster_range(
     gamma: Tensor,  # responsibilities of the components, (N, K)
     seed: int,
+    type_of: np.ndarray | None = None,  # of each component, (K,); -1: free
 ) -> list[int]:  # 2.5 and 97.5 % of the resamples
     "Range of the number of clusters, components merged by resampled cells."
     rng = numpy_stream(seed, Stream.RESAMPLES)
@@ -156,7 +157,8 @@ def merged_cluster_range(
     gamma, numbers = gamma.double(), []
     for _ in range(N_RESAMPLES):
         drawn = np.bincount(rng.integers(0, len(gamma), n), minlength=len(gamma))
-        cluster_of = merge_components(gamma, torch.from_numpy(drawn))
+        times = torch.from_numpy(drawn)
+        cluster_of = merge_components(gamma, times, type_of=type_of)
         numbers.append(cluster_of.max().item() + 1)
     return np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()
 
@@ -187,7 +189,10 @@ def cluster_report(
     gamma = network.by_cluster(gamma.to(network.y_mean.device)).cpu()
     if network.preset.merge:
         sure["confidence"] = gamma.amax(1).mean().item()
-        sure["n_clusters_95"] = merged_cluster_range(of_components, seed)
+        types = network.type_of
+        types = None if types is None else types.cpu().numpy()
+        range_95 = merged_cluster_range(of_components, seed, types)
+        sure["n_clusters_95"] = range_95
     sizes = gamma.argmax(1).bincount(minlength=gamma.shape[1])
     return {
         **cluster_usage(gamma),

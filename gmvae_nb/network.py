@@ -329,6 +329,8 @@ def _forward(
     eps_x: Tensor,  # noise as for draw
     eps_w: Tensor,
     reduction: str = "none",  # "mean": `rec` is the mean over cells, fast
+    # components of the cell's type, (N, K); None: all
+    allowed: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of -ELBO of each cell, averaged over draws.
 
@@ -336,12 +338,13 @@ def _forward(
     -ELBO. gamma: responsibilities, (N, K), averaged too. x_mean: (N, n_x)."""
     q = self.encode(y, b)
     x, components = self.draw(q, eps_x, eps_w)
-    bound = self.preset.bound
-    terms = gmvae_terms(x, *q, *components, self.log_weights, bound=bound)
+    mixture = *components, self.log_weights
+    options = dict(bound=self.preset.bound, allowed=allowed)
+    terms = gmvae_terms(x, *q, *mixture, **options)
     log_lik = self.log_likelihood(y, b, x, reduction)
     terms["rec"] = -log_lik if reduction == "mean" else -log_lik.mean(0)
     with torch.no_grad():
-        log_gamma = responsibilities(x, *components, self.log_weights)
+        log_gamma = responsibilities(x, *mixture, allowed)
         terms["gamma"] = log_gamma.exp().mean(0)
     return terms | {"x_mean": q.x_mean}
 
@@ -536,6 +539,9 @@ class GMVAENetwork(nn.Module):
     y_mean: Tensor  # of all training counts, ()
     y_std: Tensor  # of all training counts, ()
     cluster_of: Tensor  # of each component, (K,), from 0, the largest first
+    # -1: free, or none; None: a model without labels
+    type_of: Tensor | None  # of each component, (K,)
+    name_of: Tensor | None  # the type of its cluster, (K,)
     # for a preset that merges:
     forks: Tensor  # as of ClusterTree, (K - 1, 2); zeros: not known
     fork_evidence: Tensor  # kappa, from -1 on, and p, (K - 1, 2)
@@ -547,6 +553,7 @@ class GMVAENetwork(nn.Module):
         K: int,  # number of mixture components
         preset: Preset,
         covariates: Sequence[Covariate] = (),  # told to the decoder too
+        n_types: int = 0,  # of cells that have labels; 0: there are no labels
     ):
         super().__init__()
         p = self.preset = preset
@@ -592,6 +599,9 @@ class GMVAENetwork(nn.Module):
         if p.align:
             self.alignment = BatchAlignment(K, n_batches, p.n_x)
         self.register_buffer("cluster_of", torch.arange(K))
+        for name in ("type_of", "name_of"):
+            free = torch.full((K,), -1) if n_types else None
+            self.register_buffer(name, free)
         if p.merge:
             forks = torch.zeros(K - 1, 2, dtype=torch.int64)
             self.register_buffer("forks", forks)

@@ -110,6 +110,8 @@ MOVED: dict[
     },
     "results": {"run_summary": "runs", "gmvae_table": "commands"},
     "runs": {
+        "cells_for": "embed",
+        "embed_file": "embed",
         "open_h5ad": "h5ad",
         "find_counts": "counts",
         "DATA_SETS": "reading",

@@ -47,12 +47,17 @@ def em_turn(
     x: Tensor,  # draws, (L, D)
     m: Tensor,  # (K, D)
     s: Tensor,  # (K, D)
+    # components that each draw may come from, (L, K); None: all
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # m and s, after the turn
     "One turn of expectation-maximisation (eq-placing-em)."
     total = m.new_zeros(len(m))
     first, second = torch.zeros_like(m), torch.zeros_like(m)
-    for part in x.split(EM_ROWS):
-        gamma = responsibilities(part[None], m[None, None], s.log()[None, None])
+    for start in range(0, len(x), EM_ROWS):
+        rows = slice(start, start + EM_ROWS)
+        part, theirs = x[rows], None if allowed is None else allowed[rows]
+        mixture = m[None, None], s.log()[None, None]
+        gamma = responsibilities(part[None], *mixture, allowed=theirs)
         gamma = gamma[0].exp()  # (L, K)
         total += gamma.sum(0)
         first += gamma.T @ part
@@ -70,12 +75,16 @@ def fit_components(
     m: Tensor,  # where to start, (K, D)
     s: Tensor,
     generator: torch.Generator,
+    # components that each cell may have, (N, K); None: all
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # m and s, each (K, D)
     "The mixture that explains draws of q(x|y) best, from a start."
     x_mean, x_std = x_mean.double(), x_std.double()
     size = (EM_DRAWS, *x_mean.shape)
     eps = torch.randn(size, generator=generator, dtype=torch.float64)
     x = (x_mean + x_std * eps).flatten(0, 1)
+    if allowed is not None:
+        allowed = allowed.repeat(EM_DRAWS, 1)
     for _ in range(EM_TURNS):
-        m, s = em_turn(x, m, s)
+        m, s = em_turn(x, m, s, allowed)
     return m, s

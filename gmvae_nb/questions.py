@@ -20,6 +20,7 @@ from . import inference, match
 from .counts_on_disk import CountsOnDisk
 from .covariates import Covariate, TransformBatch, settings_to_decode
 from .inference import shared_noise
+from .labels import NONE, label_probabilities
 from .match import MIN_MATCHED, Cells, GeneMatch, MapBatch
 from .network import GMVAENetwork
 from .old_names import renamed_argument
@@ -142,6 +143,31 @@ def _predict(
     return cluster.remove_unused_categories()
 
 
+def _predict_labels(
+    self: "Questions",
+    adata: AnnData | Cells | None = None,  # None: the model's own cells
+    n_samples: int = 50,  # draws of (x, w) to average over
+    *,
+    map_batch: MapBatch | None = None,  # treat a new batch as a known one
+) -> pd.DataFrame:  # (N, types + 1), rows sum to 1; index: the cells' names
+    """Probability of each type for each cell; the last column: none of these.
+
+    For a model that was trained with labels, else ValueError. `best_labels` of
+    `labels` names the most probable one."""
+    if not self.types:
+        raise ValueError(
+            "this model was trained without labels: train one with "
+            "GMVAE(adata, labels_key=...)"
+        )
+    cells, noise = (
+        self._cells(adata, map_batch, MIN_MATCHED),
+        self._noise(n_samples),
+    )
+    with own_threads():
+        prob = label_probabilities(self.network, cells, noise, len(self.types))
+    return pd.DataFrame(prob, cells.names, [*self.types, NONE])
+
+
 @renamed_argument("n_draws", "n_samples")
 def _get_elbo(
     self: "Questions",
@@ -246,6 +272,7 @@ class Questions:
     batch_key: str | None
     covariates: list[Covariate]  # by name
     layer: str | None
+    types: list[str]  # that some cells had labels of; none without labels
     seed: int
     device: torch.device
     counts: csr_matrix | CountsOnDisk | None  # of the model's own cells, (N, G)
@@ -255,6 +282,7 @@ class Questions:
     get_latent_representation = _get_latent_representation
     predict_proba = _predict_proba
     predict = _predict
+    predict_labels = _predict_labels
     get_elbo = _get_elbo
     get_iwae = _get_iwae
     cluster_report = _cluster_report

@@ -8,7 +8,7 @@ __all__ = ['SAFE', 'MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES',
            'unsure_pairs', 'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page',
            'ReportInput', 'get_labels', 'read_report_input', 'report_counts', 'report_markers', 'base64_of',
            'cells_on_map', 'legend_of', 'group_map', 'map_values', 'cluster_values', 'unsure_values', 'score_rows',
-           'settings_rows', 'page_values', 'cluster_table', 'write_report', 'write_page']
+           'settings_rows', 'effect_values', 'page_values', 'cluster_table', 'write_report', 'write_page']
 
 # %% ../nbs/report.ipynb #7260671d
 import base64
@@ -30,6 +30,11 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.sparse import csr_matrix
 
+# isort: off
+from .batch_effect import batch_effect_of_counts, effect_in_short
+from .batch_effect import effect_in_words
+
+# isort: on
 from .clusters import TOLD_APART
 from .counts import find_counts, gene_features, get_counts
 from .data import get_categories
@@ -644,6 +649,7 @@ def settings_rows(
         "batch_key": settings["batch_key"] or "none",
         "covariates": ", ".join(covariates) or "none",
         "labels_key": run["labels_key"] or "none",
+        "supervise": settings.get("supervise", {}).get("labels_key", "none"),
         "gene_key": run.get("gene_key") or "none",
         "subset": run.get("subset") or "none",
         "K": settings["K"],
@@ -658,10 +664,25 @@ def settings_rows(
     }
     return list(rows.items())
 
+# %% ../nbs/report.ipynb #ba7c0021
+def effect_values(
+    effect: pd.DataFrame | None,  # from batch_effect; None: nothing to say
+) -> dict[str, Any]:  # short, words, rows; empty: nothing to say
+    "What has become of the batch effect."
+    if effect is None:
+        return {}
+    rows = []
+    for name, scores in effect.iterrows():
+        text = [f"{v:.2f}" if v == v else "–" for v in scores]
+        rows.append(dict(name=name, scores=text))
+    in_words = dict(short=effect_in_short(effect), words=effect_in_words(effect))
+    return dict(in_words, rows=rows)
+
 # %% ../nbs/report.ipynb #656bcfaf
 def page_values(
     report: ReportInput,
     markers: pd.DataFrame,  # from report_markers
+    effect: pd.DataFrame | None,  # from batch_effect, of several batches
 ) -> dict[str, Any]:  # name in the templates -> value
     "Everything that the templates ask for."
     run, metrics, history = report.run, report.metrics, report.history
@@ -685,6 +706,7 @@ def page_values(
         **unsure,
         remarks=remarks(history, n_clusters, used, unsure["unsure_share"]),
         scores=score_rows(metrics),
+        effect=effect_values(effect),
         curves=draw_curves(history, settings["K"]),
         log_K=np.log(settings["K"]),
         settings=settings_rows(run, metrics["epochs"]),
@@ -726,7 +748,11 @@ def write_report(
         asked = find_genes(genes, names)
         clusters = report.cells.obs["gmvae_cluster"].values
         markers = marker_genes(counts, names, clusters)
-        values = page_values(report, markers)
+        effect = None
+        if report.batch is not None:
+            X = np.asarray(report.cells.obsm["X_gmvae"])
+            effect = batch_effect_of_counts(counts, X, clusters, report.batch)
+        values = page_values(report, markers, effect)
         explored = explore_values(report, values, markers, counts, names, asked)
         pages = {
             "report.html": render_page(values),

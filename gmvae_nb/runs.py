@@ -7,8 +7,7 @@ __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'UNSURE_BELOW', 'MAP_CELLS', 'v
            'note_on_many', 'check_numbers', 'in_todays_terms', 'stored_settings', 'claim_folder', 'compare_settings',
            'compare_model', 'finished_run', 'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
            'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns', 'add_arrays',
-           'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run',
-           'cells_for', 'embed_file']
+           'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -29,26 +28,25 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
-from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from . import __version__
-from .counts import CountsLocation, find_counts
 from .covariates import Covariate, keys_of
 from .data import get_categories
 
 # isort: off
 from .files import OWN_FILES, PAGE_FILES, check_own_files
-from .files import check_room, check_target, file_state
-from .files import is_annotated, is_as_written
+from .files import check_room, check_target
+from .files import is_as_written
 from .files import is_own_file, listed_files, locked_folder, read_json
 from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
 
 # isort: on
-from .h5ad import is_old_layout, open_h5ad, read_h5ad
+from .h5ad import is_old_layout, read_h5ad
 from .inference import cluster_linkage
-from .match import MIN_MATCHED, Cells, MapBatch
+from .labels import label_columns, names_of_types
+from .match import Cells
 from .metrics import evaluate
 
 # isort: off
@@ -61,12 +59,12 @@ from .model_folder import record_checksums, weights_sha256
 from .network import ELBO_TERMS, Preset, get_preset
 
 # isort: off
-from .novelty import compared_with, novelty_of, novelty_of_own
-from .novelty import read_known, write_known
+from .novelty import novelty_of_own
+from .novelty import write_known
 
 # isort: on
-from .reading import Input, fingerprint, gene_columns, gene_names
-from .reference_map import ReferenceMap, place_on_map, read_map
+from .reading import Input, fingerprint
+from .reference_map import ReferenceMap, place_on_map
 from .reproducible import Stream, numpy_stream
 
 # isort: off
@@ -114,6 +112,7 @@ def run_settings(
     seed: int,
     hold_out: bool = True,
     covariates: Sequence[Covariate] = (),
+    supervise: dict | None = None,  # labels_key and unlabeled_category
 ) -> dict:
     "What training depends on, besides the number of epochs."
     batches = None
@@ -129,6 +128,7 @@ def run_settings(
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
+        **({"supervise": supervise} if supervise else {}),
     )
 
 
@@ -444,6 +444,8 @@ def train_run(
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
     labels_key: str | None = None,  # for scores
+    supervise: str | None = None,  # column of obs: types of some cells
+    unlabeled_category: str = "Unknown",  # no type there, as a missing value is
     preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,  # in all; None: the preset's
@@ -466,22 +468,21 @@ def train_run(
     wanted, n_cells = get_preset(preset), data.cells.n_obs
     preset, shrunk = fitting_preset(wanted, n_cells, hold_out)
     data = data._replace(notes=data.notes + shrunk)
+    keys = dict(
+        batch_key=batch_key,
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
+    labels = {}
+    if supervise is not None:
+        labels = dict(labels_key=supervise, unlabeled_category=unlabeled_category)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "each .* has one"
-        )  # noted by read_input
-        model = GMVAE(
-            data.cells,
-            K=K,
-            batch_key=batch_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-            layer=data.layer,
-            preset=preset,
-            seed=seed,
-        )
+        # noted by read_input
+        warnings.filterwarnings("ignore", "each .* has one")
+        options = dict(layer=data.layer, preset=preset, seed=seed)
+        model = GMVAE(data.cells, K, **keys, **labels, **options)
     of_run = model.K, batch_key, preset, seed, hold_out, model.covariates
-    settings = run_settings(data, *of_run)
+    settings = run_settings(data, *of_run, labels)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)
     if epochs < 1:
         raise ValueError(f"max_epochs is {epochs}; expected 1 or more")
@@ -546,7 +547,12 @@ def annotate(
         "gmvae_unsure": confidence < UNSURE_BELOW,
     }
     latent = model.get_latent_representation(cells)
-    return obs, {"X_gmvae": latent, "gmvae_prob": prob}
+    obsm = {"X_gmvae": latent, "gmvae_prob": prob}
+    if model.types:
+        of_labels = label_columns(model.predict_labels(cells))
+        obs |= of_labels[0]
+        obsm |= of_labels[1]
+    return obs, obsm
 
 # %% ../nbs/runs.ipynb #b556895c
 MAP_CELLS = 50_000  # of more, a random sample is mapped
@@ -812,6 +818,7 @@ def annotate_run(
         uns = dict(
             gmvae_nb=__version__,
             K=model.K,
+            **names_of_types(model.types),
             seed=model.seed,
             counts=data.where,
             round_counts=data.round_counts or "",
@@ -846,138 +853,6 @@ def annotate_run(
         write_known(out, known)
         record_checksums(out, *made[:2])
     return pd.DataFrame(obs, index=names)
-
-# %% ../nbs/runs.ipynb #5f0a1c0e
-def cells_for(
-    model: GMVAE,
-    adata: AnnData,  # the cells of another file
-    place: CountsLocation,  # of their counts
-    batch_key: str | None = None,  # column of obs; None: the model's
-    gene_key: str | None = None,  # column of var with gene names; None: index
-) -> AnnData:
-    "Counts, batch and gene names under the names that the model has for them."
-    var = gene_columns(adata, place)
-    names = gene_names(var, gene_key)
-    genes = make_index_unique(names)  # as in training
-    obs, key = adata.obs, batch_key or model.batch_key
-    if model.batch_key is not None and key in obs:
-        names = [c.key for c in model.covariates if c.key in obs]
-        obs = obs[names].assign(**{model.batch_key: obs[key]})
-    elif batch_key is not None:
-        get_categories(adata, batch_key, "batch_key")  # says which there are
-    if place.layer is None:
-        matrix = place.adata.X
-    else:
-        matrix = place.adata.layers[place.layer]
-    layer = model.layer
-    where = {"X": matrix} if layer is None else {"layers": {layer: matrix}}
-    return AnnData(obs=obs, var=var.set_axis(genes), **where)
-
-# %% ../nbs/runs.ipynb #6b03cae0
-def embed_file(
-    model: GMVAE,
-    path: str | Path,  # an .h5ad file; it is only read
-    target: str | Path,  # the annotated copy
-    *,
-    map_batch: MapBatch | None = None,  # as for match_cells
-    batch_key: str | None = None,  # column of obs; None: the model's
-    layer: str | None = None,  # layer with the counts; None: look for them
-    gene_key: str | None = None,  # column of var with gene names; None: index
-    min_matched: float = MIN_MATCHED,  # least share of the model's genes
-    overwrite: bool = False,  # a target that this function has not written
-    # make whole what is fractional, in memory: "nearest", "stochastic"
-    round_counts: str | None = None,
-    run: str | Path | None = None,  # folder whose cells they are set beside
-) -> dict:  # what was done: matched, batches, counts, map, novelty, ...
-    """Embed and cluster the cells of another file.
-
-    On the map of a run each cell lies at the mean of the nearest of its cells,
-    and its novelty is its rank among them.
-    ValueError where genes, batches or counts don't fit, and for a target that is
-    there and is not such a copy."""
-    target, source = Path(target), path
-    if not 0 <= min_matched <= 1:
-        raise ValueError(
-            f"min_matched is {min_matched}; expected a share from 0 to 1"
-        )
-    before = file_state(source)
-    with open_h5ad(source) as (path, adata):
-        sha256 = sha256_of(path)
-        check_target(path, target)
-        listed = listed_files(target.parent)
-        is_copy = is_annotated(target, "uns/gmvae/matched")
-        if target.exists() and not overwrite:
-            if target.name in listed or not is_copy:
-                raise ValueError(
-                    f"{target} is there and was not written by gmvae_embed: "
-                    "name another file with --out, or add --overwrite (in Python "
-                    "overwrite=True) to replace it"
-                )
-        place = find_counts(adata, layer, round_counts)
-        cells = cells_for(model, adata, place, batch_key, gene_key)
-        with warnings.catch_warnings():
-            # the report has them
-            warnings.filterwarnings("ignore", ".* are missing and count as zero")
-            matched = model.match_cells(
-                cells, map_batch=map_batch, min_matched=min_matched
-            )
-        columns, arrays = annotate(model, matched)
-        of_novelty = "none: no run was named"
-        if run is not None:
-            try:
-                known = read_known(run, model.preset.n_x)
-            except (ValueError, OSError) as error:
-                of_novelty = f"none: {error}"
-            else:
-                columns["gmvae_novelty"] = novelty_of(model, matched, known)
-                of_novelty = f"gmvae_novelty: {compared_with(known)}"
-    if file_state(source) != before:
-        raise OSError(
-            f"{source} was changed or replaced while it was embedded: "
-            "run it again when the file is complete"
-        )
-    on_map = "none: no run was named"
-    if run is not None:
-        try:
-            reference = read_map(run, model.preset.n_x)
-        except (ValueError, OSError) as error:
-            on_map = f"none: {error}"
-        else:
-            arrays["X_gmvae_umap"] = place_on_map(arrays["X_gmvae"], reference)
-            on_map = (
-                "X_gmvae_umap: each cell at the mean of its nearest among the "
-                f"{len(reference.place):,} cells of the run"
-            )
-    genes = dict(
-        matched=matched.genes.matched,
-        missing=len(matched.genes.missing),
-        extra=matched.genes.extra,
-    )
-    uns = dict(
-        gmvae_nb=__version__,
-        K=model.K,
-        counts=place.where,
-        round_counts=place.round_counts or "",
-        unsure_below=UNSURE_BELOW,
-        model_sha256=weights_sha256(model.network.state_dict()),
-        epochs=len(model.history),
-        map=on_map,
-        novelty=of_novelty,
-        **genes,
-    )
-    write_annotated(path, target, columns, arrays, uns, sha256=sha256)
-    return dict(
-        cells=adata.n_obs,
-        genes=len(model.genes),
-        **genes,
-        missing_genes=matched.genes.missing,
-        batches=matched.batches,
-        counts=place.where,
-        why=place.why,
-        notes=list(place.notes),
-        map=on_map,
-        novelty=of_novelty,
-    )
 
 # %% ../nbs/runs.ipynb #0a7e0007
 from typing import TYPE_CHECKING

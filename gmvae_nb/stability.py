@@ -178,6 +178,10 @@ def try_seeds(
         check_numbers(None, seed)
     check_own_files(run, SEED_FILES, overwrite)
     named = told["preset_name"] != "custom"
+    supervision = {}
+    if model.types:
+        of = model.labels_key, model.unlabeled_category
+        supervision = dict(zip(("supervise", "unlabeled_category"), of))
     common = dict(
         K=model.K,
         batch_key=model.batch_key,
@@ -187,6 +191,7 @@ def try_seeds(
         hold_out=told["settings"]["hold_out"],
         resume=True,
         progress=progress,
+        **supervision,
     )
     with locked_folder(run) as lock:
         others = []

@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from . import __version__
 from .inference import cluster_linkage
+from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
 from .reading import read_input
@@ -28,6 +29,9 @@ def gmvae(
     # columns of obs that the decoder is told of too, see `covariates`
     categorical_covariate_keys: Sequence[str] | None = None,
     continuous_covariate_keys: Sequence[str] | None = None,
+    # column of obs with types of some cells, to train with; None: no labels
+    labels_key: str | None = None,
+    unlabeled_category: str = "Unknown",  # no label, as a missing value is
     layer: str | None = None,  # layer with the counts; None: look for them
     K: int | None = None,  # components; None: the data choose the clusters
     n_top_genes: int | None = None,  # highly variable genes; None: all
@@ -44,7 +48,8 @@ def gmvae(
 
     Writes obs[key], obs[key_confidence], obs[key_novelty], obsm[X_key],
     obsm[key_prob], obsm[X_key_umap], obsm[X_umap] unless another map is there,
-    and uns[key].
+    and uns[key]; with labels also obs[key_type], obs[key_type_probability] and
+    obsm[key_type_prob].
     A UserWarning says what was left out. ValueError for counts or a key that
     cannot be used; then nothing is written."""
     chosen = dict(batch_key=batch_key, layer=layer)
@@ -57,6 +62,9 @@ def gmvae(
         continuous_covariate_keys=continuous_covariate_keys,
     )
     settings = dict(batch_key=batch_key, preset=preset, seed=seed, **named)
+    if labels_key is not None:
+        of_labels = dict(unlabeled_category=unlabeled_category)
+        settings |= dict(labels_key=labels_key, **of_labels)
     model = GMVAE(data.cells, K, layer=data.layer, **settings)
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)
@@ -75,6 +83,14 @@ def gmvae(
     table = pd.DataFrame(prob, index=adata.obs_names, columns=names)
     adata.obsm[f"{key_added}_prob"] = table
     adata.obsm[old] = place
+    if model.types:
+        types = pd.Series(obs["gmvae_type"], adata.obs_names)
+        adata.obs[f"{key_added}_type"] = types
+        sure = obs["gmvae_type_probability"]
+        adata.obs[f"{key_added}_type_probability"] = sure
+        table = pd.DataFrame(obsm["gmvae_type_prob"], index=adata.obs_names)
+        table.columns = [*model.types, NONE]
+        adata.obsm[f"{key_added}_type_prob"] = table
     if is_ours:
         adata.obsm["X_umap"] = place
     name = preset if isinstance(preset, str) else "custom"

@@ -37,7 +37,11 @@ from .match import told_of_cells
 from .progress import Progress
 
 # isort: off
-from .model_folder import FORMAT, data_sha256, describe_model
+from .labels import allowed_components, check_each_type, equal_shares
+from .labels import check_room_for_types, known_types, label_codes
+from .labels import name_clusters, place_with_labels, with_each_type
+from .model_folder import FORMAT, LABELS, data_sha256
+from .model_folder import describe_model
 from .model_folder import first_difference, names_sha256, read_config
 from .model_folder import read_model, read_preset, same_history
 from .model_folder import write_model
@@ -139,17 +143,26 @@ def _place_components(
 ) -> None:
     "The components by k-means of the embedding; for good, the best there are."
     net = self.network
+    rows = self._sampled_cells()
+    if self.types:
+        rows = with_each_type(rows, self.train_idx, self.labels)
     q = for_each_cell(
         net,
         self._own_cells(),
         lambda y, b: torch.stack(net.encode(y, b)[:2], 1),
-        self._sampled_cells(),
+        rows,
     )
     x_mean, x_std = q[:, 0], q[:, 1].exp()
     key = self.seed, Stream.CENTRES, int(for_good)
-    m, s, size = kmeans_components(x_mean, x_std, self.K, stream_seed(*key))
+    seed, allowed = stream_seed(*key), None
+    if self.types:
+        codes = self.labels[rows]
+        m, s, size = place_with_labels(net, x_mean, x_std, codes, seed)
+        allowed = allowed_components(torch.from_numpy(codes), net.type_of.cpu())
+    else:
+        m, s, size = kmeans_components(x_mean, x_std, self.K, seed)
     if for_good:
-        m, s = fit_components(x_mean, x_std, m, s, torch_stream(*key))
+        m, s = fit_components(x_mean, x_std, m, s, torch_stream(*key), allowed)
 
     net.prior.means[0, 0, : len(m)].copy_(m)
     net.prior.log_stds[0, 0, : len(m)].copy_(s.log())
@@ -180,6 +193,17 @@ def _start_epoch(
     return several and placed <= epoch < learning
 
 # %% ../nbs/04_train.ipynb #d2b43228
+def _allowed(
+    self: "GMVAE",
+    rows: np.ndarray,  # of cells that are trained on
+) -> Tensor | None:  # (n, K); None: a model without labels
+    "The components that the labels of these cells leave."
+    if not self.types:
+        return None
+    codes = torch.from_numpy(self.labels[rows]).to(self.device)
+    return allowed_components(codes, self.network.type_of)
+
+
 def _train_epoch(
     self: "GMVAE",
     epoch: int,  # counted from 0
@@ -205,7 +229,8 @@ def _train_epoch(
         y, b, rows = mini_batch
         M_w = min(preset.M_w, preset.M)
         noise = net.paired_noise(preset.M, len(y), M_w, generator)
-        terms = net(y, b, *noise, reduction="mean")
+        allowed = self._allowed(rows)
+        terms = net(y, b, *noise, reduction="mean", allowed=allowed)
         loss = training_loss(terms, preset, weight)
         if aligned:
             log_stds = net.prior.log_stds[0, 0]
@@ -298,6 +323,8 @@ def _train(
         split = training_split(counts.shape[0], test_idx, self.seed)
         self.train_idx, self.test_idx = split
         self._shrink_mini_batch()
+    if self.types:
+        check_each_type(self.labels, self.types, self.train_idx)
     if max_epochs is None:
         max_epochs = epochs_wanted(self.preset, len(self.train_idx))
     check_epochs(max_epochs)
@@ -415,12 +442,17 @@ def _find_clusters(self: "GMVAE") -> None:
     gamma = for_each_cell(net, self._own_cells(), gamma_of, rows)
     of = np.arange(self.K)
     if self.preset.merge:
-        tree = clusters.cluster_tree(clusters.shared_cells(gamma))
+        types = net.type_of.cpu().numpy() if net.type_of is not None else None
+        shared = clusters.shared_cells(gamma)
+        tree = clusters.cluster_tree(shared, type_of=types)
         of = clusters.cut_tree(tree.forks, tree.n_clusters)
         net.forks.copy_(torch.from_numpy(tree.forks))
         evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
         net.fork_evidence.copy_(evidence.clamp_min(-1))
     net.cluster_of.copy_(clusters.number_by_size(of, gamma))
+    if self.types:
+        parts = net.cluster_of.cpu(), net.type_of.cpu()
+        net.name_of.copy_(name_clusters(gamma, self.labels[rows], *parts))
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
@@ -497,7 +529,7 @@ def _data_sha256(self: "GMVAE") -> str | None:
 
 def _config(self: "GMVAE") -> dict[str, Any]:
     "Settings, genes, batches, cells: all but tensors that `load` needs."
-    return dict(
+    config = dict(
         format=FORMAT,
         gmvae_nb=__version__,
         torch=torch.__version__,
@@ -515,6 +547,14 @@ def _config(self: "GMVAE") -> dict[str, Any]:
         data_sha256=self._data_sha256(),
         genes=self.genes,
     )
+    if self.types:
+        config |= dict(
+            types=self.types,
+            labels_key=self.labels_key,
+            unlabeled_category=self.unlabeled_category,
+            labels_sha256=self._labels_sha256,
+        )
+    return config
 
 
 def _write(
@@ -594,7 +634,8 @@ def _load(
     "Read a model back. ValueError if there is none, or it does not fit `adata`."
     config, rows, state = read_model(folder)
     model = cls.__new__(cls)
-    names = ("K", "batch_key", "layer", "seed", "genes", "batches")
+    names = ["K", "batch_key", "layer", "seed", "genes", "batches"]
+    names += LABELS if "types" in config else []
     preset = read_preset(config["preset"])
     model._build(
         device=device,
@@ -610,6 +651,8 @@ def _load(
         cells = model._cells(adata)
         model.counts, model.batch = cells.counts, cells.batch
         model._names_sha256 = names_sha256(cells.names)
+        if model.labels_key in adata.obs:
+            model._attach_labels(adata)
         if config["test_idx"] is not None and adata.n_obs == config["n_cells"]:
             test_idx = np.array(config["test_idx"], dtype=np.int64)
             split = training_split(adata.n_obs, test_idx, model.seed)
@@ -629,6 +672,10 @@ def _build(
     batches: Sequence[str],
     covariates: list[Covariate],
     device: str | None,
+    types: Sequence[str] = (),  # and so on: none for a model without labels
+    labels_key: str | None = None,
+    unlabeled_category: str | None = None,
+    labels_sha256: str | None = None,  # of those that it was trained with
 ) -> None:
     "What does not need the cells; shared by the constructor and `load`."
     if len(set(genes)) < len(genes):
@@ -640,17 +687,29 @@ def _build(
     self.K, self.batch_key, self.layer = K, batch_key, layer
     self.preset, self.seed = preset, seed
     self.genes, self.batches = genes, list(batches)
+    self.types, self.labels_key = list(types), labels_key
+    self.unlabeled_category, self.labels = unlabeled_category, None
+    self._labels_sha256 = labels_sha256
     self.covariates = covariates
     self.device = check_device(device)
     with initial_weights(seed):
         sizes = len(genes), len(self.batches), K
-        network = GMVAENetwork(*sizes, preset, covariates)
+        network = GMVAENetwork(*sizes, preset, covariates, len(self.types))
+    if self.types:
+        network.type_of.copy_(equal_shares(K, len(self.types)))
+        network.name_of.copy_(network.type_of)
     self.network = network.to(self.device)
     parameters = self.network.parameters()
     self.optimizer = torch.optim.Adam(parameters, lr=preset.lr, fused=True)
     self.counts = self.batch = self.train_idx = self.test_idx = None
     self._rows, self._planned_epochs, self._best = [], None, None
     self._names_sha256, self._digest, self._source = "", None, None
+
+
+def _attach_labels(self: "GMVAE", adata: AnnData) -> None:
+    "Labels of the model's own cells; a name that is no type is no label."
+    self.labels = label_codes(adata.obs[self.labels_key], self.types)
+    self._labels_sha256 = names_sha256(self.labels)
 
 # %% ../nbs/04_train.ipynb #7e94fb71
 class GMVAE(Questions):
@@ -663,6 +722,10 @@ class GMVAE(Questions):
     optimizer: torch.optim.Adam
     train_idx: np.ndarray | None  # rows that are trained on, and ...
     test_idx: np.ndarray | None  # ... rows that are held out
+    labels: np.ndarray | None  # types of the model's own cells, (N,), -1: none
+    labels_key: str | None
+    unlabeled_category: str | None
+    _labels_sha256: str | None  # of the labels that it was trained with
     _rows: list[dict[str, Any]]  # of the history
     _planned_epochs: int | None  # of the training they are a part of
     _best: dict[str, Tensor] | None  # state of a better epoch than the last one
@@ -681,6 +744,9 @@ class GMVAE(Questions):
         # columns of obs that the decoder is told of too, see `covariates`
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
+        # column of obs with types of some cells, to train with; None: no labels
+        labels_key: str | None = None,
+        unlabeled_category: str = "Unknown",  # no label, as a missing value is
         layer: str | None = None,  # layer with the counts; None: X
         mask_var: str | None = None,  # boolean column of var: the genes to use
         preset: str | Preset = "recommended",  # a name in PRESETS, or a Preset
@@ -697,13 +763,19 @@ class GMVAE(Questions):
                 "K is None; a preset that merges components, as 'recommended' "
                 "does, can choose it, this one cannot: give K"
             )
-        K = STARTING_COMPONENTS if K is None else K
+        types = []
+        if labels_key is not None:
+            types = known_types(adata, labels_key, unlabeled_category)
+        if K is None:
+            K = max(STARTING_COMPONENTS, 2 * len(types))
         is_int = isinstance(K, (int, np.integer)) and not isinstance(K, bool)
         if not is_int or not 1 <= K <= 10_000:
             raise ValueError(
                 f"K is {K!r}; the number of clusters must be an integer from 1 "
                 "to 10,000"
             )
+        if types:
+            check_room_for_types(int(K), preset, types)
         is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
         if not is_whole or not 0 <= seed < 2**32:
             raise ValueError(
@@ -727,9 +799,14 @@ class GMVAE(Questions):
             batches=batches,
             covariates=covariates,
             device=device,
+            types=types,
+            labels_key=labels_key,
+            unlabeled_category=unlabeled_category if types else None,
         )
         self.counts, self.batch = counts, batch
         self._names_sha256 = names_sha256(adata.obs_names)
+        if types:
+            self._attach_labels(adata)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -754,6 +831,7 @@ class GMVAE(Questions):
     train = _train
     _epochs_to_train = _epochs_to_train
     _shrink_mini_batch = _shrink_mini_batch
+    _allowed = _allowed
     _train_epoch = _train_epoch
     _train_epoch_or_restore = _train_epoch_or_restore
     _start_epoch = _start_epoch
@@ -770,6 +848,7 @@ class GMVAE(Questions):
     save = _save
     load = classmethod(_load)
     _build = _build
+    _attach_labels = _attach_labels
     _state = _state
     _restore = _restore
     config = _config

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from gmvae_nb.counts import get_counts
 from gmvae_nb.data import load_data, minibatches, split_by, split_cells
+from gmvae_nb.embed import embed_file
 from gmvae_nb.network import Preset, epochs_wanted, kl_weight, learning_rate
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import embed_file, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st

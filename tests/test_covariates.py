@@ -13,10 +13,11 @@ from gmvae_nb import data, tl
 from gmvae_nb.commands import map_of_pairs
 from gmvae_nb.covariates import Covariate, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
+from gmvae_nb.embed import embed_file
 from gmvae_nb.model_folder import model_digest, read_model
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import settings_rows
-from gmvae_nb.runs import compare_settings, embed_file, train_run
+from gmvae_nb.runs import compare_settings, train_run
 from gmvae_nb.train import GMVAE
 from safetensors.torch import load_file, save_file
 

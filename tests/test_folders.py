@@ -20,11 +20,12 @@ import pytest
 import torch
 from gmvae_nb import commands, reading, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
+from gmvae_nb.embed import embed_file
 from gmvae_nb.files import LOCK_FILE
 from gmvae_nb.model_folder import describe_again, verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, embed_file, train_run
+from gmvae_nb.runs import annotate_run, train_run
 from gmvae_nb.train import GMVAE
 
 from hazards import TINY, cells, model

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb.counts_on_disk import take_genes
+from gmvae_nb.embed import embed_file
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.match import Cells
 from gmvae_nb.network import PRESETS, is_planned
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import embed_file
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 

@@ -6,11 +6,12 @@ import anndata as ad
 import numpy as np
 import pytest
 from gmvae_nb import novelty, runs
+from gmvae_nb.embed import embed_file
 from gmvae_nb.files import listed_files
 from gmvae_nb.network import PRESETS
 from gmvae_nb.novelty import Known, Looks, novelty_of, novelty_of_own, read_known
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, embed_file, train_run
+from gmvae_nb.runs import annotate_run, train_run
 from gmvae_nb.train import GMVAE
 
 from hazards import SMALL, cells

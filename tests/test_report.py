@@ -93,6 +93,15 @@ def test_names_of_users_are_text(page):
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "$\\frac{" in text
 
 
+def test_it_says_what_has_become_of_the_batch_effect_where_there_are_batches(page):
+    several, text, _ = page
+    words = " ".join(re.sub("<[^>]+>", " ", text).split())
+    assert ("Is the batch effect gone?" in words) == several
+    assert ("batch effect is" in words or "little to remove" in words) == several
+    scores = re.findall(r"(?:iLISI|kBET|PCR) (?:(?:\d\.\d\d|–) ){3}", words)
+    assert len(scores) == 3 * several and "5,000 cells drawn" not in words
+
+
 def test_clusters_and_markers_are_tables_that_a_spreadsheet_only_shows(page):
     _, _, folder = page
     cells = ad.read_h5ad(folder / "annotated.h5ad")

@@ -12,6 +12,7 @@ from gmvae_nb.calibration import Calibration, calibration, cluster_types
 from gmvae_nb.count_splitting import Halves, agreement_p, halve_cells, split_counts
 from gmvae_nb.counts import get_counts
 from gmvae_nb.data import kang_pbmc, load_data, split_cells
+from gmvae_nb.embed import embed_file
 from gmvae_nb.files import write_atomically
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.match import Cells, GeneMatch
@@ -20,7 +21,7 @@ from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.reading import Input, read_input
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import annotate_run, embed_file, train_run
+from gmvae_nb.runs import annotate_run, train_run
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from torch import Tensor

@@ -19,9 +19,9 @@ GROUPS = {
     "The model": "tl estimator train network covariates schedule clusters placing offsets",
     "Counts": "data counts counts_on_disk fractional h5ad reading match",
     "What a model says of cells": "inference questions count_splitting stability differential "
-    "novelty calibration reference_map",
+    "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
-    "Runs, tables and pages": "runs cost sweep results in_words report explorer tables",
+    "Runs, tables and pages": "runs embed cost sweep results in_words report explorer tables",
     "Commands": "commands command_line umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu",
     "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "

@@ -34,6 +34,7 @@ CLUSTERS = "tests/test_clusters.py"
 STABILITY = "tests/test_stability.py"
 TL = "tests/test_tl.py"
 NOVELTY = "tests/test_novelty.py"
+LABELS = "tests/test_labels.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
@@ -125,6 +126,34 @@ MUTANTS = [
         "cluster, y = assign(first), csr_matrix(first.counts)",
         DIFFERENTIAL,
         "other_half",
+    ),
+    Mutant(
+        "labels of held-out cells name clusters",
+        "rows = with_each_type(rows, self.train_idx, self.labels)",
+        "rows = np.arange(len(self.labels))",
+        LABELS,
+        "held_out_cells",
+    ),
+    Mutant(
+        "a label leaves all components",
+        "return (codes < 0) | (codes == type_of)",
+        "return (codes < 0) | (codes != type_of)",
+        LABELS,
+        "kind_without_labels or another_order",
+    ),
+    Mutant(
+        "a stray label names a cluster",
+        "names[have_no_labels(of.sum(1), cells, known.mean())] = -1",
+        "names[of.sum(1) < 0] = -1",
+        LABELS,
+        "stray_label",
+    ),
+    Mutant(
+        "two types become one cluster",
+        "if two_types.any():",
+        "if False:",
+        LABELS,
+        "never_one_cluster",
     ),
     Mutant(
         "novelty sees the counts alone",
@@ -1278,8 +1307,8 @@ MUTANTS = [
     ),
     Mutant(
         "cells not resampled",
-        "merge_components(gamma, torch.from_numpy(drawn))",
-        "merge_components(gamma)",
+        "times = torch.from_numpy(drawn)",
+        "times = None",
         MUTATIONS,
         "number_of_clusters",
     ),

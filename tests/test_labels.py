@@ -1,0 +1,212 @@
+"""Labels in part: who may know them, what they change, and what is called none of these."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gmvae_nb import runs, tl
+from gmvae_nb.clusters import cluster_tree, cut_tree
+from gmvae_nb.commands import gmvae_embed, gmvae_train
+from gmvae_nb.labels import NONE, best_labels, have_no_labels, name_clusters, shares
+from gmvae_nb.network import PRESETS
+from gmvae_nb.train import GMVAE
+
+TINY = replace(
+    PRESETS["recommended"],
+    n_x=4,
+    encoder_hidden=(32,),
+    decoder_hidden=(32,),
+    batch_size=32,
+    min_steps=0,
+    max_epochs=20,
+    lr=1e-2,
+    input_dropout=0.1,
+    weight_decay=0.0,
+    dtype="float32",
+)
+KINDS = ["alpha", "beta", "gamma"]
+
+
+def simulated(n: int = 330) -> ad.AnnData:
+    "Cells of three kinds; half of the first two have a label, none of the third."
+    rng = np.random.default_rng(0)
+    kind = rng.integers(3, size=n)
+    profile = np.exp(rng.normal(size=(3, 50)))
+    counts = rng.poisson(400 * (profile / profile.sum(1, keepdims=True))[kind])
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(n)])
+    obs["batch"] = np.where(rng.random(n) < 0.5, "one", "two")
+    obs["kind"] = np.array(KINDS)[kind]
+    has_label = (rng.random(n) < 0.5) & (kind < 2)
+    obs["mine"] = obs["kind"].where(has_label)
+    return ad.AnnData(counts.astype(np.float32), obs=obs)
+
+
+def fit(adata: ad.AnnData, key: str | None = "mine", epochs: int = 20, **kw) -> GMVAE:
+    model = GMVAE(adata, 12, labels_key=key, preset=TINY)
+    return model.train(epochs, progress=False, **kw)
+
+
+@pytest.fixture(scope="module")
+def cells() -> ad.AnnData:
+    return simulated()
+
+
+@pytest.fixture(scope="module")
+def model(cells) -> GMVAE:
+    return fit(cells)
+
+
+def test_a_kind_without_labels_is_none_of_these(cells, model):
+    prob = model.predict_labels()
+    assert list(prob.columns) == ["alpha", "beta", NONE]
+    np.testing.assert_allclose(prob.sum(axis=1), 1, atol=1e-5)
+    kind = cells.obs["kind"].to_numpy()
+    expected = np.where(kind == "gamma", NONE, kind)
+    assert (np.asarray(best_labels(prob)) == expected).mean() > 0.97
+
+
+def test_labels_of_held_out_cells_do_not_matter(cells, model):
+    other = cells.copy()
+    labels = other.obs["mine"].to_numpy(dtype=object)
+    labels[model.test_idx] = np.roll(["alpha", "beta", "Unknown"], 1)[model.test_idx % 3]
+    other.obs["mine"] = labels
+    again = fit(other)
+    for name, t in model.network.state_dict().items():
+        assert torch.equal(t, again.network.state_dict()[name]), name
+
+
+def test_other_names_in_another_order_are_the_same_answer(cells, model):
+    other = cells.copy()
+    other.obs["mine"] = other.obs["mine"].map({"alpha": "z", "beta": "b"})
+    prob, before = fit(other).predict_labels(), model.predict_labels()
+    renamed = pd.Series(best_labels(prob)).astype(str).replace({"z": "alpha", "b": "beta"})
+    assert (renamed.to_numpy() == np.asarray(best_labels(before))).mean() > 0.97
+
+
+def test_without_labels_nothing_of_them_is_kept(cells):
+    plain = GMVAE(cells, 12, preset=TINY)
+    assert not {"type_of", "name_of"} & set(plain.network.state_dict())
+    assert not {"types", "labels_key"} & set(plain.config())
+    with pytest.raises(ValueError, match="trained without labels"):
+        plain.predict_labels()
+
+
+def test_saved_loaded_and_gone_on_with_it_is_the_same(cells, model, tmp_path):
+    fit(cells, out=tmp_path / "whole")
+    stopped = GMVAE(cells, 12, labels_key="mine", preset=TINY)
+    train_epoch, n = stopped._train_epoch, 0
+
+    def stop_in_the_seventh(*args):
+        nonlocal n
+        n += 1
+        if n == 7:
+            raise KeyboardInterrupt
+        return train_epoch(*args)
+
+    stopped._train_epoch = stop_in_the_seventh
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(20, out=tmp_path / "parts", progress=False)
+    fit(cells, out=tmp_path / "parts")
+    whole, parts = (GMVAE.load(tmp_path / name) for name in ("whole", "parts"))
+    for name, t in model.network.state_dict().items():
+        assert torch.equal(t, whole.network.state_dict()[name]), name
+        assert torch.equal(t, parts.network.state_dict()[name]), name
+    assert whole.types == ["alpha", "beta"]
+    pd.testing.assert_frame_equal(
+        whole.predict_labels(cells).reset_index(drop=True), model.predict_labels()
+    )
+
+
+def test_a_folder_with_other_labels_is_another_model(cells, tmp_path):
+    other = cells.copy()
+    first = np.flatnonzero(other.obs["mine"].notna())[0]
+    other.obs.loc[other.obs_names[first], "mine"] = np.nan
+    for given, key, words in (
+        (other, "mine", "labels_sha256"),
+        (cells, None, "its types are others"),
+    ):
+        out = tmp_path / str(key)
+        fit(cells, epochs=1, out=out)
+        with pytest.raises(ValueError, match=words):
+            fit(given, key, epochs=1, out=out)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda obs: obs.drop(columns="mine"), "'mine' is not a column"),
+        (lambda obs: obs.assign(mine=np.nan), "has a label for 0 of 330 cells"),
+        (lambda obs: obs.assign(mine="Unknown"), "has a label for 0 of 330 cells"),
+        (lambda obs: obs.assign(mine=obs["mine"].fillna(NONE)), "what the answer calls"),
+        (
+            lambda obs: obs.assign(mine=["one"] + ["alpha"] * (len(obs) - 1)),
+            "type 'one' has 1 labelled cell",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_trained_with_are_named(cells, change, words):
+    bad = ad.AnnData(cells.X, obs=change(cells.obs))
+    with pytest.raises(ValueError, match=words) as error:
+        GMVAE(bad, 12, labels_key="mine", preset=TINY)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mixture_without_room_or_cells_without_labels_are_refused(cells, model):
+    with pytest.raises(ValueError, match="K is 2, and the labels have 2 types"):
+        GMVAE(cells, 2, labels_key="mine", preset=TINY)
+    alphas = np.flatnonzero(cells.obs["mine"] == "alpha")
+    with pytest.raises(ValueError, match="type 'alpha' are held out"):
+        fit(cells, test_idx=alphas)
+
+
+def test_two_types_are_never_one_cluster_and_a_free_component_joins_one():
+    shared = np.array([[50.0, 49, 49], [49, 50, 49], [49, 49, 50]])
+    assert cluster_tree(shared).n_clusters == 1
+    tree = cluster_tree(shared, type_of=np.array([0, 1, -1]))
+    of = cut_tree(tree.forks, tree.n_clusters)
+    assert tree.n_clusters == 2 and of[0] != of[1]
+
+
+def test_a_stray_label_does_not_name_a_cluster():
+    codes = np.r_[np.tile([0, -1], 50), np.full(99, -1), 1, np.tile([1, -1], 50)]
+    gamma = torch.eye(3)[torch.arange(3).repeat_interleave(100)]
+    owners = torch.tensor([0, 1, 1])
+    named = name_clusters(gamma, codes, torch.arange(3), owners)
+    assert named.tolist() == [0, -1, 1]
+    few = have_no_labels(np.array([0, 0, 4]), np.array([5, 50, 50]), 0.5)
+    assert few.tolist() == [False, True, False]
+
+
+def test_each_type_has_a_component_however_few_its_cells():
+    assert shares(np.array([1000, 1, 0]), 10).tolist() == [9, 1, 0]
+    assert shares(np.array([0, 1, 50]), 10).sum() == 10
+    assert shares(np.array([0, 1, 50]), 10).min() == 1
+
+
+def test_the_command_and_the_line_tell_the_types(cells, tmp_path, monkeypatch):
+    def place(X, seed=0):
+        return np.asarray(X[:, :2], dtype=np.float32)
+
+    monkeypatch.setattr(runs, "umap", place)
+    monkeypatch.setattr(tl, "umap", place)
+    monkeypatch.setitem(PRESETS, "recommended", TINY)
+    file, out = tmp_path / "mine.h5ad", tmp_path / "run"
+    cells.write_h5ad(file)
+    how = dict(supervise="mine", K=12, max_epochs=3, quiet=True)
+    gmvae_train(str(file), str(out), **how)
+    written = ad.read_h5ad(out / "annotated.h5ad")
+    gmvae_embed(str(out), str(file), out=str(tmp_path / "new.h5ad"), quiet=True)
+    new = ad.read_h5ad(tmp_path / "new.h5ad")
+    ours = cells.copy()
+    tl.gmvae(ours, labels_key="mine", K=12, max_epochs=3, progress=False)
+    for other in (written, new):
+        assert list(other.uns["gmvae"]["types"]) == ["alpha", "beta", NONE]
+        types = other.obs["gmvae_type"].astype(str).to_numpy()
+        np.testing.assert_array_equal(types, ours.obs["gmvae_type"].astype(str))
+        sure = other.obs["gmvae_type_probability"]
+        np.testing.assert_allclose(sure, ours.obs["gmvae_type_probability"], atol=1e-6)
+    with pytest.raises(ValueError, match="other settings"):
+        gmvae_train(str(file), str(out), **(how | dict(unlabeled_category="x")), resume=True)
