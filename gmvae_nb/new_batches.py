@@ -32,14 +32,17 @@ def with_more_batches(
     n: int,  # new batches
 ) -> GMVAENetwork:  # a copy with room for them
     "New columns, the means of those that are there (eq-new-batches-layer)."
-    B, K, preset = network.n_batches, len(network.cluster_of), network.preset
+    design, K, preset = network.design, len(network.cluster_of), network.preset
+    B = design.n_batches
     n_types = 0 if network.type_of is None else int(network.type_of.max()) + 1
     n_genes = network.heads.log_r.bias.numel()
     with initial_weights(0):  # torch's own random numbers stay as they are
-        wider = GMVAENetwork(n_genes, B + n, K, preset, n_types)
+        options = preset, design.covariates, n_types
+        wider = GMVAENetwork(n_genes, B + n, K, *options)
     weights = dict(network.state_dict())
-    u = weights["decoder.0.weight"][:, -B:]
-    columns = [weights["decoder.0.weight"], u.mean(1, keepdim=True).expand(-1, n)]
+    sizes = [preset.n_x, B, design.width - B]
+    of_x, u, of_others = weights["decoder.0.weight"].split(sizes, 1)
+    columns = of_x, u, u.mean(1, keepdim=True).expand(-1, n), of_others
     weights["decoder.0.weight"] = torch.cat(columns, 1)
     for name in ("alignment.cells", "alignment.sums"):
         if name in weights:
@@ -66,6 +69,7 @@ def fit_new_columns(
     network.eval().requires_grad_(False)
     weight = network.decoder[0].weight.requires_grad_(True)
     optimizer = torch.optim.Adam([weight], lr=FIT_RATE)
+    end = network.preset.n_x + network.design.n_batches  # covariates follow
     size, device = network.preset.batch_size, network.y_mean.device
     step = epoch = 0
     while step < n_steps:
@@ -81,7 +85,8 @@ def fit_new_columns(
             loss = -network.log_likelihood(y, b, x, "mean")
             optimizer.zero_grad()
             loss.mean().backward()
-            weight.grad[:, :-n] = 0  # all other weights stay
+            weight.grad[:, : end - n] = 0  # all other weights stay
+            weight.grad[:, end:] = 0
             optimizer.step()
             step += 1
         epoch += 1
@@ -118,7 +123,8 @@ def with_new_batches(
     to_known = {**mapped, **{name: model.batches[0] for name in new}}
     cells = model.match_cells(adata, map_batch=to_known, min_matched=min_matched)
     rows, codes = np.flatnonzero(np.isin(of_cell, new)), cells.batch.copy()
-    codes[rows] = len(model.batches) + np.searchsorted(new, of_cell[rows])
+    of_batch = codes if codes.ndim == 1 else codes[:, 0]  # with covariates
+    of_batch[rows] = len(model.batches) + np.searchsorted(new, of_cell[rows])
     wider = copy.copy(model)
     wider.network = with_more_batches(model.network, len(new))
     wider.batches = [*model.batches, *new]
