@@ -32,18 +32,22 @@ def with_more_batches(
     n: int,  # new batches
 ) -> GMVAENetwork:  # a copy with room for them
     "New columns, the means of those that are there (eq-new-batches-layer)."
-    design, K, preset = network.design, len(network.cluster_of), network.preset
-    B = design.n_batches
+    B, K, preset = (
+        network.design.n_batches,
+        len(network.cluster_of),
+        network.preset,
+    )
+    covariates, first = network.design.covariates, preset.n_x  # x, b, the others
     n_types = 0 if network.type_of is None else int(network.type_of.max()) + 1
     n_genes = network.heads.log_r.bias.numel()
     with initial_weights(0):  # torch's own random numbers stay as they are
-        options = preset, design.covariates, n_types
-        wider = GMVAENetwork(n_genes, B + n, K, *options)
+        wider = GMVAENetwork(n_genes, B + n, K, preset, covariates, n_types)
     weights = dict(network.state_dict())
-    sizes = [preset.n_x, B, design.width - B]
-    of_x, u, of_others = weights["decoder.0.weight"].split(sizes, 1)
-    columns = of_x, u, u.mean(1, keepdim=True).expand(-1, n), of_others
-    weights["decoder.0.weight"] = torch.cat(columns, 1)
+    of_x, u, of_others = weights["decoder.0.weight"].tensor_split(
+        [first, first + B], 1
+    )
+    new = u.mean(1, keepdim=True).expand(-1, n)
+    weights["decoder.0.weight"] = torch.cat([of_x, u, new, of_others], 1)
     for name in ("alignment.cells", "alignment.sums"):
         if name in weights:
             old = weights[name]
@@ -61,15 +65,17 @@ def fit_new_columns(
     network: GMVAENetwork,  # from with_more_batches
     cells: Cells,
     rows: np.ndarray,  # those of the new batches
-    n: int,  # new batches, the last ones
+    n: int,  # new batches, the last of them
     seed: int,
     n_steps: int = FIT_STEPS,
 ) -> None:
     "Fit the last columns to the counts of their cells (eq-new-batches-fit)."
     network.eval().requires_grad_(False)
     weight = network.decoder[0].weight.requires_grad_(True)
+    end = network.preset.n_x + network.design.n_batches
+    is_new = torch.zeros_like(weight)
+    is_new[:, end - n : end] = 1
     optimizer = torch.optim.Adam([weight], lr=FIT_RATE)
-    end = network.preset.n_x + network.design.n_batches  # covariates follow
     size, device = network.preset.batch_size, network.y_mean.device
     step = epoch = 0
     while step < n_steps:
@@ -85,8 +91,7 @@ def fit_new_columns(
             loss = -network.log_likelihood(y, b, x, "mean")
             optimizer.zero_grad()
             loss.mean().backward()
-            weight.grad[:, : end - n] = 0  # all other weights stay
-            weight.grad[:, end:] = 0
+            weight.grad *= is_new  # all other weights stay
             optimizer.step()
             step += 1
         epoch += 1
@@ -123,7 +128,7 @@ def with_new_batches(
     to_known = {**mapped, **{name: model.batches[0] for name in new}}
     cells = model.match_cells(adata, map_batch=to_known, min_matched=min_matched)
     rows, codes = np.flatnonzero(np.isin(of_cell, new)), cells.batch.copy()
-    of_batch = codes if codes.ndim == 1 else codes[:, 0]  # with covariates
+    of_batch = codes if codes.ndim == 1 else codes[:, 0]  # a view
     of_batch[rows] = len(model.batches) + np.searchsorted(new, of_cell[rows])
     wider = copy.copy(model)
     wider.network = with_more_batches(model.network, len(new))

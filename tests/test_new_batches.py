@@ -98,3 +98,21 @@ def test_the_command_learns_if_asked_and_writes_one_table(model, new, tmp_path):
     table.write_text("mine")
     with pytest.raises(ValueError, match="is no such table"):
         gmvae_embed(str(tmp_path / "run"), str(file), **how)
+
+
+def test_the_columns_of_other_covariates_stay_behind_those_of_the_batches(old, new):
+    old, new = old.copy(), new.copy()
+    for adata in (old, new):
+        adata.obs["chemistry"] = np.where(np.arange(adata.n_obs) % 3, "v2", "v3")
+    keys = dict(batch_key="batch", categorical_covariate_keys=["chemistry"])
+    model = GMVAE(old, 4, preset=SMALL, **keys).train(3, progress=False)
+    wider = with_new_batches(model, new, n_steps=20)
+    before, after = (m.network.decoder[0].weight.detach() for m in (model, wider))
+    end = model.preset.n_x + len(model.batches)
+    assert torch.equal(after[:, :end], before[:, :end])
+    assert torch.equal(after[:, end + 2 :], before[:, end:])
+    assert not torch.equal(after[:, end], after[:, end + 1])
+    mapped = dict.fromkeys("xy", model.batches[0])
+    theirs = np.isin(new.obs["batch"], ["x", "y"])
+    gain = wider.get_iwae(new) - model.get_iwae(new, map_batch=mapped)
+    assert gain[theirs].mean() > 0
