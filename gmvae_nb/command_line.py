@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'command', 'check_none_is_empty', 'take_every_character', 'in_words',
-           'hdf5_has_failed', 'printable', 'exit_code', 'speaker', 'print_result', 'minutes']
+           'hdf5_has_failed', 'printable', 'exit_code', 'follows', 'speaker', 'print_result', 'minutes']
 
 # %% ../nbs/command_line.ipynb #c11e0004
 import atexit
@@ -169,11 +169,18 @@ def exit_code(
     return next((code for kind, code in kinds if isinstance(error, kind)), 4)
 
 # %% ../nbs/command_line.ipynb #de982306
+def follows() -> bool:
+    "Whether torchrun, or Ray Train, has started this process beside a first one."
+    started = {"MASTER_ADDR", "WORLD_SIZE", "RANK"} <= os.environ.keys()
+    return started and os.environ["RANK"] != "0"
+
+
 def speaker(
     quiet: bool,
 ) -> Callable[[str], None]:
-    "Prints what is being done to stderr."
+    "Prints what is being done to stderr; of many processes the first one does."
     start = time.perf_counter()
+    quiet = quiet or follows()
 
     def log(text: str) -> None:
         if not quiet:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # isort: off
-from .command_line import command, minutes, print_result
+from .command_line import command, follows, minutes, print_result
 from .command_line import printable, speaker
 
 # isort: on
@@ -62,6 +62,12 @@ TRAIN = """examples:
       with the types of some cells, which the others are told by
   gmvae_train run/annotated.h5ad --subset gmvae_cluster=3 --out run3
       once more, on the cells of one cluster
+  gmvae_train mine.h5ad --batch_key donor --out run --batch_size 512
+      larger mini-batches: less of the processor's time for each cell
+  torchrun --standalone --nproc-per-node 4 -m gmvae_nb train mine.h5ad --out run
+      shared by four processes, or graphics cards
+  gmvae_train mine.h5ad --out run --ray_address auto --workers 4
+      shared by four processes of a Ray cluster
 
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
@@ -125,6 +131,7 @@ def train_and_annotate(
     **options,  # of train_run
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
+    from .distributed import joined
     from .files import PAGE_FILES, locked_folder
     from .model_folder import record_checksums
     from .report import write_report
@@ -133,7 +140,8 @@ def train_and_annotate(
     check_annotation(data, out / "annotated.h5ad")
     with locked_folder(out):  # nobody trains on before the page is made
         log("training")
-        model = train_run(data, out, **options)
+        with joined():  # alone, or with the processes started beside this one
+            model = train_run(data, out, **options)
         log("annotating the cells: clusters, UMAP")
         obs = annotate_run(model, data, out)
         log("making the page")
@@ -238,6 +246,20 @@ def gmvae_train(
     max_epochs: Param(
         "epochs of training in all; by default the preset's", int
     ) = None,
+    batch_size: Param(
+        "cells of a mini-batch, for as many passes over the cells; the rate of "
+        "learning grows with it. By default the preset's",
+        int,
+    ) = None,
+    device: Param(
+        "cpu, cuda, or cuda:1; by default a graphics card if there is one", str
+    ) = None,
+    ray_address: Param(
+        "share the training among processes of a Ray cluster: auto, host:port, "
+        "or local for one of this machine's cores",
+        str,
+    ) = None,
+    workers: Param("so many processes of it: 1, 2, 4 or 8", int) = None,
     n_top_genes: Param(
         "keep this many highly variable genes, ranked in each batch; by default "
         "all genes with counts",
@@ -266,7 +288,12 @@ def gmvae_train(
             "say where the results shall go, for example --out run (or "
             "--dry_run to write nothing)"
         )
-    log = speaker(quiet)
+    if (workers is None) != (ray_address is None):
+        raise ValueError(
+            "ray_address and workers go together: where the cluster is, and how "
+            "many of its processes share the training"
+        )
+    asked, log = dict(locals()), speaker(quiet)
     log("importing")
     from .labels import known_types
     from .network import get_preset
@@ -277,11 +304,24 @@ def gmvae_train(
         fitting_preset,
         note_on_many,
     )
+    from .scale import (
+        checked_batch_size,
+        finished_cells,
+        follow_run,
+        started_again,
+        train_on_workers,
+    )
 
     check_numbers(K, seed)
-    if not dry_run:
+    wanted = checked_batch_size(get_preset(preset), batch_size)
+    resume = resume or started_again()
+    if not dry_run and not follows():
         # before anything takes time
         claim_folder(Path(out), {}, resume, overwrite)
+    if workers is not None and not dry_run:
+        log(f"training with {workers} processes on Ray")
+        train_on_workers(asked)
+        return summarise_run(*finished_cells(Path(out)), Path(out), json)
     log(f"reading {data}")
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     chosen = dict(layer=layer, n_top_genes=n_top_genes, round_counts=round_counts)
@@ -295,7 +335,6 @@ def gmvae_train(
     log(
         f"{cells:,} cells x {genes:,} genes; counts from {read.where}: {read.why}"
     )
-    wanted = get_preset(preset)
     labels = dict(supervise=supervise, unlabeled_category=unlabeled_category)
     if supervise is not None:
         types = known_types(read.cells, supervise, unlabeled_category)
@@ -304,9 +343,14 @@ def gmvae_train(
     for note in read.notes + shrunk + note_on_many(K):
         log(note)
     settings = dict(K=K, **keys, preset=preset, seed=seed, max_epochs=max_epochs)
+    if batch_size is not None:
+        settings["preset"] = wanted
     if dry_run:
         log("timing a few steps")
         return describe_cost(read, json, **settings)
+    settings["device"] = device
+    if follows():
+        return follow_run(read, Path(out), **settings)
     done = train_and_annotate(
         read,
         Path(out),

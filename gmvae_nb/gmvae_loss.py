@@ -8,6 +8,7 @@ __all__ = ['NOT_ALLOWED', 'MixturePrior', 'ParameterMixture', 'component_log_pro
 
 # %% ../nbs/02_gmvae_loss.ipynb #21fbf276
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -189,20 +190,22 @@ def free_nats(
     kl_z: Tensor,  # KL_z of each cell, (N,)
     lam: float,  # lambda in nats; 0 changes nothing, log K or more: no z term
     mode: str = "batch",  # "batch": max(lambda, mean); "cell": mean of each max
+    mean: Callable[..., Tensor] = torch.mean,  # over the cells of a mini-batch
 ) -> Tensor:  # the z term of the loss, nats per cell, ()
     """The z term with its first `lam` nats free of charge.
 
     Source: Dilokthanakul et al. 2016, section 3.3.
     """
     if mode == "batch":
-        return kl_z.mean().clamp(min=lam)
+        return mean(kl_z).clamp(min=lam)
     if mode == "cell":
-        return kl_z.clamp(min=lam).mean()
+        return mean(kl_z.clamp(min=lam))
     raise ValueError(f'mode is {mode!r}; expected "batch" or "cell"')
 
 # %% ../nbs/02_gmvae_loss.ipynb #241f3b78
 def cluster_usage(
     gamma: Tensor,  # responsibilities, (N, K)
+    mean: Callable[..., Tensor] = torch.mean,  # over the cells
 ) -> dict[str, float]:  # four numbers by name
     """How many of the K components carry cells, and how sure cells are of theirs.
 
@@ -212,13 +215,13 @@ def cluster_usage(
     def entropy(p: Tensor) -> Tensor:
         return torch.special.entr(p).sum(-1)
 
-    mean = gamma.mean(0)
-    dead = mean < 0.01 / len(mean)  # less than 1 % of an equal share
+    usage, unsure = mean(gamma, 0), mean(entropy(gamma))
+    dead = usage < 0.01 / len(usage)  # less than 1 % of an equal share
     return dict(
-        effective_K=entropy(mean).exp().item(),
+        effective_K=entropy(usage).exp().item(),
         dead_components=int(dead.sum()),
-        gamma_entropy=entropy(gamma).mean().item(),
-        mutual_information=(entropy(mean) - entropy(gamma).mean()).item(),
+        gamma_entropy=unsure.item(),
+        mutual_information=(entropy(usage) - unsure).item(),
     )
 
 # %% ../nbs/02_gmvae_loss.ipynb #0a7e0002

@@ -501,7 +501,8 @@ def _fused_log_prob(
     log_s = None
     if size_factor is not None:
         log_s = heads.log_size(size_factor, N).to(h.dtype)
-    tile, draws = _tile_width((M_heads or M) * N, G, h.device), None
+    rows = (M_heads or M) * (heads.tile_cells or N)
+    tile, draws = _tile_width(rows, G, h.device), None
     if M_heads is not None:
         tile = min(tile, -(-G // M))  # at least M tiles, if there are M genes
         draws = partition(M, M_heads, -(-G // tile), h.device)
@@ -554,6 +555,9 @@ class NBHeads(nn.Module):
     dispersion) and its logits, or log r and the log of its mean. Submodules:
     `log_r`, and `logits` or `log_mean`. ValueError where a width is less than 1.
     """
+
+    # cells that tiles are cut for; None: those of the mini-batch
+    tile_cells: int | None = None
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'Components', 'ELBO_TERMS', 'Preset', 'get_preset', 'cell_
 
 # %% ../nbs/network.ipynb #0c717c70
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, asdict, dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
@@ -383,7 +383,8 @@ def _paired_noise(
 # %% ../nbs/network.ipynb #5eed0104
 def _drop_by(
     self: "GMVAENetwork",
-    generator: torch.Generator | None,  # None: torch's global numbers
+    # as of vae.Dropout; None: torch's global numbers
+    generator: torch.Generator | Callable[[Tensor, float], Tensor] | None,
 ) -> None:
     "Where all layers of dropout take their random numbers from."
     for module in self.modules():
@@ -490,14 +491,19 @@ class BatchAlignment(nn.Module):
         b: Tensor,  # batch codes, (N,)
         log_stds: Tensor,  # of the components, (K, D)
         pooled: bool = False,  # means of batches as a whole
+        # over the cells of a mini-batch, and of sums over its cells: other
+        # than these where several processes share it
+        mean: Callable[..., Tensor] = torch.mean,
+        total: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> Tensor:  # (); its gradient, not its value, is meant
         "Takes a mini-batch into the running sums, and pulls its cells."
         with torch.no_grad():
             one_hot = F.one_hot(batch_of(b), self.cells.shape[1]).to(gamma.dtype)
             by_batch = gamma.unsqueeze(-1) * one_hot.unsqueeze(1)  # (N, K, B)
             sums = torch.einsum("nkb,nd->kbd", by_batch, x_mean)
-            self.cells.mul_(self.DECAY).add_(by_batch.sum(0))
-            self.sums.mul_(self.DECAY).add_(sums)
+            both = total(torch.cat([by_batch.sum(0)[..., None], sums], -1))
+            self.cells.mul_(self.DECAY).add_(both[..., 0])
+            self.sums.mul_(self.DECAY).add_(both[..., 1:])
             cells, sums = self.cells, self.sums
             if pooled:  # as one component
                 cells, sums = cells.sum(0, True), sums.sum(0, True)
@@ -508,7 +514,7 @@ class BatchAlignment(nn.Module):
             var = log_stds.mul(2).exp().unsqueeze(1)  # (K, 1, D)
             offset = weight * (sums - n * centre) / (n + self.SHRINK) / var
             pull = torch.einsum("nkb,kbd->nd", by_batch, offset)
-        return (pull * x_mean).sum(-1).mean()
+        return mean((pull * x_mean).sum(-1))
 
 # %% ../nbs/network.ipynb #2a7161e0
 def _rest_encoder(
@@ -640,14 +646,18 @@ def epoch_means(
     # terms of mini-batches, from GMVAENetwork.forward
     parts: list[dict[str, Tensor]],
     prefix: str,  # "train" or "test"
+    # sum over the processes that share the cells
+    total: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> dict[str, float]:  # e.g. train_neg_elbo, train_rec, ..., nats per cell
     "Mean of each term over cells, whichever mini-batch they were in."
     sizes = [len(part["kl_w"]) for part in parts]
     sizes = torch.tensor(sizes, dtype=torch.float64)
-    means = {}
-    for term in ("rec", "kl_w", "kl_z", "cond", "kl_xz"):
+    names, sums = ("rec", "kl_w", "kl_z", "cond", "kl_xz"), []
+    for term in names:
         of_part = [part[term].mean(dtype=torch.float64) for part in parts]
-        means[term] = torch.stack(of_part).cpu() @ sizes / sizes.sum()
+        sums.append(torch.stack(of_part).cpu() @ sizes)
+    *sums, n_cells = total(torch.stack([*sums, sizes.sum()]))
+    means = {term: of_all / n_cells for term, of_all in zip(names, sums)}
     means["neg_elbo"] = neg_elbo(means)
     return {f"{prefix}_{term}": means[term].item() for term in ELBO_TERMS}
 
@@ -656,8 +666,13 @@ def training_loss(
     terms: dict[str, Tensor],  # from GMVAENetwork.forward
     preset: Preset,
     kl_weight: float = 1.0,  # of the prior terms
+    # over the cells of a mini-batch; its own part where processes share it
+    mean: Callable[..., Tensor] = torch.mean,
+    # likewise, but with the value of the whole
+    mean_of_all: Callable[..., Tensor] = torch.mean,
 ) -> Tensor:  # nats per cell, ()
     "Mean -ELBO of a mini-batch, the first `lam` nats of KL_z free of charge."
-    without_z = (terms["kl_w"] + terms["kl_xz"] - terms["kl_z"]).mean()
-    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode)
-    return terms["rec"].mean() + kl_weight * (without_z + z)
+    without_z = mean(terms["kl_w"] + terms["kl_xz"] - terms["kl_z"])
+    mean_of_z = mean_of_all if preset.lam else mean
+    z = free_nats(terms["kl_z"], preset.lam, preset.lam_mode, mean_of_z)
+    return mean(terms["rec"]) + kl_weight * (without_z + z)

@@ -455,6 +455,7 @@ def train_run(
     wait: bool = False,  # for another process that trains in the folder
     overwrite: bool = False,  # files in the folder that no run has made
     progress: bool = True,
+    device: str | None = None,  # "cpu", "cuda", …; None: CUDA if there is one
     command: str = "",  # kept in run.json
 ) -> GMVAE:
     """Train, score, and write the folder: model, run.json and metrics.json.
@@ -480,7 +481,8 @@ def train_run(
         # noted by read_input
         warnings.filterwarnings("ignore", "each .* has one")
         options = dict(layer=data.layer, preset=preset, seed=seed)
-        model = GMVAE(data.cells, K, **keys, **labels, **options)
+        options |= dict(keys, **labels, device=device)
+        model = GMVAE(data.cells, K, **options)
     of_run = model.K, batch_key, preset, seed, hold_out, model.covariates
     settings = run_settings(data, *of_run, labels)
     epochs = epochs_in_all(preset, n_cells, max_epochs, hold_out)

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from . import __version__, clusters
 from .covariates import Covariate, covariates_of, find_covariates
-from .data import batch_codes, mean_and_std, split_cells
+from .data import batch_codes, split_cells
+from .distributed import Alone, current_team
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage
@@ -105,10 +106,10 @@ def _evaluate(
 ) -> list[dict[str, Tensor]]:  # of each mini-batch, as from GMVAENetwork.forward
     "The terms of -ELBO and the responsibilities, without dropout."
     self.network.eval()
-    M, parts = self.preset.M, []
+    M, size, parts = self.preset.M, self.preset.batch_size, []
     key = self.seed, Stream.HELD_OUT
-    generator = torch_stream(*key, device=self.device)
-    for y, b, _ in self._source(rows, self.preset.batch_size):
+    asked = self._source, rows, size, key, self.device
+    for y, b, generator in self._team.in_order(*asked):
         noise = self.network.noise(M, len(y), generator)
         parts.append(self.network(y, b, *noise, reduction="mean"))
     return parts
@@ -168,6 +169,15 @@ def _place_components(
     net.prior.log_stds[0, 0, : len(m)].copy_(s.log())
     if net.log_weights is not None:
         net.log_weights[: len(m)].copy_((size / size.sum()).log())
+
+
+def _place_everywhere(
+    self: "GMVAE",
+    for_good: bool,
+) -> None:
+    "The first process places; in each, Adam starts afresh for what was placed."
+    net = self.network
+    self._team.same_after(partial(self._place_components, for_good), net)
     for p in (*net.prior.parameters(), net.log_weights):
         self.optimizer.state.pop(p, None)
 
@@ -180,13 +190,13 @@ def _start_epoch(
     "Place what this epoch starts with, and say who learns in it."
     preset, placed = self.preset, epochs_before_placing(max_epochs)
     if preset.init == "data" and epoch == 0:
-        self._start_heads()
+        self._team.same_after(self._start_heads, self.network)
     if preset.init == "data" and epoch == placed:
-        self._place_components(for_good=False)
+        self._place_everywhere(for_good=False)
     learning = course_of(preset, max_epochs, self._rows).learning
     for_good = preset.init == "data" and preset.prior != "network"
     if for_good and epoch == learning > placed:
-        self._place_components(for_good=True)
+        self._place_everywhere(for_good=True)
     if preset.refit:
         self.network.rest_encoder(epoch >= learning)
     several = preset.align > 0 and len(self.batches) > 1
@@ -210,7 +220,8 @@ def _train_epoch(
     max_epochs: int,  # of this training
 ) -> dict[str, float]:  # a row of the history
     "One pass over the training cells."
-    preset, net, start = self.preset, self.network, time.perf_counter()
+    preset, net, team = self.preset, self.network, self._team
+    start = time.perf_counter()
     n_train, seen, losses = len(self.train_idx), [], []
     n_steps = math.ceil(n_train / preset.batch_size)
     course = course_of(preset, max_epochs, self._rows)
@@ -218,30 +229,30 @@ def _train_epoch(
     weight = kl_weight(place(epoch), preset, max_epochs)
     aligned = self._start_epoch(epoch, max_epochs)
     net.train()
-    order = numpy_stream(self.seed, Stream.ORDER, epoch)
-    generator, dropout = (
-        torch_stream(self.seed, use, epoch, device=self.device)
-        for use in (Stream.NOISE, Stream.DROPOUT)
-    )
-    net.drop_by(dropout)
-    batches = self._source(self.train_idx, preset.batch_size, order)
+    draws = team.draws(self.seed, epoch, self.device)
+    net.drop_by(draws.dropout)
+    M_w = min(preset.M_w, preset.M)
+    draw = partial(net.paired_noise, preset.M, M_w=M_w)
+    cells = self._source, self.train_idx, preset.batch_size
+    batches = draws.batches(*cells, self.counts, self.batch)
     for step, mini_batch in enumerate(batches):
         y, b, rows = mini_batch
-        M_w = min(preset.M_w, preset.M)
-        noise = net.paired_noise(preset.M, len(y), M_w, generator)
+        noise = draws.noise(draw, len(y))
         allowed = self._allowed(rows)
         terms = net(y, b, *noise, reduction="mean", allowed=allowed)
-        loss = training_loss(terms, preset, weight)
+        means = draws.mean, draws.mean_of_all
+        loss = training_loss(terms, preset, weight, *means)
         if aligned:
             log_stds = net.prior.log_stds[0, 0]
             cells = terms["x_mean"], terms["gamma"], b
-            pull = net.alignment(*cells, log_stds, pooled=weight < 1)
+            of_all = dict(mean=draws.mean, total=team.total)
+            pull = net.alignment(*cells, log_stds, weight < 1, **of_all)
             loss = loss + preset.align * pull
-        losses.append(loss.detach())
-        if not on_card(self.device) and not loss.isfinite():
-            break  # what a card has in its queue is not waited for
         self.optimizer.zero_grad()
         loss.backward()
+        losses.append(team.sum_gradients(net, loss.detach()))
+        if not on_card(self.device) and not losses[-1].isfinite():
+            break  # what a card has in its queue is not waited for
         done = place(epoch + step / n_steps)
         lr = learning_rate(done, preset, max_epochs)
         self.optimizer.param_groups[0]["lr"] = lr
@@ -260,11 +271,14 @@ def _train_epoch(
         self._stop("after", epoch, step, y, b, rows, noise)
 
     lr = learning_rate(place(epoch), preset, max_epochs)
-    row = {"epoch": epoch + 1, "lr": lr, **epoch_means(seen, "train")}
+    row = {"epoch": epoch + 1, "lr": lr, **epoch_means(seen, "train", team.total)}
     if len(self.test_idx):
         seen = self._evaluate(self.test_idx)
-        row |= epoch_means(seen, "test")
-    row |= cluster_usage(torch.cat([part["gamma"] for part in seen]))
+        row |= epoch_means(seen, "test", team.total)
+    gamma = torch.cat([part["gamma"] for part in seen])
+    n = len(self.test_idx) or n_train
+    row |= cluster_usage(gamma, team.mean_over(len(gamma), n))
+    team.check_same(net)
     return row | {"seconds": time.perf_counter() - start}
 
 # %% ../nbs/04_train.ipynb #8baf7111
@@ -281,6 +295,7 @@ def _stop(
     "FloatingPointError that says when and where numbers are no longer finite."
     net = self.network
     where = locate_not_finite(net, self.counts, self.genes, y, b, rows, noise)
+    where = self._team.any_word(where)
     raise FloatingPointError(
         f"{what} epoch {epoch + 1}, step {step + 1}{where}; lower the learning "
         f"rate ({self.preset.lr})"
@@ -317,8 +332,10 @@ def _train(
     planned schedule (see `is_planned`) was begun for another number of epochs;
     FloatingPointError when the loss is not finite; BlockingIOError while another
     process or thread trains in `out`. Threads: `OMP_NUM_THREADS`, or one for
-    each core."""
-    counts = self._cells().counts
+    each core. Inside `distributed.joined()` it is one training of all processes,
+    of which the first writes; ConnectionError if one of them ends."""
+    counts, team = self._cells().counts, current_team()
+    self._team = team
     if self.train_idx is None or test_idx is not None:
         split = training_split(counts.shape[0], test_idx, self.seed)
         self.train_idx, self.test_idx = split
@@ -328,25 +345,29 @@ def _train(
     if max_epochs is None:
         max_epochs = epochs_wanted(self.preset, len(self.train_idx))
     check_epochs(max_epochs)
-    mean, std = mean_and_std(counts, self.train_idx)
+    team.check(len(self.train_idx), len(self.test_idx), self.preset)
+    mean, std = team.mean_and_std(counts, self.train_idx)
     self.network.y_mean.fill_(mean)
     self.network.y_std.fill_(std)
     self.network.design.standardise(self.batch, self.train_idx)
-    folder = nullcontext() if out is None else locked_folder(out)
+    self.network.heads.tile_cells = team.tile_cells(self.preset.batch_size)
+    writes = out is not None and team.first
+    folder = locked_folder(out) if writes else nullcontext()
     with folder as lock, own_threads():
         if out is not None and not overwrite:
-            self._resume(Path(out), max_epochs)
+            self._resume_everywhere(Path(out), max_epochs)
         self._keep_to_plan(max_epochs)
         self._source = counts_for(self.device, counts, self.batch)
         warn_if_threads_spin()
-        for epoch in self._epochs_to_train(max_epochs, progress):
+        shown = progress and team.first
+        for epoch in self._epochs_to_train(max_epochs, shown):
             self._train_epoch_or_restore(epoch, max_epochs)
-            if out is not None and lock is not None:
+            if lock is not None:
                 lock.check()  # the folder is still the one it was
                 # with Adam's moments, to go on from
                 self._write(out, self._state())
     self._source = None  # a card's memory is free again
-    if self._rows:
+    if self._rows and team.first:
         self._warn_if_collapsed()
     return self
 
@@ -399,12 +420,12 @@ def _train_epoch_or_restore(
         self._keep_or_go_back(max_epochs)
         total = course_of(*plan, self._rows).total
         if epoch + 1 == total:
-            self._find_clusters()
-    except (KeyboardInterrupt, FloatingPointError) as stop:
+            self._team.same_after(self._find_clusters, self.network)
+    except (KeyboardInterrupt, FloatingPointError, ConnectionError) as stop:
         self._restore(last_good)
         del self._rows[epoch:]
-        if isinstance(stop, FloatingPointError):
-            raise FloatingPointError(
+        if not isinstance(stop, KeyboardInterrupt):
+            raise type(stop)(
                 f"{stop}; the model is as it was after {epoch} epochs"
             ) from None
         raise KeyboardInterrupt(
@@ -623,6 +644,24 @@ def _resume(
     if read_config(folder).get("epochs") != done:
         describe_model(folder, self.config(), self._rows)
 
+
+def _resume_everywhere(
+    self: "GMVAE",
+    folder: Path,
+    max_epochs: int,
+) -> None:
+    "The first process reads the folder, and all go on from there."
+
+    def resumed() -> tuple[Any, ...]:
+        self._resume(folder, max_epochs)
+        state = self._state() if self._team.world > 1 else {}
+        return self._rows, self._planned_epochs, state
+
+    rows, planned, state = self._team.by_first(resumed)
+    if not self._team.first:
+        self._rows, self._planned_epochs = rows, planned
+        self._restore(state)
+
 # %% ../nbs/04_train.ipynb #5b6a17b0
 def _load(
     cls: type["GMVAE"],
@@ -704,6 +743,7 @@ def _build(
     self.counts = self.batch = self.train_idx = self.test_idx = None
     self._rows, self._planned_epochs, self._best = [], None, None
     self._names_sha256, self._digest, self._source = "", None, None
+    self._team = Alone()
 
 
 def _attach_labels(self: "GMVAE", adata: AnnData) -> None:
@@ -732,6 +772,7 @@ class GMVAE(Questions):
     _names_sha256: str  # of the model's own cells
     _digest: str | None  # of their counts, names and batches
     _source: Callable[..., Any] | None  # of mini-batches, while it is trained
+    _team: Alone  # the processes that train it
 
     def __init__(
         self,
@@ -837,6 +878,7 @@ class GMVAE(Questions):
     _start_epoch = _start_epoch
     _start_heads = _start_heads
     _place_components = _place_components
+    _place_everywhere = _place_everywhere
     _sampled_cells = _sampled_cells
     _evaluate = _evaluate
     _keep_or_go_back = _keep_or_go_back
@@ -855,3 +897,4 @@ class GMVAE(Questions):
     _data_sha256 = _data_sha256
     _write = _write
     _resume = _resume
+    _resume_everywhere = _resume_everywhere

@@ -7,7 +7,7 @@ __all__ = ['gaussian_log_prob', 'reparametrize', 'kl_gaussians', 'kl_standard_no
 
 # %% ../nbs/01_vae.ipynb #c0a4e5ef
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,9 @@ def kl_standard_normal(
 class Dropout(nn.Module):
     "In training, silence each value with probability p and scale up the others."
 
-    generator: torch.Generator | None = None  # None: torch's global numbers
+    # None: torch's global numbers; a function of values and the share that is
+    # kept gives zeros and ones itself
+    generator: torch.Generator | Callable[[Tensor, float], Tensor] | None = None
 
     def __init__(
         self,
@@ -80,9 +82,12 @@ class Dropout(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return h
-        kept = torch.empty_like(h).bernoulli_(
-            1 - self.p, generator=self.generator
-        )
+        if callable(self.generator):
+            kept = self.generator(h, 1 - self.p)
+        else:
+            kept = torch.empty_like(h).bernoulli_(
+                1 - self.p, generator=self.generator
+            )
         return h * kept / (1 - self.p)
 
 # %% ../nbs/01_vae.ipynb #398f9b56

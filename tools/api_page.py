@@ -21,9 +21,10 @@ GROUPS = {
     "What a model says of cells": "inference questions count_splitting stability differential "
     "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
-    "Runs, tables and pages": "runs embed cost sweep results in_words report explorer tables",
+    "Runs, tables and pages": "runs embed cost sweep scale results in_words report explorer tables",
     "Commands": "commands command_line umbrella options",
-    "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu",
+    "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
+    "distributed",
     "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "
     "progress old_names",
 }

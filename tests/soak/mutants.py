@@ -39,6 +39,7 @@ DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
 COVARIATES = "tests/test_covariates.py"
+DISTRIBUTED = "tests/test_distributed.py"
 
 
 class Mutant(NamedTuple):
@@ -91,6 +92,49 @@ MUTANTS = [
         "digest.update(np.ascontiguousarray(batch.reshape(len(batch), -1)[:, 0], dtype=np.int64))",
         COVARIATES,
         "another_model",
+    ),
+    Mutant(
+        "processes do not sum their gradients",
+        "grad.copy_(of_all.view_as(grad))",
+        "pass",
+        DISTRIBUTED,
+        "of_one and blog",
+    ),
+    Mutant(
+        "weights that begin to learn later are not summed",
+        "grads = [p.grad for p in network.parameters() if p.grad is not None]",
+        "grads = [p.grad for n, p in network.named_parameters()\n"
+        "        if p.grad is not None and n != 'heads.log_r.weight']",
+        DISTRIBUTED,
+        "of_one and recommended",
+    ),
+    Mutant(
+        "each process aligns by the sums of its own cells",
+        "of_all = dict(mean=draws.mean, total=team.total)",
+        "of_all = dict(mean=draws.mean)",
+        DISTRIBUTED,
+        "of_one and recommended",
+    ),
+    Mutant(
+        "free nats of the own cells alone",
+        "whole: Tensor = SumOfAll.apply(own_part(t, *dim, share=share))",
+        "whole = own_part(t, *dim, share=share)",
+        DISTRIBUTED,
+        "of_one and blog",
+    ),
+    Mutant(
+        "tiles as wide as a process's own cells allow",
+        "rows = (M_heads or M) * (heads.tile_cells or N)",
+        "rows = (M_heads or M) * N",
+        DISTRIBUTED,
+        "tiles",
+    ),
+    Mutant(
+        "each process reads every shard",
+        "return range(rank * SHARDS // world, (rank + 1) * SHARDS // world)",
+        "return range(SHARDS)",
+        DISTRIBUTED,
+        "reads_its_share",
     ),
     Mutant(
         "errors of expression as if counts were Poisson",
@@ -754,7 +798,7 @@ MUTANTS = [
     ),
     Mutant(
         "not put back after a NaN",
-        "except (KeyboardInterrupt, FloatingPointError) as stop:",
+        "except (KeyboardInterrupt, FloatingPointError, ConnectionError) as stop:",
         "except KeyboardInterrupt as stop:",
         PROMISES,
         "a_nan_stops",
@@ -775,8 +819,8 @@ MUTANTS = [
     ),
     Mutant(
         "random numbers of an epoch from the clock",
-        "order = numpy_stream(self.seed, Stream.ORDER, epoch)",
-        "order = numpy_stream(time.perf_counter_ns(), Stream.ORDER, epoch)",
+        "self.order = numpy_stream(seed, Stream.ORDER, epoch)",
+        "self.order = np.random.default_rng()",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
@@ -810,8 +854,8 @@ MUTANTS = [
     ),
     Mutant(
         "noise from the global numbers",
-        "noise = net.paired_noise(preset.M, len(y), M_w, generator)",
-        "noise = net.paired_noise(preset.M, len(y), M_w)",
+        "return draw(N=N, generator=self.generator)",
+        "return draw(N=N)",
         TRAIN,
         "in_threads",
     ),
@@ -831,7 +875,7 @@ MUTANTS = [
     ),
     Mutant(
         "a folder open to every thread",
-        "folder = nullcontext() if out is None else locked_folder(out)",
+        "folder = locked_folder(out) if writes else nullcontext()",
         "folder = nullcontext()",
         TRAIN,
         "two_do_not_train",
@@ -1023,9 +1067,9 @@ MUTANTS = [
     ),
     Mutant(
         "all cells made dense",
-        "mean, std = mean_and_std(counts, self.train_idx)",
+        "mean, std = team.mean_and_std(counts, self.train_idx)",
         (
-            "mean, std = mean_and_std(csr_matrix(counts.toarray()) if hasattr(counts, "
+            "mean, std = team.mean_and_std(type(counts)(counts.toarray()) if hasattr(counts, "
             "'toarray') else counts, self.train_idx)"
         ),
         PROMISES,
@@ -1223,8 +1267,8 @@ MUTANTS = [
     ),
     Mutant(
         "batches never moved as a whole",
-        "pooled=weight < 1",
-        "pooled=False",
+        "net.alignment(*cells, log_stds, weight < 1, **of_all)",
+        "net.alignment(*cells, log_stds, False, **of_all)",
         RECOMMENDED,
         "full_weight",
     ),
@@ -1300,8 +1344,8 @@ MUTANTS = [
     ),
     Mutant(
         "history over mini-batches, not cells",
-        "@ sizes / sizes.sum()",
-        "@ torch.ones_like(sizes) / len(sizes)",
+        "sums.append(torch.stack(of_part).cpu() @ sizes)",
+        "sums.append(torch.stack(of_part).mean().cpu() * sizes.sum())",
         MUTATIONS,
         "mean_over_cells",
     ),
