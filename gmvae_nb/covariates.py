@@ -225,7 +225,7 @@ def covariates_of(
 
 def keys_of(
     covariates: Sequence[Covariate],
-) -> dict[str, list[str]]:  # as `GMVAE` takes them
+) -> dict[str, list[str]]:  # as GMVAE takes them
     "What names the same covariates once more."
     found = {"categorical_covariate_keys": [], "continuous_covariate_keys": []}
     for key, values in covariates:

@@ -15,6 +15,7 @@ from gmvae_nb.covariates import Covariate, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
 from gmvae_nb.embed import embed_file
 from gmvae_nb.model_folder import model_digest, read_model
+from gmvae_nb.new_batches import with_new_batches
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import settings_rows
 from gmvae_nb.runs import compare_settings, train_run
@@ -225,6 +226,20 @@ def test_new_cells_without_a_column_or_with_an_unknown_value_are_refused(model):
     pairs = ["7=1", "site:s9=s2", "site:*=s1", "a:b=0"]
     expected = {"7": "1", "a:b": "0", "site": {"s9": "s2", "*": "s1"}}
     assert map_of_pairs(pairs, model.covariates) == expected
+
+
+def test_a_new_batch_is_learned_beside_the_covariates(model):
+    "Its column stands behind the other batches'; those of the covariates stay."
+    new = mine(60, seed=3)
+    new.obs["batch"] = "9"
+    wider = with_new_batches(model, new, n_steps=5)
+    before, after = (m.network.decoder[0].weight for m in (model, wider))
+    end = SMALL.n_x + 2
+    assert after[:, :end].equal(before[:, :end]) and after[:, end + 1 :].equal(before[:, end:])
+    assert not after[:, end].allclose(before[:, end - 2 : end].mean(1))
+    for one, other in zip(answers(wider, mine()), answers(model, mine())):
+        np.testing.assert_allclose(one, other, rtol=1e-5)  # sums of one more product
+    assert set(wider.match_cells(new).batch[:, 0]) == {2.0}
 
 
 def test_decoding_as_of_other_values(model):
