@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import commands, reading, runs
+from gmvae_nb import commands, embed, reading, runs
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import LOCK_FILE
@@ -206,11 +206,11 @@ def test_cells_in_memory_that_were_sorted_do_not_get_the_clusters_of_others(tmp_
 def test_a_file_that_is_replaced_while_it_is_embedded_is_refused(run, monkeypatch):
     path, target = run.parent / "mine.h5ad", run.parent / "target.h5ad"
 
-    def annotate(*args, original=runs.annotate):
+    def annotate(*args, original=embed.annotate):
         other_cells(path)
         return original(*args)
 
-    monkeypatch.setattr(runs, "annotate", annotate)
+    monkeypatch.setattr(embed, "annotate", annotate)
     with pytest.raises(OSError, match="was changed or replaced while it was embedded"):
         gmvae_embed(str(run), str(path), out=str(target), quiet=True)
     assert not target.exists()
