@@ -522,7 +522,7 @@ def anndatas(draw):
     return ad.AnnData(form(y), obs=obs), y
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(anndatas(), st.sampled_from([1, 3, None]), st.sampled_from([1, 8]))
 def test_any_shape_trains_or_is_refused_in_a_sentence(made, K, batch_size):
     a, y = made

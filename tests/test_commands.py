@@ -456,7 +456,9 @@ def test_training_on_some_cells_is_recorded_and_annotates_those_alone(tmp_path, 
 def test_a_cell_is_unsure_below_one_half():
     prob = np.array([[0.45, 0.35, 0.2], [0.5, 0.5, 0], [0.2, 0.7, 0.1], [1.0000001, 0, 0]])
     model = SimpleNamespace(
-        predict_proba=lambda cells: prob, get_latent_representation=lambda cells: np.zeros((4, 2))
+        predict_proba=lambda cells: prob,
+        get_latent_representation=lambda cells: np.zeros((4, 2)),
+        types=[],
     )
     obs, obsm = runs.annotate(model)
     assert list(obs["gmvae_unsure"]) == [True, False, False, False]

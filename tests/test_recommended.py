@@ -182,9 +182,9 @@ def test_pooled_moves_a_batch_as_a_whole():
 def test_batches_are_pooled_until_the_prior_has_its_full_weight(monkeypatch):
     seen, forward = [], BatchAlignment.forward
 
-    def spy(self, *args, pooled):
+    def spy(self, x_mean, gamma, b, log_stds, pooled, **of_all):
         seen.append(pooled)
-        return forward(self, *args, pooled=pooled)
+        return forward(self, x_mean, gamma, b, log_stds, pooled, **of_all)
 
     monkeypatch.setattr(BatchAlignment, "forward", spy)
     fitted(6, epochs=10, preset=replace(SMALL, kl_warmup_share=0.4, refit=0.3))

@@ -127,7 +127,7 @@ MUTANTS = [
         "rows = (M_heads or M) * (heads.tile_cells or N)",
         "rows = (M_heads or M) * N",
         DISTRIBUTED,
-        "tiles",
+        "of_one and blog",
     ),
     Mutant(
         "each process reads every shard",
