@@ -78,3 +78,11 @@ def test_components_are_no_more_than_there_can_be():
     assert principal_components(counts, total).shape == (8, 7)
     assert principal_components(counts, total, 2).shape == (8, 2)
     assert principal_components(counts[:, :3], total) is None
+
+
+def test_what_was_hardly_there_is_not_called_gone():
+    scores = {"before": [0.90, 0.90], "after": [0.93, 0.93], "if_mixed": [0.94, 0.94]}
+    effect = pd.DataFrame(scores, index=["iLISI", "kBET"])
+    assert np.isnan(gained(effect)) and effect_in_short(effect) == "little before"
+    effect["before"] = 0.5
+    assert effect_in_short(effect) == "gone" and gained(effect) == pytest.approx(0.43 / 0.44)

@@ -104,7 +104,7 @@ def same_numbers(found: list, one: SimpleNamespace, most=1e-12) -> None:
 @pytest.mark.parametrize("preset", [RECOMMENDED, BLOG], ids=["recommended", "blog_and_tiles"])
 def test_processes_train_the_model_of_one(tmp_path, preset, monkeypatch):
     if preset is BLOG:  # so few entries that tiles are narrower with more cells
-        monkeypatch.setattr("gmvae_nb.nb_heads.TILE_ENTRIES", 256)
+        monkeypatch.setattr("gmvae_nb.nb_heads.TILE_ENTRIES", 128)
         monkeypatch.setattr("gmvae_nb.nb_heads.TILE_GENES", 2)
         preset = replace(BLOG, M_heads=1)
 

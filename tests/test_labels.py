@@ -10,7 +10,14 @@ import torch
 from gmvae_nb import runs, tl
 from gmvae_nb.clusters import cluster_tree, cut_tree
 from gmvae_nb.commands import gmvae_embed, gmvae_train
-from gmvae_nb.labels import NONE, best_labels, have_no_labels, name_clusters, shares
+from gmvae_nb.labels import (
+    NONE,
+    allowed_components,
+    best_labels,
+    have_no_labels,
+    name_clusters,
+    shares,
+)
 from gmvae_nb.network import PRESETS
 from gmvae_nb.train import GMVAE
 
@@ -66,6 +73,12 @@ def test_a_kind_without_labels_is_none_of_these(cells, model):
     kind = cells.obs["kind"].to_numpy()
     expected = np.where(kind == "gamma", NONE, kind)
     assert (np.asarray(best_labels(prob)) == expected).mean() > 0.97
+
+
+def test_a_label_leaves_the_components_of_its_type():
+    codes, type_of = torch.tensor([-1, 0, 1]), torch.tensor([0, 1, -1, 0])
+    allowed = allowed_components(codes, type_of)
+    assert allowed.tolist() == [[True] * 4, [True, False, False, True], [False, True, False, False]]
 
 
 def test_labels_of_held_out_cells_do_not_matter(cells, model):

@@ -38,6 +38,7 @@ LABELS = "tests/test_labels.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 OFFSETS = "tests/test_offsets.py"
+BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
 DISTRIBUTED = "tests/test_distributed.py"
 
@@ -51,6 +52,27 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "if mixed is as found",
+        "dealt[cells] = rng.permutation(dealt[cells])",
+        "pass",
+        BATCH_EFFECT,
+        "planted_effect",
+    ),
+    Mutant(
+        "an effect that was never there is praised",
+        "if to_gain < LITTLE:",
+        "if to_gain < 0:",
+        BATCH_EFFECT,
+        "hardly_there",
+    ),
+    Mutant(
+        "each call draws other cells",
+        "some = np.sort(rng.permutation(len(batch))[:SAMPLE])",
+        "some = np.sort(np.random.permutation(len(batch))[:SAMPLE])",
+        BATCH_EFFECT,
+        "sampled_the_same_way",
+    ),
     Mutant(
         "covariates are scaled by cells that are held out",
         "values = b[rows, 1:][:, columns]",
@@ -183,7 +205,7 @@ MUTANTS = [
         "return (codes < 0) | (codes == type_of)",
         "return (codes < 0) | (codes != type_of)",
         LABELS,
-        "kind_without_labels or another_order",
+        "label_leaves",
     ),
     Mutant(
         "a stray label names a cluster",
