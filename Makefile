@@ -69,7 +69,7 @@ table: env ## the table of all finished runs: mean and standard deviation over r
 
 # one core for the pages, the other for the rest: with a thread for each core, the pages would take both
 test: export OMP_NUM_THREADS := 1
-test: env ## everything: notebook tests; beside them lint, map of modules, exported code in sync, notebooks clean, pytest
+test: env ## everything: notebook tests; beside them lint, map of modules, what is exported, pytest
 	mkdir -p _runs
 	# whatever fails, the others are run too; the pages' report comes last
 	$(BIN)/nbdev_test --n_workers 1 > _runs/nbdev_test.log 2>&1 & pages=$$!; status=0; \

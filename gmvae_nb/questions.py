@@ -159,12 +159,10 @@ def _predict_labels(
             "this model was trained without labels: train one with "
             "GMVAE(adata, labels_key=...)"
         )
-    cells, noise = (
-        self._cells(adata, map_batch, MIN_MATCHED),
-        self._noise(n_samples),
-    )
+    cells = self._cells(adata, map_batch, MIN_MATCHED)
+    of_question = self._noise(n_samples), len(self.types)
     with own_threads():
-        prob = label_probabilities(self.network, cells, noise, len(self.types))
+        prob = label_probabilities(self.network, cells, *of_question)
     return pd.DataFrame(prob, cells.names, [*self.types, NONE])
 
 
