@@ -246,6 +246,9 @@ def gmvae_train(
     max_epochs: Param(
         "epochs of training in all; by default the preset's", int
     ) = None,
+    alpha: Param(
+        "chance to split what is one population; 0.05 by default", float
+    ) = None,
     batch_size: Param(
         "cells of a mini-batch, for as many passes over the cells; the rate of "
         "learning grows with it. By default the preset's",
@@ -303,6 +306,7 @@ def gmvae_train(
         claim_folder,
         fitting_preset,
         note_on_many,
+        with_alpha,
     )
     from .scale import (
         checked_batch_size,
@@ -313,7 +317,8 @@ def gmvae_train(
     )
 
     check_numbers(K, seed)
-    wanted = checked_batch_size(get_preset(preset), batch_size)
+    named = get_preset(preset)
+    wanted = checked_batch_size(with_alpha(named, alpha), batch_size)
     resume = resume or started_again()
     if not dry_run and not follows():
         # before anything takes time
@@ -343,7 +348,7 @@ def gmvae_train(
     for note in read.notes + shrunk + note_on_many(K):
         log(note)
     settings = dict(K=K, **keys, preset=preset, seed=seed, max_epochs=max_epochs)
-    if batch_size is not None:
+    if wanted != named:
         settings["preset"] = wanted
     if dry_run:
         log("timing a few steps")

@@ -149,6 +149,7 @@ N_RESAMPLES = 40
 def merged_cluster_range(
     gamma: Tensor,  # responsibilities of the components, (N, K)
     seed: int,
+    alpha: float,  # as for merge_components
     type_of: np.ndarray | None = None,  # of each component, (K,); -1: free
 ) -> list[int]:  # 2.5 and 97.5 % of the resamples
     "Range of the number of clusters, components merged by resampled cells."
@@ -158,7 +159,7 @@ def merged_cluster_range(
     for _ in range(N_RESAMPLES):
         drawn = np.bincount(rng.integers(0, len(gamma), n), minlength=len(gamma))
         times = torch.from_numpy(drawn)
-        cluster_of = merge_components(gamma, times, type_of=type_of)
+        cluster_of = merge_components(gamma, times, alpha, type_of=type_of)
         numbers.append(cluster_of.max().item() + 1)
     return np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()
 
@@ -191,7 +192,8 @@ def cluster_report(
         sure["confidence"] = gamma.amax(1).mean().item()
         types = network.type_of
         types = None if types is None else types.cpu().numpy()
-        range_95 = merged_cluster_range(of_components, seed, types)
+        alpha = network.preset.alpha
+        range_95 = merged_cluster_range(of_components, seed, alpha, types)
         sure["n_clusters_95"] = range_95
     sizes = gamma.argmax(1).bincount(minlength=gamma.shape[1])
     return {

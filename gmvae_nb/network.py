@@ -81,6 +81,7 @@ class Preset:
     init: str = "random"  # "data": genes' means, and k-means for the components
     align: float = 0.0  # pull of a batch's cells to all cells of the component
     merge: bool = False  # a cluster may be several components that share cells
+    alpha: float = 0.05  # of merging: chance to split what is one population
     original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
     # --- training
     kl_warmup_epochs: float = 0.0  # in which the prior terms' weight rises to 1

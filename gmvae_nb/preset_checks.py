@@ -98,7 +98,9 @@ ALLOWED: dict[str, Allowed] = {
     "prior": one_of("network", "offsets", "parameters"), "learn_weights": SWITCH,
     "bound": one_of("paper", "exact"), "lam": from_0(1e6),
     "lam_mode": one_of("batch", "cell"), "init": one_of("random", "data"),
-    "align": from_0(1e6), "merge": SWITCH, "original_reshape": SWITCH,
+    "align": from_0(1e6), "merge": SWITCH,
+    "alpha": number("above 0, at most 1", lambda value: 1e-300 <= value <= 1),
+    "original_reshape": SWITCH,
     # training
     "kl_warmup_epochs": from_0(LONG), "kl_warmup_share": SHARE, "refit": SHARE,
     "min_steps": whole(0, LONG), "most_epochs": whole(0, LONG),

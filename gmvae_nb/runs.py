@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'UNSURE_BELOW', 'MAP_CELLS', 'versions', 'read_run_json', 'run_settings',
            'note_on_many', 'check_numbers', 'in_todays_terms', 'stored_settings', 'claim_folder', 'compare_settings',
-           'compare_model', 'finished_run', 'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
-           'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns', 'add_arrays',
-           'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells', 'annotate_run']
+           'compare_model', 'finished_run', 'with_alpha', 'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run',
+           'run_summary', 'counts_were_scored', 'describe_run', 'train_run', 'annotate', 'umap', 'add_columns',
+           'add_arrays', 'write_annotated', 'write_cells', 'check_annotation', 'model_of_run', 'keep_cells',
+           'annotate_run']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -297,6 +298,18 @@ def finished_run(
         return planned == max_epochs and scored == epochs
     except (ValueError, KeyError):  # damaged: to be made again
         return False
+
+
+def with_alpha(preset: Preset, alpha: float | None) -> Preset:
+    "The preset with another chance to split one population. None: as it is."
+    if alpha is None:
+        return preset
+    if not preset.merge:
+        raise ValueError(
+            f"alpha is {alpha}, but this preset merges no components: leave "
+            "alpha out, or take the preset recommended"
+        )
+    return replace(preset, alpha=alpha)
 
 
 def fitting_preset(

@@ -465,7 +465,7 @@ def _find_clusters(self: "GMVAE") -> None:
     if self.preset.merge:
         types = net.type_of.cpu().numpy() if net.type_of is not None else None
         shared = clusters.shared_cells(gamma)
-        tree = clusters.cluster_tree(shared, type_of=types)
+        tree = clusters.cluster_tree(shared, self.preset.alpha, type_of=types)
         of = clusters.cut_tree(tree.forks, tree.n_clusters)
         net.forks.copy_(torch.from_numpy(tree.forks))
         evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))

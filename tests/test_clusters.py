@@ -344,6 +344,21 @@ def test_a_model_cuts_its_tree_without_training(model):
             model.predict(n_clusters=n)
 
 
+def test_alpha_is_the_evidence_that_a_split_needs(model, tmp_path):
+    "The same training: only what its clusters are is another question."
+    preset = replace(SMALL, alpha=1e-300)
+    strict = GMVAE(three_types(), batch_key="batch", preset=preset).train(progress=False)
+    assert strict.history["train_neg_elbo"].equals(model.history["train_neg_elbo"])
+    assert model.n_clusters > 1 == strict.n_clusters
+    assert strict.cluster_report()["n_clusters_95"] == [1, 1]
+    assert strict.predict_proba(n_clusters=3).shape == (240, 3)
+    loaded = GMVAE.load(strict.save(tmp_path / "strict"), three_types())
+    assert loaded.preset.alpha == 1e-300 and loaded.n_clusters == 1
+    for alpha in (0, 1.5, "0.05", math.nan):
+        with pytest.raises(ValueError, match="expected above 0, at most 1"):
+            replace(SMALL, alpha=alpha)
+
+
 def test_clusters_of_a_cut_stand_in_the_order_of_the_clusters_they_hold(model):
     own = model.network.clusters(None)
     for n in (2, 9):

@@ -633,6 +633,21 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
     assert result["out"] == str(tmp_path / "run")
 
 
+def test_alpha_is_asked_for_at_the_command(shell, mine, tmp_path):
+    words = ("--layer", "counts", "--K", 2, "--max_epochs", 1, "--out", tmp_path / "run")
+    code, _, err = shell("gmvae_train", mine, *words, "--alpha", 0.2)
+    assert code == 0, err
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["settings"]["preset"]["alpha"] == 0.2
+    for alpha, preset, said in (
+        (0, "recommended", "alpha is 0.0; expected above 0, at most 1"),
+        (0.2, "blog", "alpha is 0.2, but this preset merges no components"),
+    ):
+        again = (*words[:-1], tmp_path / "none", "--alpha", alpha, "--preset", preset)
+        code, _, err = shell("gmvae_train", mine, *again)
+        assert code == 2 and said in err and not (tmp_path / "none").exists()
+
+
 def test_dry_run_keeps_its_memory(mine, trained):
     "The peak of the whole command stays within 1.2 x of what was stated."
     stated, taken = with_peak(mine, "--dry_run", *WORDS)[0]["memory_gb"] * 1e9, trained[1]

@@ -13,6 +13,10 @@ some mini-batches while the others wait. The preset is `blog` with K = 20. Conte
 - sparse, fused fp32, fused bf16: the same estimator (all M draws for all genes and M of w) by the
   library's means
 - default: the preset as it is, M = 10; default M = 1: the same with one draw
+- limit, limit M = 1: what no step of these can do without, and nothing else: their matrix
+  products, one pass over weights and Adam's moments, log-gamma and digamma once for each non-zero
+  count and draw
+- recommended: our other preset, of other sizes
 - SCVI: scvi-tools' with 80 latent dimensions, 2 layers of 300, NB, gene-cell dispersion
   (`make peers-env`); left out where its environment is missing
 Beside them the rate of the machine's matrix products in the same rounds. Wall seconds are what one
@@ -43,7 +47,7 @@ from cost import Cost
 from evaluation import current_gb
 from gmvae_nb.data import minibatches
 from gmvae_nb.files import write_atomically
-from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, training_loss
+from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, fast_dtype, training_loss
 from gmvae_nb.schedule import kl_weight
 from gmvae_nb.train import GMVAE
 from scipy import sparse
@@ -60,6 +64,9 @@ FORMS = {
     "fused bf16": dict(**ALL_DRAWS, dtype="bfloat16"),
     "default": {},
     "default M = 1": dict(M=1),
+    "limit": {},
+    "limit M = 1": dict(M=1),
+    "recommended": {},
 }
 # mini-batches of a turn; the others 20
 STEPS = {"plain": 1, "sparse": 2, "fused fp32": 3, "fused bf16": 5}
@@ -88,6 +95,40 @@ class Sparse(GMVAENetwork):
 
     def log_likelihood(self, y, b, x, reduction="none"):
         return self.heads.log_prob(self.decode(x, b), y, impl="sparse").mean()
+
+
+class Limit:
+    """The least work of a step: a bound from below, on this machine, for what `default` does.
+
+    Products: of both heads, the decoder's trunk and the prior network, forward and two backward
+    each; the encoder's first layer is counted at its non-zero inputs only."""
+
+    def __init__(self, model: GMVAE, N: int, n_nonzero: int):
+        net, p = model.network, model.preset
+        draws, low = min(p.M_heads, p.M) * N, fast_dtype(p.dtype, torch.device("cpu"))
+        G, H = net.heads.log_r.weight.shape
+        tile, first = 1024, net.encoder[0].weight.shape[1]
+        linear = [m for m in net.decoder.modules() if isinstance(m, torch.nn.Linear)]
+        shapes = [(p.M * N, m.in_features, m.out_features, torch.float32) for m in linear]
+        linear = [m for m in net.prior.modules() if isinstance(m, torch.nn.Linear)]
+        rows = min(p.M_w, p.M) * N
+        shapes += [(rows, m.in_features, m.out_features, torch.float32) for m in linear]
+        shapes.append((n_nonzero // first, first, first, torch.float32))
+        shapes += [(draws, H, tile, low)] * (2 * G // tile)
+        self.products = []
+        for n, i, o, kind in shapes:
+            a, b, d = (torch.randn(s).to(kind) for s in ((n, i), (i, o), (n, o)))
+            self.products += [(a, b, d), (d, b.T, a), (a.T, d, torch.empty_like(b))]
+        n = sum(t.numel() for t in net.parameters())
+        self.state = [torch.randn(n) for _ in range(3)]  # weights, and two moments
+        self.counts = torch.rand(n_nonzero * min(p.M_heads, p.M)) + 1
+
+    def step(self) -> None:
+        for a, b, out in self.products:
+            torch.mm(a, b, out=out)
+        for t in self.state:
+            t.mul_(1.0)
+        torch.lgamma(self.counts), torch.digamma(self.counts)
 
 
 def simulate(n: int, G: int, seed: int = 0, block: int = 4096):
@@ -141,7 +182,8 @@ def worker(a) -> None:
     if seen is not None and not seen.all():
         adata = adata[:, seen].copy()
     settings = FORMS[a.contender] | json.loads(a.settings)
-    model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(PRESETS["blog"], **settings))
+    preset = PRESETS["recommended" if a.contender == "recommended" else "blog"]
+    model = GMVAE(adata, K=a.K, batch_key="batch", preset=replace(preset, **settings))
     model.train_idx, model.test_idx = np.arange(adata.n_obs), np.arange(0)
     del adata.obs  # the model holds what it needs
     network = {"plain": Plain, "sparse": Sparse}.get(a.contender)
@@ -161,13 +203,22 @@ def worker(a) -> None:
 
     def step(y, b):  # as GMVAE._train_epoch has it
         noise = net.paired_noise(p.M, len(y), min(p.M_w, p.M))
-        loss = training_loss(net(y, b, *noise, reduction="mean"), p, kl_weight(0, p, p.max_epochs))
+        terms = net(y, b, *noise, reduction="mean")
+        loss = training_loss(terms, p, kl_weight(0, p, p.max_epochs))
+        if p.align:
+            log_stds = net.prior.log_stds[0, 0]
+            loss = loss + p.align * net.alignment(terms["x_mean"], terms["gamma"], b, log_stds)
         model.optimizer.zero_grad()
         loss.backward()
         model.optimizer.step()
+        if p.weight_decay:
+            net.heads.decay(p.lr * p.weight_decay / len(model.train_idx))
         return loss.item()
 
     batches = endless()
+    if a.contender.startswith("limit"):
+        limit = Limit(model, a.N, next(batches)[0].values().numel())
+        step = lambda y, b: limit.step() or 0.0  # noqa: E731
     step(*next(batches)[:2])  # what a first step loads is nobody's time
     print(json.dumps({"ready": True, "gb": current_gb()}), flush=True)
     for line in sys.stdin:

@@ -53,6 +53,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "alpha that is asked for",
+        "clusters.cluster_tree(shared, self.preset.alpha, type_of=types)",
+        "clusters.cluster_tree(shared, type_of=types)",
+        CLUSTERS,
+        "alpha_is_the_evidence",
+    ),
+    Mutant(
+        "alpha of the range of clusters",
+        "merge_components(gamma, times, alpha, type_of=type_of)",
+        "merge_components(gamma, times, type_of=type_of)",
+        CLUSTERS,
+        "alpha_is_the_evidence",
+    ),
+    Mutant(
         "if mixed is as found",
         "dealt[cells] = rng.permutation(dealt[cells])",
         "pass",
