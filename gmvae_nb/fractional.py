@@ -28,7 +28,11 @@ def is_nearly_count(values: np.ndarray) -> np.ndarray:
     """True for a count up to rounding errors: within 1e-4 of a whole number.
 
     Of its size, if it is above 1, but never more than 0.05."""
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
+    counts = is_count(values)
+    if counts.all():  # as nearly always: no copy in double is made
+        return counts
+    values = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         off = np.abs(values - np.rint(values))
         allowed = np.minimum(1e-4 * np.maximum(values, 1), 0.05)
