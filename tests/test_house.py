@@ -1,5 +1,6 @@
 """The rules of the house: modules and their imports, the size of a page, lint and format."""
 
+import ast
 import json
 import re
 import subprocess
@@ -114,6 +115,22 @@ def test_figures_are_6_in_wide_at_most_with_text_of_7_points_and_the_colours_of_
     assert not [w for w in re.findall(r"figsize=\(([\d.]+)", drawn) if float(w) > 6]
     assert not [size for size in re.findall(r"fontsize=([\d.]+)", drawn) if float(size) < 7]
     assert not re.findall(r"tab10|tab20|Set[123]\b", drawn)
+
+
+def run_on(source: str) -> list[str]:
+    "The functions and classes whose docstring's first sentence goes on in a second line."
+    kinds = ast.FunctionDef | ast.ClassDef
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    said = {node.name: (ast.get_docstring(node) or "").split("\n") for node in nodes}
+    return [name for name, lines in said.items() if len(lines) > 1 and lines[1]]
+
+
+def test_a_docstring_begins_with_one_line():
+    "nbdev sets that line in italics, and half a sentence looks as if something were lost."
+    assert run_on('def f():\n    """One\n    two."""') == ["f"]
+    assert run_on('def f():\n    """One.\n\n    Two."""') == []
+    modules = sorted((ROOT / "gmvae_nb").glob("*.py"))
+    assert [(m.stem, n) for m in modules for n in run_on(m.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ PICTURE = re.compile(r"!\[(?=[^\n]*?\]\([^)]*\)\{#(fig-[\w-]+))")
 KEY = r"@(\w+(?:[-:.]\w+)*)"
 GROUP = re.compile(rf"\[([^\[\]]*?(?<![\w@]){KEY}[^\[\]]*)\](?![(\[{{])")
 BARE = re.compile(rf"(?<![\w@/.\\]){KEY}")
+NAMED = re.compile(
+    r"(?<![\w@#/-])(?:eq|fig|tbl)-[a-z][\w-]*\w"
+)  # a label without @, as docstrings have it
 
 
 # --- the text of a notebook -----------------------------------------------------------------------
@@ -207,9 +210,14 @@ class Numbered:
         "One cell, numbered and linked."
         source = joined(cell["source"])
         if cell["cell_type"] == "markdown":
-            cell["source"] = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
+            text = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
+            cell["source"] = outside(VERBATIM, self.named, text)
         elif cell["cell_type"] == "code":
             self.code(cell, source)
+            for output in cell.get("outputs", []):
+                if "text/markdown" in output.get("data", {}):  # what nbdev documents
+                    text = joined(output["data"]["text/markdown"])
+                    output["data"]["text/markdown"] = outside(VERBATIM, self.named, text)
         return cell
 
     def code(self, cell: dict, source: str) -> None:
@@ -253,6 +261,21 @@ class Numbered:
         "Turn the references and citations of a piece of Markdown into links."
         text = GROUP.sub(lambda m: self.group(m[1]), text)
         return BARE.sub(lambda m: self.link(m[1], prose=True), text)
+
+    def named(self, text: str) -> str:
+        "Link the labels that a docstring names, `eq-elbo`, on this page or another."
+
+        def link(m: re.Match) -> str:
+            label = m.group()
+            if label in self.names:
+                return f"[{self.names[label]}](#{label})"
+            if label in self.home:
+                kind = NAMES[label.partition("-")[0]].lower()
+                page = self.home[label]
+                return f"[{kind} of {page}]({page}.ipynb#{label})"
+            return label  # site.py tells what is left
+
+        return NAMED.sub(link, text)
 
     def group(self, inside: str) -> str:
         "What stands in brackets: `see @a, p. 3; @b`, or references such as `@eq-a; @eq-b`."
