@@ -76,6 +76,12 @@ def test_labels_that_a_docstring_names_are_linked():
     assert said == f"*The sum ({linked}).* `eq-one`"
 
 
+def test_what_is_printed_in_pieces_stands_in_one_block():
+    pieces = [{"output_type": "stream", "name": name, "text": [name]} for name in ("a", "a", "b")]
+    kept = numbered(code("f()", *pieces)).cells[0]["outputs"]
+    assert [crossref.joined(output["text"]) for output in kept] == ["aa", "b"]
+
+
 def test_figures_get_number_caption_and_file():
     options = '#| label: fig-a\n#| fig-cap: "Cells by $K$, @kang2018"\n#| fig-alt: Dots'
     figure = code(f"{options}\nplot()", PNG)

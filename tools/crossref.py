@@ -213,8 +213,9 @@ class Numbered:
             text = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
             cell["source"] = outside(VERBATIM, self.named, text)
         elif cell["cell_type"] == "code":
+            cell["outputs"] = coalesced(cell.get("outputs", []))
             self.code(cell, source)
-            for output in cell.get("outputs", []):
+            for output in cell["outputs"]:
                 if "text/markdown" in output.get("data", {}):  # what nbdev documents
                     text = joined(output["data"]["text/markdown"])
                     output["data"]["text/markdown"] = outside(VERBATIM, self.named, text)
@@ -332,6 +333,19 @@ class Numbered:
             self.problems.append(f"{label}: the cell has no output; run it")
         above = markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::")
         return [above, *outputs]
+
+
+def coalesced(outputs: list[dict]) -> list[dict]:
+    "What was printed in several pieces, in one."
+    found = []
+    for output in outputs:
+        stream = output.get("output_type") == "stream" and output.get("name")
+        if stream and found and found[-1].get("name") == stream:
+            text = joined(found[-1]["text"]) + joined(output["text"])
+            found[-1] = {**output, "text": text}
+        else:
+            found.append(output)
+    return found
 
 
 def markdown_output(text: str) -> dict:
