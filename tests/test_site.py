@@ -76,6 +76,16 @@ def test_labels_that_a_docstring_names_are_linked():
     assert said == f"*The sum ({linked}).* `eq-one`"
 
 
+def test_signatures_that_say_nothing_are_mended():
+    fields = "### A\n\n```python\n\ndef A(\n    *args, **kwargs\n):\n\n```\n\n*One.*"
+    assert crossref.signed(fields) == "### A\n\n```python\n\nclass A\n\n```\n\n*One.*"
+    assert (
+        crossref.signed("#### A.run\n\ndef _run(\n    x:int") == "#### A.run\n\ndef run(\n    x:int"
+    )
+    plain = "### f\n\ndef f(\n    x, *args, **kwargs\n):\n\ndef _g(\n"
+    assert crossref.signed(plain) == plain
+
+
 def test_what_is_printed_in_pieces_stands_in_one_block():
     pieces = [{"output_type": "stream", "name": name, "text": [name]} for name in ("a", "a", "b")]
     kept = numbered(code("f()", *pieces)).cells[0]["outputs"]
@@ -276,6 +286,7 @@ GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a>
         ("<p>[<code>f</code>](a.ipynb)</p>", "markup is left: ](a.ipynb)"),
         ("<em>The mean (eq-nb-mean).</em>", "markup is left: eq-nb-mean"),
         ("<p>It costs $5 or $ 6.</p>", None),
+        ("<pre>f(x=&lt;function f at 0x7ff2&gt;)</pre>", "an address in memory, <function f at"),
         ('<pre>f(h) <span class="co"># of [`A`](04_train.ipynb#a)</span></pre>', "a link to A"),
         ("<pre>::: @fig-one $$</pre><p><code>{#eq-one}</code></p>", None),
     ],

@@ -217,7 +217,7 @@ class Numbered:
             self.code(cell, source)
             for output in cell["outputs"]:
                 if "text/markdown" in output.get("data", {}):  # what nbdev documents
-                    text = joined(output["data"]["text/markdown"])
+                    text = signed(joined(output["data"]["text/markdown"]))
                     output["data"]["text/markdown"] = outside(VERBATIM, self.named, text)
         return cell
 
@@ -333,6 +333,18 @@ class Numbered:
             self.problems.append(f"{label}: the cell has no output; run it")
         above = markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::")
         return [above, *outputs]
+
+
+def signed(text: str) -> str:
+    """What nbdev documents, with signatures that say something.
+
+    That of a class whose fields nbdev does not see is its name; a method that was bound under
+    another name has that name."""
+    text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kwargs\s*\):$", r"class \1", text)
+    bound = re.search(r"(?m)^#+ [\w.]+\.(\w+)$", text)
+    if bound:
+        text = re.sub(rf"(?m)^def _{bound[1]}\(", f"def {bound[1]}(", text)
+    return text
 
 
 def coalesced(outputs: list[dict]) -> list[dict]:

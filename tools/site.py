@@ -39,6 +39,7 @@ MARKUP = re.compile(
 )
 MOST_WIDE = 1300  # px of a picture: 6 in at the 200 dpi of nbs/matplotlibrc, and its margin
 MOST_COLUMNS = 82  # of a line of code
+MEMORY = re.compile(r"<[\w. ]+ at 0x[0-9a-f]+>")
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 
@@ -131,6 +132,7 @@ class Page(HTMLParser):
             self.inside.pop()
 
     def handle_data(self, text: str):
+        self.leftover += [f"an address in memory, {a}" for a in MEMORY.findall(text)]
         if self.inside and self.inside[-1].startswith("math"):
             self.formulas.append((text.strip()[2:-2], "display" in self.inside[-1]))
         elif "pre" in self.inside:
