@@ -105,8 +105,9 @@ def numbers(
     adata: AnnData,
     key: str,  # column of obs
 ) -> np.ndarray:  # (N,) float64
-    """A continuous covariate. ValueError if it, or a value, is missing, and for
-    what is no finite number."""
+    """A continuous covariate.
+
+    ValueError if it, or a value, is missing, and for what is no finite number."""
     role = "continuous_covariate_keys"
     if key not in adata.obs or adata.obs[key].isna().any():
         get_categories(adata, key, role)  # refuses

@@ -293,7 +293,7 @@ def plot_counts_heatmap(
 
     Only the part shown is made dense."""
     if ax is None:
-        ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+        ax = plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     n_rows, n_columns = counts.shape
     cells = np.linspace(0, n_rows - 1, min(n_rows, n_cells)).astype(int)
     genes = np.linspace(0, n_columns - 1, min(n_columns, n_genes)).astype(int)

@@ -112,8 +112,8 @@ def diffusion_neighbours(
 
     None where they cannot be reached.
     Cells are ranked by M = T + T^2 + T^3 with T the row-normalised graph,
-    equals by their index; longer walks are added for all cells until each has k
-    + 1 non-zero entries (itself included), as in scib.
+    equals by their index; longer walks are added for all cells until each has
+    k + 1 non-zero entries (itself included), as in scib.
     """
     n = graph.shape[0]
     if n < k + 1:

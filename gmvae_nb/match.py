@@ -217,12 +217,11 @@ def match_cells(
     map_batch: MapBatch | None = None,
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
 ) -> Cells:
-    """Match genes, batches and covariates by name, and check the counts; those on
-    disk stay there.
+    """Match genes, batches and covariates by name, and check the counts.
 
-    ValueError for counts that are none, too few of the model's genes, a column
-    that is not there, or a value that the model does not know. A UserWarning says
-    which genes are missing."""
+    Counts on disk stay there. ValueError for counts that are none, too few of
+    the model's genes, a column that is not there, or a value that the model does
+    not know. A UserWarning says which genes are missing."""
     match = match_genes(genes, adata.var_names, min_matched, adata.var)
     if match.missing:
         warnings.warn(

@@ -237,8 +237,9 @@ def expected_tensors(
     config: dict[str, Any],  # with the types that check_config has checked
     preset: Preset,
 ) -> dict[str, Tensor]:  # without memory
-    """The tensors of a model with these settings: weights, Adam's moments, and
-    both again of its best epoch."""
+    """The tensors of a model with these settings.
+
+    Weights, Adam's moments, and both again of its best epoch."""
     n_genes, n_batches = len(config["genes"]), len(config["batches"])
     n_types = len(config.get("types", []))
     with torch.device("meta"):

@@ -348,7 +348,7 @@ def lisi_weights(
     return P
 
 # %% ../nbs/neighbors.ipynb #21c0cb65
-RESOLUTIONS = tuple(np.round(np.arange(1, 21) / 10, 1))
+RESOLUTIONS = tuple(tenths / 10 for tenths in range(1, 21))
 
 
 def leiden(

@@ -25,6 +25,9 @@ class Param(NamedTuple):
     choices: tuple | None = None  # the values there are; None: any
     required: bool = False  # an option that must be given
 
+    def __repr__(self) -> str:
+        return f"Param({self.help!r})"  # in a signature on a page
+
 # %% ../nbs/options.ipynb #0p710008
 def parser_of(
     func: Callable,  # arguments annotated with Param, a docstring

@@ -47,12 +47,11 @@ def _match_cells(
     map_batch: MapBatch | None = None,  # new -> known; "*": every other one
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
 ) -> Cells:
-    """Match genes, batches and covariates by name, and check the counts; those on
-    disk stay there.
+    """Match genes, batches and covariates by name, and check the counts.
 
-    ValueError for counts that are none, too few of the model's genes, a column
-    that is not there, or a value that the model does not know. A UserWarning says
-    which genes are missing."""
+    Counts on disk stay there. ValueError for counts that are none, too few of
+    the model's genes, a column that is not there, or a value that the model does
+    not know. A UserWarning says which genes are missing."""
     options = dict(map_batch=map_batch, min_matched=min_matched)
     options |= dict(covariates=self.covariates)
     known = self.genes, self.batches, self.batch_key, self.layer

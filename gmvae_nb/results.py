@@ -97,11 +97,20 @@ def plot_umaps(
     "Embeddings side by side, one row for each column of `obs`."
     colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
     n_rows, n_columns = len(obs.columns), len(umaps)
-    size = (max(8.5, 3.2 * n_columns), 2.9 * n_rows)
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
-    for row, key in zip(axes, obs.columns):
-        groups = obs.groupby(key, observed=True).indices
-        without = obs[key].isna().to_numpy()
+    groups_of = [obs.groupby(key, observed=True).indices for key in obs]
+    names_of = [[name_on_figure(name) for name in groups] for groups in groups_of]
+    longest = [max(map(len, names), default=0) for names in names_of]
+    ncols = [110 // (letters + 11) for letters in longest]
+    # 6 in wide: what is written is then as large on the page as it is here
+    lines = [1 + len(names) // n for names, n in zip(names_of, ncols)]
+    heights = [0.3 + 6 / max(3, n_columns) + 0.17 * n for n in lines]
+    heights[-1] += 0.3
+    fig = plt.figure(figsize=(max(6, 2 * n_columns), sum(heights)))
+    fig.set_layout_engine("constrained")
+    parts = fig.subfigures(n_rows, 1, height_ratios=heights, squeeze=False)
+    axes = [part.subplots(1, n_columns, squeeze=False)[0] for part in parts[:, 0]]
+    for i_row, (row, key) in enumerate(zip(axes, obs.columns)):
+        groups, without = groups_of[i_row], obs[key].isna().to_numpy()
         for ax, (name, xy) in zip(row, umaps.items()):
             size_of_dot = max(1, 3000 / len(xy))
             if without.any():  # cells without a name lie under the others
@@ -117,22 +126,21 @@ def plot_umaps(
                 )
             ax.set(xticks=[], yticks=[])
             title = name_on_figure(f"{name}: {key}")
-            ax.set_title(title, parse_math=False)
-        legend = row[-1].legend(
-            fontsize=6,
+            ax.set_title(title, fontsize=8, parse_math=False)
+        legend = parts[i_row, 0].legend(
+            *row[-1].get_legend_handles_labels(),
+            fontsize=7,
             markerscale=2,
             frameon=False,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            ncols=1 + len(groups) // 24,
+            loc="outside lower center",
+            ncols=ncols[i_row],
         )
-        names = [*(["none"] if without.any() else []), *groups]
+        names = [*(["none"] if without.any() else []), *names_of[i_row]]
         for text, name in zip(legend.get_texts(), names):
             text.set_parse_math(False)
-            text.set_text(name_on_figure(name))
+            text.set_text(name)
     for ax, name in zip(axes[-1], umaps):
-        ax.set_xlabel(captions.get(name, ""), fontsize=8, parse_math=False)
-    fig.tight_layout()
+        ax.set_xlabel(captions.get(name, ""), fontsize=7, parse_math=False)
     return fig
 
 # %% ../nbs/06_results.ipynb #4c82e295
@@ -160,7 +168,7 @@ def plot_clusters(
 ) -> Figure:
     "The clusters of each model, side by side, with their numbers on the map."
     colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
-    size = (4.2 * len(clusters), 4)
+    size = (3 * len(clusters), 3)
     fig, axes = plt.subplots(1, len(clusters), figsize=size, squeeze=False)
     outline = [withStroke(linewidth=2, foreground="white")]
     for ax, (name, of_cell) in zip(axes[0], clusters.items()):
@@ -168,12 +176,14 @@ def plot_clusters(
         for number in used:
             cells = np.asarray(of_cell == number)
             colour = colours[int(number) % len(colours)]
-            dot = max(2, 6000 / len(xy))
+            dot = max(2, 3000 / len(xy))
             ax.scatter(*xy[cells].T, s=dot, color=colour, rasterized=True)
             middle = np.median(xy[cells], axis=0)
-            ax.annotate(number, middle, ha="center", path_effects=outline)
+            ax.annotate(
+                number, middle, ha="center", fontsize=7, path_effects=outline
+            )
         title = f"{name}: {len(used)} own cluster{'s' if len(used) > 1 else ''}"
-        ax.set_title(name_on_figure(title), parse_math=False)
+        ax.set_title(name_on_figure(title), fontsize=8, parse_math=False)
         ax.set(xticks=[], yticks=[])
     fig.tight_layout()
     return fig

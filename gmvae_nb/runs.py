@@ -249,8 +249,10 @@ def compare_model(
     model: GMVAE,
     max_epochs: int,
 ) -> None:
-    """ValueError if the model in the folder is not an earlier state of this one,
-    or was begun for another number of epochs that its schedule follows."""
+    """ValueError if the model in the folder is not an earlier state of this one.
+
+    Nor may it have been begun for another number of epochs, if its schedule
+    follows that."""
     if not (out / "model.safetensors").exists():
         return
     theirs, ours = read_model(out)[0], json.loads(json.dumps(model.config()))
@@ -270,10 +272,9 @@ def finished_run(
     max_epochs: int,
     labels_key: str | None = None,  # of the scores that it shall have
 ) -> bool:
-    """Whether the run was trained for so many epochs, or fewer for a watch that
-    ended it, and scored by these labels.
+    """Whether the run was trained for so many epochs, and scored by these labels.
 
-    ValueError if it has gone further."""
+    A watch may have ended it earlier. ValueError if it has gone further."""
     epochs, is_there = 0, (out / "model.safetensors").exists()
     if is_there:
         epochs = read_config(out).get("epochs")
@@ -670,11 +671,12 @@ def write_annotated(
     names: pd.Index | None = None,  # of the cells, as they were read
     sha256: str | None = None,  # of the file, as it was read
 ) -> None:
-    """Copy an h5ad and add to it; nothing that is in it is written anew, but for
-    some of its cells, which are written as anndata does it now.
+    """Copy an h5ad and add to it.
 
-    ValueError if the target is the source, if the source is not what was read
-    any more, or if nothing can be added to it."""
+    Nothing that is in it is written anew; if only some of its cells are kept,
+    they are written as anndata does it now. ValueError if the target is the
+    source, if the source is not what was read any more, or if nothing can be
+    added to it."""
     target, is_file = Path(target), not isinstance(source, AnnData)
     check_target(source if is_file else None, target)
 

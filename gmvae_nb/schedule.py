@@ -23,8 +23,9 @@ def epochs_wanted(
     preset: Preset,
     n_train: int,  # training cells
 ) -> int:
-    """`max_epochs`, or more, until `min_steps` mini-batches are seen, though no
-    more than `most_epochs`."""
+    """`max_epochs`, or more, until `min_steps` mini-batches are seen.
+
+    No more than `most_epochs`."""
     steps_per_epoch = math.ceil(n_train / preset.batch_size)
     for_steps = math.ceil(preset.min_steps / steps_per_epoch)
     if preset.most_epochs:

@@ -795,9 +795,10 @@ class GMVAE(Questions):
         # "cpu", "cuda", ...; None: CUDA if there is one
         device: str | None = None,
     ):
-        """Genes without a count and features that are no genes are left out, with
-        a UserWarning; another names confounded covariates. ValueError for what
-        cannot be used."""
+        """Genes without a count and features that are no genes are left out.
+
+        A UserWarning says so; another names confounded covariates. ValueError
+        for what cannot be used."""
         preset = get_preset(preset)
         if K is None and not preset.merge:
             raise ValueError(

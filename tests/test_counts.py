@@ -4,7 +4,6 @@ import subprocess
 import sys
 import warnings
 
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -176,11 +175,11 @@ def test_numbers_that_scipy_does_not_calculate_with(dtype, form, tmp_path):
         f[name] = values.astype(dtype)
         f[name].attrs.update(attributes)
     np.testing.assert_array_equal(read_input(tmp_path / "a.h5ad").cells.X.toarray(), y)
-    if form is not np.asarray:  # scipy has no such matrices
-        with pytest.raises(ValueError, match="is whole, but anndata cannot read"):
-            read_h5ad(tmp_path / "a.h5ad")
+    try:
+        inside = get_counts(read_h5ad(tmp_path / "a.h5ad"))
+    except ValueError as e:  # a newer anndata makes no sparse matrix of them
+        assert form is not np.asarray and "is whole, but anndata cannot read" in str(e)
         return
-    inside = get_counts(ad.read_h5ad(tmp_path / "a.h5ad"))
     np.testing.assert_array_equal(inside.toarray(), y)
 
 

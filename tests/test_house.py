@@ -1,5 +1,6 @@
 """The rules of the house: modules and their imports, the size of a page, lint and format."""
 
+import ast
 import json
 import re
 import subprocess
@@ -114,6 +115,27 @@ def test_figures_are_6_in_wide_at_most_with_text_of_7_points_and_the_colours_of_
     assert not [w for w in re.findall(r"figsize=\(([\d.]+)", drawn) if float(w) > 6]
     assert not [size for size in re.findall(r"fontsize=([\d.]+)", drawn) if float(size) < 7]
     assert not re.findall(r"tab10|tab20|Set[123]\b", drawn)
+
+
+def run_on(source: str) -> list[str]:
+    "Names whose docstring begins with two lines, or has a line that would begin a list."
+    kinds = ast.FunctionDef | ast.ClassDef
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    said = {node.name: (ast.get_docstring(node) or "").split("\n") for node in nodes}
+    two_lines = [name for name, lines in said.items() if len(lines) > 1 and lines[1]]
+    # within a paragraph such a line would begin a list on the page
+    item = re.compile(r"\s*([-+*]|\d+[.)])\s")
+    lists = [name for name, lines in said.items() if any(map(item.match, lines[1:]))]
+    return two_lines + lists
+
+
+def test_a_docstring_begins_with_one_line():
+    "nbdev sets that line in italics, and half a sentence looks as if something were lost."
+    assert run_on('def f():\n    """One\n    two."""') == ["f"]
+    assert run_on('def f():\n    """One.\n\n    k\n    + 1."""') == ["f"]
+    assert run_on('def f():\n    """One.\n\n    Two."""') == []
+    modules = sorted((ROOT / "gmvae_nb").glob("*.py"))
+    assert [(m.stem, n) for m in modules for n in run_on(m.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(

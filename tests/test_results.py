@@ -257,7 +257,7 @@ def test_names_on_the_maps_are_text_whatever_they_are():
     obs = pd.DataFrame({"$\\bad{$": odd, "number": range(len(odd))})
     fig = plot_umaps({"$^": xy}, obs, {"$^": "$_{$"})
     fig.canvas.draw()
-    shown = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    shown = [text.get_text() for text in fig.subfigs[0].legends[0].get_texts()]
     assert shown[0] == "none"
     assert {"$x", "_a", "a b", "<b>", "1.5", "$\\frac{$", "[31m"} < set(shown)
     assert max(map(len, shown)) <= 40

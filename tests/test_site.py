@@ -2,6 +2,7 @@
 
 The repository's own site has no fault."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -64,6 +65,31 @@ def test_equations_are_numbered_in_order_and_linked():
 
 def test_equation_in_a_list_keeps_its_indent():
     assert "\n   $$\n   a\n   \\tag{1}\n   $$\n" in text(md("1. First\n\n   $$ a $$ {#eq-one}\n"))
+
+
+def test_labels_that_a_docstring_names_are_linked():
+    documented = {"output_type": "display_data", "metadata": {}}
+    documented["data"] = {"text/markdown": "*The sum (eq-one; eq-far, eq-no).* `eq-one`"}
+    cell = numbered(md(EQUATION), code("f()", documented), home={"eq-far": "b"}).cells[1]
+    said = cell["outputs"][0]["data"]["text/markdown"]
+    linked = "[Equation 1](#eq-one); [equation of b](b.ipynb#eq-far), eq-no"
+    assert said == f"*The sum ({linked}).* `eq-one`"
+
+
+def test_signatures_that_say_nothing_are_mended():
+    fields = "### A\n\n```python\n\ndef A(\n    *args, **kwargs\n):\n\n```\n\n*One.*"
+    assert crossref.signed(fields) == "### A\n\n```python\n\nclass A\n\n```\n\n*One.*"
+    assert (
+        crossref.signed("#### A.run\n\ndef _run(\n    x:int") == "#### A.run\n\ndef run(\n    x:int"
+    )
+    plain = "### f\n\ndef f(\n    x, *args, **kwargs\n):\n\ndef _g(\n"
+    assert crossref.signed(plain) == plain
+
+
+def test_what_is_printed_in_pieces_stands_in_one_block():
+    pieces = [{"output_type": "stream", "name": name, "text": [name]} for name in ("a", "a", "b")]
+    kept = numbered(code("f()", *pieces)).cells[0]["outputs"]
+    assert [crossref.joined(output["text"]) for output in kept] == ["aa", "b"]
 
 
 def test_figures_get_number_caption_and_file():
@@ -165,6 +191,16 @@ TQDM = "/a/lib/site-packages/tqdm/auto.py"
 WARNING = {"output_type": "stream", "text": f"{TQDM}:21: TqdmWarning"}
 
 
+def table(html: str) -> dict:
+    return {"output_type": "execute_result", "metadata": {}, "data": {"text/html": html}}
+
+
+def picture(wide: int) -> dict:
+    "The head of a PNG."
+    head = base64.b64encode(bytes(16) + wide.to_bytes(4, "big")).decode()
+    return {"output_type": "display_data", "metadata": {}, "data": {"image/png": head}}
+
+
 @pytest.mark.parametrize(
     "cell, told",
     [
@@ -172,6 +208,10 @@ WARNING = {"output_type": "stream", "text": f"{TQDM}:21: TqdmWarning"}
         (code("import os\nf()"), "imports beside other code"),
         (code("def f():\n    import os"), "imports beside other code"),
         (code("f()", WARNING), f"printed a path of this machine: {TQDM}"),
+        (code("t", table("<th>col_0</th>")), "a table with col_0: name"),
+        (code("t", table("<td>0.123456</td>")), "a table with 0.123456: round it"),
+        (code("f()", picture(1301)), "has a picture of 1301 px"),
+        (md("```sh\n" + 83 * "a" + "\n```"), "a line of 83 characters"),
     ],
 )
 def test_faults_in_cells_are_told(cell, told):
@@ -242,6 +282,11 @@ GOOD = """<h2 id="top">T</h2><a href="#top">a</a><a href="b.html#c">b</a>
         ("<p>left {#eq-one}</p>", "markup is left"),
         ("<p>left @fig-one</p>", "markup is left"),
         ("<p>left $$ a $$</p>", "markup is left"),
+        ("<td>$n_x$ is 20</td>", "markup is left: $n_x$"),
+        ("<p>[<code>f</code>](a.ipynb)</p>", "markup is left: ](a.ipynb)"),
+        ("<em>The mean (eq-nb-mean).</em>", "markup is left: eq-nb-mean"),
+        ("<p>It costs $5 or $ 6.</p>", None),
+        ("<pre>f(x=&lt;function f at 0x7ff2&gt;)</pre>", "an address in memory, <function f at"),
         ('<pre>f(h) <span class="co"># of [`A`](04_train.ipynb#a)</span></pre>', "a link to A"),
         ("<pre>::: @fig-one $$</pre><p><code>{#eq-one}</code></p>", None),
     ],

@@ -33,6 +33,9 @@ PICTURE = re.compile(r"!\[(?=[^\n]*?\]\([^)]*\)\{#(fig-[\w-]+))")
 KEY = r"@(\w+(?:[-:.]\w+)*)"
 GROUP = re.compile(rf"\[([^\[\]]*?(?<![\w@]){KEY}[^\[\]]*)\](?![(\[{{])")
 BARE = re.compile(rf"(?<![\w@/.\\]){KEY}")
+NAMED = re.compile(
+    r"(?<![\w@#/-])(?:eq|fig|tbl)-[a-z][\w-]*\w"
+)  # a label without @, as docstrings have it
 
 
 # --- the text of a notebook -----------------------------------------------------------------------
@@ -207,9 +210,15 @@ class Numbered:
         "One cell, numbered and linked."
         source = joined(cell["source"])
         if cell["cell_type"] == "markdown":
-            cell["source"] = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
+            text = outside(VERBATIM, self.links, outside(CODE, self.captions, source))
+            cell["source"] = outside(VERBATIM, self.named, text)
         elif cell["cell_type"] == "code":
+            cell["outputs"] = coalesced(cell.get("outputs", []))
             self.code(cell, source)
+            for output in cell["outputs"]:
+                if "text/markdown" in output.get("data", {}):  # what nbdev documents
+                    text = signed(joined(output["data"]["text/markdown"]))
+                    output["data"]["text/markdown"] = outside(VERBATIM, self.named, text)
         return cell
 
     def code(self, cell: dict, source: str) -> None:
@@ -253,6 +262,21 @@ class Numbered:
         "Turn the references and citations of a piece of Markdown into links."
         text = GROUP.sub(lambda m: self.group(m[1]), text)
         return BARE.sub(lambda m: self.link(m[1], prose=True), text)
+
+    def named(self, text: str) -> str:
+        "Link the labels that a docstring names, `eq-elbo`, on this page or another."
+
+        def link(m: re.Match) -> str:
+            label = m.group()
+            if label in self.names:
+                return f"[{self.names[label]}](#{label})"
+            if label in self.home:
+                kind = NAMES[label.partition("-")[0]].lower()
+                page = self.home[label]
+                return f"[{kind} of {page}]({page}.ipynb#{label})"
+            return label  # site.py tells what is left
+
+        return NAMED.sub(link, text)
 
     def group(self, inside: str) -> str:
         "What stands in brackets: `see @a, p. 3; @b`, or references such as `@eq-a; @eq-b`."
@@ -309,6 +333,31 @@ class Numbered:
             self.problems.append(f"{label}: the cell has no output; run it")
         above = markdown_output(f"::: {{#{label} .quarto-float-caption}}\n{caption}\n:::")
         return [above, *outputs]
+
+
+def signed(text: str) -> str:
+    """What nbdev documents, with signatures that say something.
+
+    That of a class whose fields nbdev does not see is its name; a method that was bound under
+    another name has that name."""
+    text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kwargs\s*\):$", r"class \1", text)
+    bound = re.search(r"(?m)^#+ [\w.]+\.(\w+)$", text)
+    if bound:
+        text = re.sub(rf"(?m)^def _{bound[1]}\(", f"def {bound[1]}(", text)
+    return text
+
+
+def coalesced(outputs: list[dict]) -> list[dict]:
+    "What was printed in several pieces, in one."
+    found = []
+    for output in outputs:
+        stream = output.get("output_type") == "stream" and output.get("name")
+        if stream and found and found[-1].get("name") == stream:
+            text = joined(found[-1]["text"]) + joined(output["text"])
+            found[-1] = {**output, "text": text}
+        else:
+            found.append(output)
+    return found
 
 
 def markdown_output(text: str) -> dict:

@@ -9,6 +9,7 @@ there is one. Each problem is one line, "page: what is wrong"; the exit status i
 """
 
 import ast
+import base64
 import json
 import os
 import posixpath
@@ -32,7 +33,13 @@ CDN = f"https://cdn.jsdelivr.net/npm/{KATEX}/dist"
 # what smalldocs says of the settings that only quarto or crossref.py reads
 UNKNOWN_KEYS = "bibliography|link-citations|crossref"
 QUARTO_ONLY = rf"execute|unknown key ({UNKNOWN_KEYS})|.*(html-math-method|output-file|Sass|grid)"
-MARKUP = re.compile(r"\{#[^}]*\}?|:::.*|\$\$.*|(?<![\w/])@(?:eq|fig|tbl|sec)-\w+")
+MARKUP = re.compile(
+    r"\{#[^}]*\}?|:::.*|\$\$.*|\$[^\s$](?:[^$\n]*[^\s$])?\$|\]\([^)\s]*\)"
+    r"|(?<![\w/@-])(?:@(?:eq|fig|tbl|sec)-\w+|(?:eq|fig|tbl)-[a-z][\w-]*)"
+)
+MOST_WIDE = 1300  # px of a picture: 6 in at the 200 dpi of nbs/matplotlibrc, and its margin
+MOST_COLUMNS = 82  # of a line of code
+MEMORY = re.compile(r"<[\w. ]+ at 0x[0-9a-f]+>")
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 
@@ -52,6 +59,29 @@ def mixes_imports(source: str) -> bool:
     return any(imports) and not all(imports)
 
 
+def output_problems(outputs: list[dict]) -> list[str]:
+    "What a reader would stumble over in the outputs of a cell."
+    found = []
+    for data in (output.get("data", {}) for output in outputs):
+        table = joined(data.get("text/html", ""))
+        if nameless := re.search(r">((?:col|row)_\d)<", table):
+            found.append(f"has a table with {nameless[1]}: name its sides (rownames, colnames)")
+        if long := re.search(r">(-?\d+\.\d{6,})<", table):
+            found.append(f"has a table with {long[1]}: round it")
+        if "image/png" in data:
+            png = base64.b64decode(joined(data["image/png"]))
+            wide = int.from_bytes(png[16:20], "big")
+            if wide > MOST_WIDE:
+                found.append(f"has a picture of {wide} px: draw it 6 in wide, or its text is small")
+    return found
+
+
+def long_lines(text: str) -> list[str]:
+    "The lines of code in a piece of Markdown that are too long for the page."
+    blocks = re.findall(r"(?ms)^```[^\n]*\n(.*?)^```", text)
+    return [line for block in blocks for line in block.split("\n") if len(line) > MOST_COLUMNS]
+
+
 def source_problems(cells: list[dict]) -> list[str]:
     "What is wrong with a notebook before nbdev stages it."
     found = []
@@ -63,6 +93,9 @@ def source_problems(cells: list[dict]) -> list[str]:
         found += [f"{name} ended in {o['ename']}: {o['evalue'][:80]}" for o in errors]
         paths = dict.fromkeys(MACHINE_PATH.findall(json.dumps(outputs)))
         found += [f"{name} printed a path of this machine: {path}" for path in paths]
+        found += [f"{name} {problem}" for problem in output_problems(outputs)]
+        if cell["cell_type"] == "markdown":
+            found += [f"a line of {len(line)} characters: {line}" for line in long_lines(source)]
         if documented and cell["cell_type"] == "code" and mixes_imports(source):
             found.append(f"{name} imports beside other code: give the imports a cell of their own")
     # nbdev turns the cell with the title into front matter: of its words, only these reach the page
@@ -99,6 +132,7 @@ class Page(HTMLParser):
             self.inside.pop()
 
     def handle_data(self, text: str):
+        self.leftover += [f"an address in memory, {a}" for a in MEMORY.findall(text)]
         if self.inside and self.inside[-1].startswith("math"):
             self.formulas.append((text.strip()[2:-2], "display" in self.inside[-1]))
         elif "pre" in self.inside:
