@@ -429,6 +429,7 @@ def describe_run(
         notes=data.notes,
         subset=data.subset,
         gene_key=data.gene_key,
+        **({} if data.parts is None else {"parts": data.parts}),
         **asked,
         versions=versions(),
         machine=platform.platform(),
