@@ -21,8 +21,14 @@ from anndata import AnnData
 
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
-from .reading import DATA_SETS, Input, check_unchanged
-from .reading import counts_in_memory, genes_of, read_input
+from gmvae_nb.reading import (
+    DATA_SETS,
+    Input,
+    check_unchanged,
+    counts_in_memory,
+    genes_of,
+    read_input,
+)
 
 # %% ../nbs/parts.ipynb #9a770008
 def _h5ad_among(files: Sequence[Path]) -> list[Path]:
@@ -47,8 +53,8 @@ def named_files(
             files = _h5ad_among(list(path.iterdir()))
             if not files:
                 raise ValueError(
-                    f"the folder {str(path)!r} has no .h5ad file: name the files, "
-                    "or another folder"
+                    f"the folder {str(path)!r} has no .h5ad file: name the "
+                    "files, or another folder"
                 )
         elif set("*?[") & set(str(word)) and not path.exists():
             fitting = glob.glob(str(path), recursive=True)
@@ -75,7 +81,9 @@ def named_files(
 def part_names(files: Sequence[str | Path]) -> list[str]:
     "A name for each file, short, and unlike the others."
     paths = [Path(os.path.abspath(os.path.expanduser(file))) for file in files]
-    plain = [p.with_name(p.name.removesuffix(".gz")).with_suffix("") for p in paths]
+    plain = [
+        p.with_name(p.name.removesuffix(".gz")).with_suffix("") for p in paths
+    ]
     names = [path.name for path in plain]
     for depth in range(2, max(len(path.parts) for path in plain) + 1):
         if len(set(names)) == len(names):
@@ -151,8 +159,8 @@ def joined_genes(
     if len(shared) < LEAST_SHARED * fewest or not len(shared):
         firsts = [f"{index[0]!r} in {f}" for f, index in zip(files, names)]
         raise ValueError(
-            f"the {len(parts)} files share {len(shared):,} genes, and the smallest "
-            f"has {fewest:,}: are their names of one kind? The first are "
+            f"the {len(parts)} files share {len(shared):,} genes, and the "
+            f"smallest has {fewest:,}: are their names of one kind? The first are "
             f"{', '.join(firsts[:4])}. If var has them under another name, say "
             "--gene_key COLUMN"
         )
@@ -164,7 +172,9 @@ def joined_genes(
         if left:
             notes[-1] += f"; {left:,} are not in all and are left out"
         return shared, notes
-    notes.append(f"{len(union):,} genes are kept, {len(shared):,} are in all files")
+    notes.append(
+        f"{len(union):,} genes are kept, {len(shared):,} are in all files"
+    )
     lacking = [
         f"{f} lacks {len(union) - len(index):,}"
         for f, index in zip(files, names)

@@ -41,6 +41,7 @@ OFFSETS = "tests/test_offsets.py"
 BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
 DISTRIBUTED = "tests/test_distributed.py"
+PARTS = "tests/test_parts.py"
 
 
 class Mutant(NamedTuple):
@@ -52,6 +53,34 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "genes of several files by their place",
+        "joined = joined[:, genes].copy()",
+        "joined = joined.copy()",
+        PARTS,
+        "genes_of_all_files",
+    ),
+    Mutant(
+        "cells of several files of one name",
+        "again = [name for name, n in seen.items() if n > 1]",
+        "again = []",
+        PARTS,
+        "names_of_cells",
+    ),
+    Mutant(
+        "one of several files twice",
+        'if told["sha256"] == part.told["sha256"]:',
+        "if False:",
+        PARTS,
+        "what_is_refused",
+    ),
+    Mutant(
+        "one of several files that changes",
+        "check_unchanged(file, before)",
+        "pass",
+        PARTS,
+        "changes_while_it_is_read",
+    ),
     Mutant(
         "if mixed is as found",
         "dealt[cells] = rng.permutation(dealt[cells])",
