@@ -21,14 +21,12 @@ from anndata import AnnData
 
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
-from gmvae_nb.reading import (
-    DATA_SETS,
-    Input,
-    check_unchanged,
-    counts_in_memory,
-    genes_of,
-    read_input,
-)
+
+# isort: off
+from .reading import DATA_SETS, Input, check_unchanged
+from .reading import counts_in_memory, genes_of, read_input
+
+# isort: on
 
 # %% ../nbs/parts.ipynb #9a770008
 def _h5ad_among(files: Sequence[Path]) -> list[Path]:
@@ -160,8 +158,8 @@ def joined_genes(
         firsts = [f"{index[0]!r} in {f}" for f, index in zip(files, names)]
         raise ValueError(
             f"the {len(parts)} files share {len(shared):,} genes, and the "
-            f"smallest has {fewest:,}: are their names of one kind? The first are "
-            f"{', '.join(firsts[:4])}. If var has them under another name, say "
+            f"smallest has {fewest:,}: are their names of one kind? The first "
+            f"are {', '.join(firsts[:4])}. If var has them under another name, say "
             "--gene_key COLUMN"
         )
     listed = [f"{f} {len(index):,}" for f, index in zip(files, names)]

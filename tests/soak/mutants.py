@@ -539,7 +539,7 @@ MUTANTS = [
     ),
     Mutant(
         "a file may change while it is read",
-        "if path is not None and file_state(data) != before:",
+        "if file_state(path) != before:",
         "if False:",
         FOLDERS,
         "while_it_is_read",
