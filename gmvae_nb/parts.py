@@ -159,8 +159,8 @@ def joined_genes(
         raise ValueError(
             f"the {len(parts)} files share {len(shared):,} genes, and the "
             f"smallest has {fewest:,}: are their names of one kind? The first "
-            f"are {', '.join(firsts[:4])}. If var has them under another name, say "
-            "--gene_key COLUMN"
+            f"are {', '.join(firsts[:4])}. If var has them under another name, "
+            "say --gene_key COLUMN"
         )
     listed = [f"{f} {len(index):,}" for f, index in zip(files, names)]
     notes = [f"genes of the {len(parts)} files: {', '.join(listed)}"]
@@ -267,18 +267,19 @@ def join_files(
         parts.append(part)
     genes, report = joined_genes(parts, join)
     index, renamed = joined_names(parts)
-    pieces = {}
-    for part, of_cells in zip(parts, index):
-        piece = part.cells
-        if join == "inner":
-            piece = piece[:, genes].copy()
-        piece.obs_names = of_cells
-        pieces[part.told["file"]] = piece
+    for i, of_cells in enumerate(index):
+        cells = parts[i].cells
+        if join == "inner" and not cells.var_names.equals(genes):
+            cells = cells[:, genes].copy()
+        cells.obs_names = of_cells
+        parts[i] = parts[i]._replace(cells=cells)  # the other one is let go
+    pieces = {part.told["file"]: part.cells for part in parts}
     # of obs the columns of any; the genes are the same, or 0 is filled in
     joined = ad.concat(
         pieces, join="outer", label=FILE_KEY, merge="same", fill_value=0
     )
-    joined = joined[:, genes].copy()
+    if not joined.var_names.equals(genes):
+        joined = joined[:, genes].copy()
     joined.obs = in_one_kind(joined.obs)
     empty = np.flatnonzero(np.diff(joined.X.indptr) == 0)
     if len(empty):
