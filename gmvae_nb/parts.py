@@ -280,6 +280,7 @@ def join_files(
     )
     if not joined.var_names.equals(genes):
         joined = joined[:, genes].copy()
+    joined.X.sort_indices()  # else each look at the counts copies them
     joined.obs = in_one_kind(joined.obs)
     empty = np.flatnonzero(np.diff(joined.X.indptr) == 0)
     if len(empty):
