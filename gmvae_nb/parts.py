@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .files import file_state, sha256_of
+from .files import file_state, listed_files, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
 
 # isort: off
@@ -30,9 +30,12 @@ from .reading import counts_in_memory, genes_of, read_input
 
 # %% ../nbs/parts.ipynb #9a770008
 def _h5ad_among(files: Sequence[Path]) -> list[Path]:
-    "Those with such a name, sorted; a .gz not beside its unpacked copy."
+    """Those with such a name, sorted; a .gz not beside its unpacked copy.
+
+    Nor what a run has written into its folder."""
     found = [f for f in files if f.name.endswith((".h5ad", ".h5ad.gz"))]
     found = [f for f in found if not f.name.startswith(".") and f.is_file()]
+    found = [f for f in found if f.name not in listed_files(f.parent)]
     there = set(found)
     return sorted(f for f in found if f.with_suffix("") not in there)
 

@@ -97,6 +97,8 @@ def test_a_run_of_a_folder_lists_its_parts_and_annotates_all_cells(run):
     assert "a and 2 more" in (out / "report.html").read_text()
     gmvae_verify([str(out)])
     assert data_of_run(out)[1].sha256 == told["settings"]["counts_sha256"]
+    with pytest.raises(ValueError, match="has no .h5ad file"):  # but the run's own
+        named_files(out)
 
 
 def test_a_run_goes_on_with_the_same_files_and_with_no_others(run, tmp_path):
@@ -263,6 +265,23 @@ def test_a_file_that_changes_while_it_is_read_is_refused(files, monkeypatch):
     monkeypatch.setattr(parts, "counts_in_memory", read)
     with pytest.raises(OSError, match=r"a\.h5ad was changed or replaced"):
         join_files(files)
+
+
+def test_no_part_is_written_over(files, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    third = out / "annotated.h5ad"
+    thirds()[2].write_h5ad(third)
+    data = read_files([*files[:2], str(third)])
+    with pytest.raises(ValueError, match="annotated.h5ad"):
+        runs.check_annotation(data, third)
+    runs.check_annotation(data, out / "other.h5ad")
+
+
+def test_some_of_the_cells_of_several_files(files, tmp_path):
+    data = read_files(files, subset="file=a,c")
+    assert data.cells.n_obs == 80 and data.notes[2].startswith("80 of 120 cells")
+    assert set(data.source.obs["file"]) == {"a", "c"}
 
 
 def test_one_file_in_a_folder_is_that_file(files, tmp_path):
