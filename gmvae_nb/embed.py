@@ -27,6 +27,7 @@ from .match import MIN_MATCHED, MapBatch
 from .model_folder import weights_sha256
 from .new_batches import notes_on_new, with_new_batches
 from .novelty import compared_with, novelty_of, read_known
+from .parts import FILE_KEY, part_names
 from .reading import gene_columns, gene_names
 from .reference_map import place_on_map, read_map
 from .runs import UNSURE_BELOW, annotate, write_annotated
@@ -101,6 +102,9 @@ def embed_file(
                     "name another file with --out, or add --overwrite (in Python "
                     "overwrite=True) to replace it"
                 )
+        is_of_parts = model.batch_key == FILE_KEY and batch_key is None
+        if is_of_parts and FILE_KEY not in adata.obs:  # as in training
+            adata.obs[FILE_KEY] = part_names([source])[0]
         place = find_counts(adata, layer, round_counts)
         cells = cells_for(model, adata, place, batch_key, gene_key)
         with warnings.catch_warnings():

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DATA_SETS', 'LIKE_MISSING', 'Input', 'fingerprint', 'variable_genes', 'open_data', 'note_on_empty_genes',
            'numbered_names', 'choose_genes', 'gene_columns', 'gene_names', 'split_subset', 'subset_rows',
-           'check_labels', 'check_no_cell_is_empty', 'notes_on_names', 'read_input', 'genes_in', 'counts_to_train_on']
+           'check_labels', 'check_no_cell_is_empty', 'notes_on_names', 'counts_in_memory', 'genes_of',
+           'check_unchanged', 'read_input', 'genes_in', 'counts_to_train_on']
 
 # %% ../nbs/reading.ipynb #67715121
 import hashlib
@@ -51,6 +52,7 @@ class Input(NamedTuple):
     gene_key: str | None = None  # column of var with the names; None: its index
     subset: str | None = None  # as it was asked for; None: all cells
     rows: np.ndarray | None = None  # these cells of the file; None: all
+    parts: list[dict] | None = None  # the files, if they are several
 
 # %% ../nbs/reading.ipynb #7cef3c05
 def fingerprint(
@@ -306,6 +308,50 @@ def notes_on_names(
     return notes
 
 
+def counts_in_memory(
+    adata: AnnData,  # its matrices may be on disk
+    path: Path | None,  # of the file, for the message
+    layer: str | None = None,  # as for find_counts, and so is round_counts
+    round_counts: str | None = None,
+) -> tuple[CountsLocation, csr_matrix]:  # where, and (n_cells, n_features)
+    "The counts, found and checked. ValueError for none, or more than fit."
+    place = find_counts(adata, layer, round_counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is among the notes
+        y = get_counts(place.adata, place.layer, allow_empty_genes=True)
+    if isinstance(y, CountsOnDisk):
+        n_bytes = 8 * y.matrix.group["indices"].size  # a count and its gene
+        advice = "choose cells or genes of it first"
+        check_fits(n_bytes, f"{place.where} of {str(path)!r}", advice)
+        y = y[np.arange(len(adata))]
+    return place, y
+
+
+def genes_of(
+    adata: AnnData,
+    place: CountsLocation,  # of the counts
+    gene_key: str | None = None,  # column of var with names; None: the index
+) -> tuple[np.ndarray, pd.Index, list[str]]:  # True: a gene; names; what was done
+    "Names of the features that are genes, each once."
+    names = gene_names(gene_columns(adata, place), gene_key)
+    is_gene, others = gene_features(place.adata.var)
+    notes = [f"{note}: they are left out" for note in others]
+    names, renamed = numbered_names(names[is_gene])
+    return is_gene, names, [*place.notes, *notes, *renamed]
+
+
+def check_unchanged(
+    path: str | Path,
+    before: tuple[int, ...] | None,  # its file_state when reading began
+) -> None:
+    "OSError for a file that was written while it was read."
+    if file_state(path) != before:
+        raise OSError(
+            f"{path} was changed or replaced while it was read: read it again "
+            "when it is complete"
+        )
+
+
 def read_input(
     data: str | Path | AnnData,  # .h5ad file, data set by name, or cells
     *,
@@ -339,20 +385,9 @@ def read_input(
         named = categorical_covariate_keys, continuous_covariate_keys
         confounded = find_covariates(adata, batch_key, *named)[1]
         notes = [] if labels_key is None else check_labels(adata.obs, labels_key)
-        place = find_counts(adata, layer, round_counts)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is among the notes
-            y = get_counts(place.adata, place.layer, allow_empty_genes=True)
-        if isinstance(y, CountsOnDisk):
-            n_bytes = 8 * y.matrix.group["indices"].size  # a count and its gene
-            advice = "choose cells or genes of it first"
-            check_fits(n_bytes, f"{place.where} of {str(path)!r}", advice)
-            y = y[np.arange(len(adata))]
-    if path is not None and file_state(data) != before:
-        raise OSError(
-            f"{path} was changed or replaced while it was read: read it again "
-            "when it is complete"
-        )
+        place, y = counts_in_memory(adata, path, layer, round_counts)
+    if path is not None:
+        check_unchanged(data, before)
     if rows is not None:
         notes.insert(
             0, f"{len(rows):,} of {n_cells:,} cells: those with {subset}"
@@ -361,14 +396,10 @@ def read_input(
     keys = dict.fromkeys(key for key in names if key)
     notes += confounded
     notes += notes_on_names(adata.obs_names, adata.obs[list(keys)])
-    genes = gene_names(gene_columns(adata, place), gene_key)
-    notes += place.notes
-    is_gene, other_features = gene_features(place.adata.var)
-    if other_features:
-        notes += [f"{note}: they are left out" for note in other_features]
-        y, genes = y[:, is_gene], genes[is_gene]
-    genes, renamed = numbered_names(genes)
-    notes += renamed
+    is_gene, genes, done = genes_of(adata, place, gene_key)
+    notes += done
+    if not is_gene.all():
+        y = y[:, is_gene]
     batch = adata.obs[batch_key] if batch_key else None
     if y.max() <= 1:
         notes.append(

@@ -443,6 +443,7 @@ def describe_run(
         notes=data.notes,
         subset=data.subset,
         gene_key=data.gene_key,
+        **({} if data.parts is None else {"parts": data.parts}),
         **asked,
         versions=versions(),
         machine=platform.platform(),
@@ -745,7 +746,8 @@ def check_annotation(
 
     ValueError for a target that is the input, and for cells to which nothing can
     be added, or which cannot be written; OSError for a disk that is too small."""
-    check_target(data.path, target)
+    for path in (data.path, *(part["path"] for part in data.parts or ())):
+        check_target(path, target)
     n_cells = data.cells.n_obs
     size = 1000 * n_cells  # of what is added, and more
     if data.path is not None:

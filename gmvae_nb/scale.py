@@ -89,8 +89,10 @@ def train_on_workers(
     out, threads = Path(asked["out"]).absolute(), n_threads()
     options = asked | dict(ray_address=None, workers=None, out=str(out))
     options |= dict(resume=True, quiet=True, threads=threads)
-    if Path(asked["data"]).exists():
-        options["data"] = str(Path(asked["data"]).absolute())
+    options["data"] = [
+        str(Path(file).absolute()) if Path(file).exists() else file
+        for file in asked["data"]
+    ]
     on_cards = str(asked["device"]).startswith("cuda")
     with connected(address):
         try:

@@ -41,6 +41,7 @@ OFFSETS = "tests/test_offsets.py"
 BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
 DISTRIBUTED = "tests/test_distributed.py"
+PARTS = "tests/test_parts.py"
 
 
 class Mutant(NamedTuple):
@@ -65,6 +66,32 @@ MUTANTS = [
         "merge_components(gamma, times, type_of=type_of)",
         CLUSTERS,
         "alpha_is_the_evidence",
+        "genes of several files by their place",
+        "joined = joined[:, genes].copy()",
+        "pass",
+        PARTS,
+        "genes_of_all_files",
+    ),
+    Mutant(
+        "cells of several files of one name",
+        "again = [name for name, n in seen.items() if n > 1]",
+        "again = []",
+        PARTS,
+        "names_of_cells",
+    ),
+    Mutant(
+        "one of several files twice",
+        'if told["sha256"] == part.told["sha256"]:',
+        "if False:",
+        PARTS,
+        "what_is_refused",
+    ),
+    Mutant(
+        "one of several files that changes",
+        "check_unchanged(file, before)",
+        "pass",
+        PARTS,
+        "changes_while_it_is_read",
     ),
     Mutant(
         "if mixed is as found",
@@ -524,7 +551,7 @@ MUTANTS = [
     ),
     Mutant(
         "a file may change while it is read",
-        "if path is not None and file_state(data) != before:",
+        "if file_state(path) != before:",
         "if False:",
         FOLDERS,
         "while_it_is_read",

@@ -1,0 +1,311 @@
+"""Many files as one: what is matched, what is refused, and a run that is the joined file's."""
+
+import json
+import re
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from gmvae_nb import runs
+from gmvae_nb.commands import gmvae_report, gmvae_train, gmvae_verify
+from gmvae_nb.embed import embed_file
+from gmvae_nb.parts import join_files, named_files, read_files
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import train_run
+from gmvae_nb.stability import data_of_run
+from gmvae_nb.train import GMVAE
+from scipy.sparse import csc_matrix
+
+from hazards import SMALL, cells
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+
+
+def write(folder, parts) -> list[str]:
+    "One file for each, and their names."
+    folder.mkdir(exist_ok=True)
+    for name, part in zip(NAMES, parts):
+        part.copy().write_h5ad(folder / f"{name}.h5ad")
+    return [str(folder / f"{name}.h5ad") for name in NAMES[: len(parts)]]
+
+
+def thirds(n=120, G=20) -> list[ad.AnnData]:
+    whole = cells(n, G)
+    return [whole[i::3].copy() for i in range(3)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path / "samples", thirds())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run of a folder of three files by the command, with what it returned."
+    folder = tmp_path_factory.mktemp("parts")
+    write(folder / "samples", thirds())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+        options = dict(K=3, max_epochs=1, preset="blog", quiet=True)
+        result = gmvae_train(str(folder / "samples"), out=str(folder / "run"), **options)
+    return folder / "run", folder / "samples", result, options
+
+
+def test_three_files_give_the_bytes_of_the_joined_one(files, tmp_path):
+    # stored in another way, and with its genes in another order
+    second = ad.read_h5ad(files[1])[:, ::-1].copy()
+    second.X = csc_matrix(second.X)
+    second.write_h5ad(files[1])
+    whole = ad.concat(dict(zip(NAMES, thirds())), label="file")
+    whole.write_h5ad(tmp_path / "whole.h5ad")
+    inputs = {
+        "parts": read_files(files),
+        "whole": read_input(tmp_path / "whole.h5ad", batch_key="file"),
+    }
+    options = dict(batch_key="file", preset=SMALL, max_epochs=3, progress=False)
+    for name, data in inputs.items():
+        train_run(data, tmp_path / name, **options)
+    of_parts, of_whole = (tmp_path / n / "model.safetensors" for n in inputs)
+    assert of_parts.read_bytes() == of_whole.read_bytes()
+    assert inputs["parts"].sha256 == inputs["whole"].sha256
+
+
+def test_the_order_of_the_files_is_part_of_the_run(files):
+    assert read_files(files).sha256 != read_files(files[::-1]).sha256
+
+
+def test_a_run_of_a_folder_lists_its_parts_and_annotates_all_cells(run):
+    out, samples, result, options = run
+    told = json.loads((out / "run.json").read_text())
+    assert [part["file"] for part in told["parts"]] == list(NAMES)
+    assert [part["cells"] for part in told["parts"]] == [40, 40, 40]
+    assert {part["path"] for part in told["parts"]} == set(named_files(samples))
+    assert told["batches"] == list(NAMES) and told["settings"]["batch_key"] == "file"
+    assert told["notes"][0] == "genes of the 3 files: a 20, b 20, c 20"
+    annotated = ad.read_h5ad(out / "annotated.h5ad")
+    assert list(annotated.obs["file"]) == [name for name in NAMES for _ in range(40)]
+    whole = cells(120)
+    assert (annotated.X != whole[annotated.obs_names].X).nnz == 0
+    assert {"gmvae_cluster", "cell_type"} <= set(annotated.obs)
+    gmvae_report(str(out))
+    assert "a and 2 more" in (out / "report.html").read_text()
+    gmvae_verify([str(out)])
+    assert data_of_run(out)[1].sha256 == told["settings"]["counts_sha256"]
+    with pytest.raises(ValueError, match="has no .h5ad file"):  # but the run's own
+        named_files(out)
+
+
+def test_a_run_goes_on_with_the_same_files_and_with_no_others(run, tmp_path):
+    out, samples, _, options = run
+    listed = named_files(f"{samples}/*.h5ad")
+    options = dict(options, out=str(out), resume=True)
+    again = gmvae_train(listed, **options)
+    assert again["clusters"] == run[2]["clusters"]
+    changed = ad.read_h5ad(listed[2])
+    changed.X[0, 0] += 1
+    changed.write_h5ad(tmp_path / "c.h5ad")
+    with pytest.raises(ValueError, match="other counts, cells or genes"):
+        gmvae_train([*listed[:2], str(tmp_path / "c.h5ad")], **options)
+
+
+def test_a_file_that_comes_later_is_a_batch_by_its_name(run, tmp_path):
+    out, samples, _, _ = run
+    model, target = GMVAE.load(out), tmp_path / "new.h5ad"
+    report = embed_file(model, samples / "b.h5ad", target)
+    assert report["batches"] == {"b": "b"}
+    of_b = np.arange(120) % 3 == 1
+    expected = ad.read_h5ad(out / "annotated.h5ad")[cells(120).obs_names[of_b]]
+    found = ad.read_h5ad(target).obsm["X_gmvae"]
+    np.testing.assert_allclose(found, expected.obsm["X_gmvae"], atol=1e-5)
+    assert "file" not in ad.read_h5ad(target).obs
+    other = tmp_path / "d.h5ad"
+    other.write_bytes((samples / "b.h5ad").read_bytes())
+    with pytest.raises(ValueError, match="'d'"):
+        embed_file(model, other, target)
+
+
+def test_genes_of_all_files_or_of_any_and_it_is_said(tmp_path):
+    a, b, c = thirds()
+    b.var_names = [*b.var_names[:15], *(f"other{i}" for i in range(5))]
+    files = write(tmp_path, [a, b, c])
+    inner, outer = join_files(files), join_files(files, join="outer")
+    assert list(inner.cells.var_names) == list(a.var_names[:15])
+    assert list(outer.cells.var_names) == [*a.var_names, *b.var_names[15:]]
+    assert "15 genes are in all files and are kept; 10 are not in all" in inner.notes[1]
+    assert "warning: a lacks 5, b lacks 5, c lacks 5 of them, which count 0" in outer.notes[2]
+    for name, part in zip(NAMES, (a, b, c)):
+        of = outer.cells[outer.cells.obs["file"] == name]
+        assert (of[:, part.var_names].X != part.X).nnz == 0
+        lacking = outer.cells.var_names.difference(part.var_names)
+        assert of[:, lacking].X.nnz == 0
+        kept = inner.cells[inner.cells.obs["file"] == name]
+        assert (kept.X != part[:, inner.cells.var_names].X).nnz == 0
+    with pytest.raises(ValueError, match="join is 'left'; expected inner or outer"):
+        join_files(files, join="left")
+
+
+def test_genes_are_matched_by_a_column_that_is_named(tmp_path):
+    a, b, c = thirds()
+    b.var["symbol"], b.var_names = list(b.var_names), [f"ENSG{i}" for i in range(20)]
+    for part in (a, c):
+        part.var["symbol"] = list(part.var_names)
+    files = write(tmp_path, [a, b, c])
+    with pytest.raises(ValueError, match=r"share 0 genes.*'ENSG0' in b.*--gene_key"):
+        join_files(files)
+    found = read_files(files, gene_key="symbol")
+    assert found.sha256 == read_files(write(tmp_path / "plain", thirds())).sha256
+
+
+def test_names_of_cells_get_their_file_only_where_they_clash(files):
+    assert list(join_files(files).cells.obs_names[:2]) == ["cell0", "cell3"]
+    third = ad.read_h5ad(files[2])
+    third.obs_names = ["cell0", *third.obs_names[1:]]
+    third.write_h5ad(files[2])
+    found = join_files(files)
+    assert found.cells.obs_names.is_unique
+    assert list(found.cells.obs_names[[0, 40, 80]]) == ["a:cell0", "b:cell1", "c:cell0"]
+    assert "1 cell names are in more than one file" in found.notes[-1]
+
+
+def test_columns_that_differ_can_be_written(files, tmp_path):
+    first, second = (ad.read_h5ad(file) for file in files[:2])
+    first.obs["plate"], second.obs["plate"] = np.arange(40), ["x"] * 40
+    first.obs["good"], second.obs["depth"] = True, 1.5
+    for part, file in ((first, files[0]), (second, files[1])):
+        part.write_h5ad(file)
+    obs = join_files(files).cells.obs
+    assert list(obs["plate"].iloc[[0, 39, 40]]) == ["0", "39", "x"]
+    assert obs["plate"].isna().sum() == 40 and obs["good"].isna().sum() == 80
+    assert list(obs["depth"].iloc[[0, 40]].isna()) == [True, False]
+    path = tmp_path / "joined.h5ad"
+    runs.write_cells(join_files(files).cells, path)
+    back = ad.read_h5ad(path).obs
+    pd.testing.assert_series_equal(back["plate"].isna(), obs["plate"].isna())
+
+
+def test_another_batch_is_that_of_all_files(files):
+    data = read_files(files, batch_key="batch", labels_key="cell_type")
+    whole = ad.concat(dict(zip(NAMES, thirds())), label="file")
+    assert list(data.cells.obs["batch"]) == list(whole.obs["batch"])
+    lacking = ad.read_h5ad(files[1])
+    del lacking.obs["batch"], lacking.obs["cell_type"]
+    lacking.write_h5ad(files[1])
+    with pytest.raises(ValueError, match=r"b\.h5ad: 'batch' is not a column of obs"):
+        read_files(files, batch_key="batch")
+    notes = read_files(files, labels_key="cell_type").notes
+    assert "80 of 120 cells have a label in cell_type: these are scored, all are used" in notes
+    options = dict(continuous_covariate_keys=["depth"])
+    with pytest.raises(ValueError, match=r"a\.h5ad: 'depth' is not a column of obs"):
+        read_files(files, **options)
+
+
+def test_what_is_refused_names_the_file(files, tmp_path):
+    def spoilt(change) -> list[str]:
+        part = thirds()[1]
+        change(part)
+        part.write_h5ad(tmp_path / "b.h5ad")
+        return [files[0], str(tmp_path / "b.h5ad"), files[2]]
+
+    def normalise(part):
+        part.X = part.X * 0.5 / 3
+
+    def own_file(part):
+        part.obs["file"] = "mine"
+
+    def no_shared_count(part):
+        part.X = part.X.multiply(np.arange(20) == 0).tocsr()
+        part.var_names = ["new", *part.var_names[1:]]
+
+    for change, words in [
+        (normalise, r"/b\.h5ad: adata.X holds 0\.\d+"),
+        (own_file, r"/b\.h5ad: obs has a column 'file' of its own"),
+        (no_shared_count, "40 of 120 cells have no count in the 19 genes.*--join outer"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            join_files(spoilt(change))
+    same = tmp_path / "same.h5ad"
+    same.write_bytes((tmp_path / "samples/a.h5ad").read_bytes())
+    with pytest.raises(ValueError, match=r"same\.h5ad and .*a\.h5ad are the same"):
+        join_files([*files, str(same)])
+    (tmp_path / "t.csv").write_text("x,y\n1,2\n")
+    for other, words in [
+        (tmp_path / "t.csv", "t.csv' is a table"),
+        (tmp_path / "no.h5ad", "there is no file .*no.h5ad"),
+        ("kang_pbmc", "'kang_pbmc' is a data set by its name"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            join_files([files[0], str(other)])
+
+
+def test_fractional_counts_of_one_file_are_rounded_if_asked(files):
+    second = ad.read_h5ad(files[1])
+    second.X = second.X * 0.9
+    second.write_h5ad(files[1])
+    with pytest.raises(ValueError, match=r"b\.h5ad: .*--round_counts"):
+        read_files(files)
+    data = read_files(files, round_counts="nearest")
+    assert data.round_counts == "nearest"
+    assert any(note.startswith("b: ") and "rounded to the" in note for note in data.notes)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(files, monkeypatch):
+    from gmvae_nb import parts
+
+    def read(adata, path, *how):
+        path.touch()
+        return counts(adata, path, *how)
+
+    counts = parts.counts_in_memory
+    monkeypatch.setattr(parts, "counts_in_memory", read)
+    with pytest.raises(OSError, match=r"a\.h5ad was changed or replaced"):
+        join_files(files)
+
+
+def test_no_part_is_written_over(files, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    third = out / "annotated.h5ad"
+    thirds()[2].write_h5ad(third)
+    data = read_files([*files[:2], str(third)])
+    with pytest.raises(ValueError, match="annotated.h5ad"):
+        runs.check_annotation(data, third)
+    runs.check_annotation(data, out / "other.h5ad")
+
+
+def test_some_of_the_cells_of_several_files(files, tmp_path):
+    data = read_files(files, subset="file=a,c")
+    assert data.cells.n_obs == 80 and data.notes[2].startswith("80 of 120 cells")
+    assert set(data.source.obs["file"]) == {"a", "c"}
+
+
+def test_one_file_in_a_folder_is_that_file(files, tmp_path):
+    alone = tmp_path / "alone"
+    write(alone, thirds()[:1])
+    data = read_files(named_files(alone))
+    assert data.path == alone / "a.h5ad" and data.parts is None
+    assert "file" not in data.cells.obs
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_zarr_store_becomes_a_file_by_the_line_that_is_named(sharded, tmp_path):
+    zarr, store = pytest.importorskip("zarr", "3"), tmp_path / "mine.zarr"
+    if sharded and not hasattr(ad.settings, "auto_shard_zarr_v3"):
+        pytest.skip("this anndata writes no sharded stores")
+    kind = dict(zarr_write_format=3, **({"auto_shard_zarr_v3": True} if sharded else {}))
+    with ad.settings.override(**kind):
+        cells().write_zarr(store)
+    is_sharded = "sharding_indexed" in (store / "X/data/zarr.json").read_text()
+    assert (zarr.open(store, mode="r").metadata.zarr_format, is_sharded) == (3, sharded)
+    cells().write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match=r"mine.zarr' is a zarr store") as refused:
+        read_files(named_files([tmp_path / "a.h5ad", store]))
+    line = re.search(r"make one with (ad\.read_zarr\(.*\)) \(import", str(refused.value))[1]
+    made = tmp_path / "mine.h5ad"
+    exec(line.replace("'mine.h5ad'", repr(str(made))), {"ad": ad})
+    assert read_input(made).sha256 == read_input(tmp_path / "a.h5ad").sha256
