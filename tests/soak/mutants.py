@@ -66,6 +66,8 @@ MUTANTS = [
         "merge_components(gamma, times, type_of=type_of)",
         CLUSTERS,
         "alpha_is_the_evidence",
+    ),
+    Mutant(
         "genes of several files by their place",
         "joined = joined[:, genes].copy()",
         "pass",
