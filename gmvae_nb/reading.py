@@ -51,6 +51,7 @@ class Input(NamedTuple):
     gene_key: str | None = None  # column of var with the names; None: its index
     subset: str | None = None  # as it was asked for; None: all cells
     rows: np.ndarray | None = None  # these cells of the file; None: all
+    file_genes: Sequence[str] = ()  # all, also those that are not trained on
 
 # %% ../nbs/reading.ipynb #7cef3c05
 def fingerprint(
@@ -368,7 +369,7 @@ def read_input(
         notes += [f"{note}: they are left out" for note in other_features]
         y, genes = y[:, is_gene], genes[is_gene]
     genes, renamed = numbered_names(genes)
-    notes += renamed
+    file_genes, notes = list(genes), notes + renamed
     batch = adata.obs[batch_key] if batch_key else None
     if y.max() <= 1:
         notes.append(
@@ -401,6 +402,7 @@ def read_input(
         gene_key,
         subset,
         rows if path is not None else None,
+        file_genes,
     )
 
 # %% ../nbs/reading.ipynb #5eed0302

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.utils import make_index_unique
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,7 +51,7 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import read_preset, weights_sha256
 
 # isort: on
-from .reading import gene_columns, gene_names
+from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
 from .schedule import course_of, row_of_weights, went_back
@@ -488,10 +487,10 @@ def report_counts(
     how = report.run["settings"].get("round_counts")
     where = find_counts(report.cells, report.run["layer"], how)
     var = gene_columns(report.cells, where)
-    genes = make_index_unique(gene_names(var, report.run.get("gene_key")))
+    names = gene_names(var, report.run.get("gene_key"))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
     is_gene, _ = gene_features(where.adata.var)
-    return counts[:, is_gene], list(genes[is_gene])
+    return counts[:, is_gene], list(numbered_names(names[is_gene])[0])
 
 
 def report_markers(
@@ -762,7 +761,7 @@ def page_values(
 def cluster_table(
     cells: AnnData,  # annotated
 ) -> pd.DataFrame:  # barcode, cluster, probability, confidence; one row per cell
-    """The cells' clusters: the probability is the cluster's, confidence as in obs.
+    """The probability is the cluster's, confidence as in obs.
 
     Of a run that was trained with types also type and type_probability."""
     cluster = cells.obs["gmvae_cluster"].astype(str)

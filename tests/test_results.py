@@ -35,6 +35,10 @@ def own_file(tmp_path_factory):
     adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
     adata.obs = adata.obs.rename(columns={"batch": "donor", "cell_type": "type"})
     adata.X = adata.X * 0.5  # not counts: these are in the layer
+    rng = np.random.default_rng(0)
+    adata.obs = adata.obs.assign(
+        lane=rng.choice(["1", "2"], adata.n_obs), share=rng.random(adata.n_obs)
+    )
     path = tmp_path_factory.mktemp("own") / "mine.h5ad"
     adata.write_h5ad(path)
     return path
@@ -53,6 +57,8 @@ def train(file: Path, out: Path, max_epochs: int, **options) -> None:
             max_epochs=max_epochs,
             quiet=True,
             **KEYS,
+            categorical_covariate_keys=["lane"],
+            continuous_covariate_keys=["share"],
             **options,
         )
 
@@ -71,6 +77,7 @@ def begun(own_file):
 def finished(own_file, begun):
     "The notebook, which trains the second epoch."
     parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+    parameters |= dict(categorical_covariate_keys="lane", continuous_covariate_keys="share")
     words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     done = subprocess.run(
         [*PAPERMILL, "out.ipynb", "--kernel", "python3", *words],
@@ -106,6 +113,9 @@ def test_a_run_leaves_everything_it_promises(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["K"] == 3 and metrics["seed"] == 4 and metrics["epochs"] == 2
     assert set(metrics["scores"]) == {"counts", "latent"}
+    for folder in (finished, finished / "recommended"):
+        told = json.loads((folder / "config.json").read_text())["covariates"]
+        assert [covariate["key"] for covariate in told] == ["lane", "share"]
     names = "ari_oracle asw nmi_oracle batch_asw kbet ari_clusters".split()
     assert set(names) <= set(metrics["scores"]["latent"])
     terms = metrics["test"]
