@@ -207,6 +207,7 @@ def gene_names(
 def split_subset(
     subset: str,  # "column=value" or "column=value,value"
     columns: Sequence[str],  # of obs
+    role: str = "subset",  # what it is for, named in errors
 ) -> tuple[str, str]:  # column, and what stands behind its =
     "The column is what stands before the first = that follows on one's name."
     parts = subset.split("=")
@@ -215,11 +216,11 @@ def split_subset(
             return "=".join(parts[:i]), "=".join(parts[i:])
     if len(parts) == 1:
         raise ValueError(
-            f"subset={subset!r} is not of the form column=value, for example "
+            f"{role}={subset!r} is not of the form column=value, for example "
             "gmvae_cluster=3"
         )
     raise ValueError(
-        f"subset={subset!r}: {parts[0]!r} is not a column of obs, which has "
+        f"{role}={subset!r}: {parts[0]!r} is not a column of obs, which has "
         f"{list(columns)}"
     )
 
@@ -227,9 +228,10 @@ def split_subset(
 def subset_rows(
     obs: pd.DataFrame,
     subset: str,  # as for split_subset
+    role: str = "subset",  # what it is for, named in errors
 ) -> np.ndarray:  # positions of the cells
     "The cells that have one of the values. ValueError for one that is not there."
-    column, asked = split_subset(subset, list(obs.columns))
+    column, asked = split_subset(subset, list(obs.columns), role)
     known = obs[column].notna().to_numpy()
     text = obs[column].astype(str).to_numpy()
     there = sorted(set(text[known]))
@@ -238,7 +240,7 @@ def subset_rows(
         if value not in there:
             shown = ", ".join(there[:20]) + (", …" if len(there) > 20 else "")
             raise ValueError(
-                f"subset={subset!r}: no cell has {column} {value!r}; there are "
+                f"{role}={subset!r}: no cell has {column} {value!r}; there are "
                 f"{shown or 'no values'}"
             )
     return np.flatnonzero(known & np.isin(text, values))

@@ -20,6 +20,7 @@ from gmvae_nb.train import GMVAE
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
 KEYS = {"batch_key": "donor", "labels_key": "type"}
+TOLD = {"categorical_covariate_keys": "lane", "continuous_covariate_keys": "share"}
 MODEL_FILES = (
     "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad novelty.npz "
     ".lock"
@@ -57,8 +58,7 @@ def train(file: Path, out: Path, max_epochs: int, **options) -> None:
             max_epochs=max_epochs,
             quiet=True,
             **KEYS,
-            categorical_covariate_keys=["lane"],
-            continuous_covariate_keys=["share"],
+            **{kind: [name] for kind, name in TOLD.items()},
             **options,
         )
 
@@ -76,8 +76,7 @@ def begun(own_file):
 @pytest.fixture(scope="module")
 def finished(own_file, begun):
     "The notebook, which trains the second epoch."
-    parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
-    parameters |= dict(categorical_covariate_keys="lane", continuous_covariate_keys="share")
+    parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS, **TOLD)
     words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     done = subprocess.run(
         [*PAPERMILL, "out.ipynb", "--kernel", "python3", *words],
@@ -162,7 +161,7 @@ def test_the_sentences_are_those_of_the_numbers(finished):
 def test_run_again_it_trains_neither_model(finished, own_file, monkeypatch):
     monkeypatch.chdir(own_file.parent)
     monkeypatch.setattr(GMVAE, "_train_epoch", lambda *a: pytest.fail("trained"))
-    run_notebook(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+    run_notebook(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS, **TOLD)
 
 
 def test_without_labels_batches_and_a_model_beside_it(own_file, monkeypatch, capsys):
