@@ -113,18 +113,19 @@ def compare_in_file(
         rates = dict(delta=delta, fdr_target=fdr_target)
         of = matched, names, group
         table = differential_expression(model, *of, against, **rates)
-        columns = {column_of(g, adata.obs) for g in (group, against) if g}
+        named_by = {column_of(g, adata.obs) for g in (group, against) if g}
     if file_state(path) != before:
         raise OSError(
             f"{path} was changed or replaced while it was read: run it again "
             "when the file is complete"
         )
     notes = [str(x.message) for x in w if x.category is UserWarning]
-    made = sorted(column for column in columns if column.startswith("gmvae_"))
+    made = sorted(column for column in named_by if column.startswith("gmvae_"))
     notes += [MADE_HERE.format(column=column) for column in made]
+    cells = [int((names == name).sum()) for name in (group, against or REST)]
     said = dict(
-        cells1=int((names == group).sum()),
-        cells2=int(((names != group) & (names != None)).sum()),  # noqa: E711
+        cells1=cells[0],
+        cells2=cells[1],
         genes=len(table),
         named=int(table["is_de"].sum()),
         counts=place.where,

@@ -133,7 +133,8 @@ def shrink(
     over = norm.sf((delta - mean) / std) + norm.cdf((-delta - mean) / std)
     of_all = (of * mean).sum(1)
     variance = (of * (std**2 + mean**2)).sum(1) - of_all**2
-    return Shrunk(of_all, np.sqrt(variance.clip(0)), (of * over).sum(1))
+    proba = (of * over).sum(1).clip(0, 1)  # rounding
+    return Shrunk(of_all, np.sqrt(variance.clip(0)), proba)
 
 
 def expected_fdr(

@@ -29,7 +29,7 @@ from hazards import cells, model
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "gmvae_train gmvae_demo gmvae_sweep gmvae_report gmvae_embed gmvae_table gmvae_verify "
-    "gmvae_metrics gmvae_notebook gmvae_seeds"
+    "gmvae_metrics gmvae_notebook gmvae_seeds gmvae_differential"
 ).split()
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
