@@ -316,7 +316,6 @@ def gmvae_train(
         )
     asked, log = dict(locals()), speaker(quiet)
     log("importing")
-    from .explorer import find_genes
     from .labels import known_types
     from .network import get_preset
     from .reading import read_input
@@ -354,7 +353,10 @@ def gmvae_train(
     )
     read = read_input(data, **keys, **covariates, **chosen)
     log(what_was_read(read))
-    asked_genes = find_genes(genes or (), read.file_genes)
+    if genes:
+        from .explorer import find_genes
+
+        genes = find_genes(genes, read.file_genes)
     labels = dict(supervise=supervise, unlabeled_category=unlabeled_category)
     if supervise is not None:
         types = known_types(read.cells, supervise, unlabeled_category)
@@ -378,7 +380,7 @@ def gmvae_train(
         **settings,
         **labels,
         **covariates,
-        genes=asked_genes,
+        genes=genes or (),
         resume=resume,
         overwrite=overwrite,
         progress=not quiet,
@@ -409,14 +411,16 @@ def gmvae_demo(
     log = speaker(quiet)
     log("importing")
     from .data import kang_pbmc
-    from .explorer import find_genes
     from .reading import read_input
     from .runs import claim_folder, write_cells
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=False)
     cells = kang_pbmc()
-    asked_genes = find_genes(genes or (), cells.var_names)
+    if genes:
+        from .explorer import find_genes
+
+        genes = find_genes(genes, cells.var_names)
     if not file.exists():
         log(f"writing the shipped data to {file}")
         write_cells(cells, file)
@@ -433,7 +437,7 @@ def gmvae_demo(
         run,
         log,
         **keys,
-        genes=asked_genes,
+        genes=genes or (),
         max_epochs=12,
         progress=not quiet,
         command="gmvae_demo",

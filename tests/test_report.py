@@ -21,6 +21,7 @@ from gmvae_nb.report import (
     marker_genes,
     on_map,
     remarks,
+    report_counts,
     report_markers,
     template_text,
     unsure_pairs,
@@ -245,6 +246,17 @@ def test_an_antibody_marks_no_cluster():
     )
     assert set(found["gene"]) <= set("abcd")
     assert found.loc[found["cluster"] == "0", "gene"].iloc[0] == "a"
+
+
+def test_the_pages_genes_are_those_of_the_file_that_is_read():
+    "An antibody with the name of a gene gives the gene no number; a gene twice does."
+    counts = csr_matrix(np.arange(1, 13, dtype=np.float32).reshape(3, 4))
+    kinds = ["Antibody Capture", *["Gene Expression"] * 3]
+    var = pd.DataFrame({"feature_types": kinds}, index=["CD3D", "CD3D", "LYZ", "LYZ"])
+    cells = ad.AnnData(counts, obs=pd.DataFrame(index=["a", "b", "c"]), var=var)
+    run = {"layer": None, "settings": {}}
+    names = report_counts(ReportInput(run, {}, pd.DataFrame(), cells, None, None))[1]
+    assert names == read_input(cells).file_genes == ["CD3D", "LYZ", "LYZ-1"]
 
 
 def test_what_goes_wrong_is_remarked():
