@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix
 
 from .batch_effect import log_normalised, principal_components
 from .clusters import TOLD_APART
+from .progress import working
 
 # isort: off
 from .report import MARKER_COLUMNS, ReportInput, cells_on_map
@@ -474,6 +475,7 @@ def marker_rows(
     return dict(markers=rows, marker_columns=columns, marked=marked)
 
 # %% ../nbs/explorer.ipynb #e8910031
+@working("cells of explore.html")
 def explore_values(
     report: ReportInput,
     values: dict[str, Any],  # of report.page_values

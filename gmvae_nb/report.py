@@ -51,6 +51,7 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import read_preset, weights_sha256
 
 # isort: on
+from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
@@ -236,6 +237,7 @@ def rank_genes(
     return ranked
 
 # %% ../nbs/report.ipynb #01811c31
+@working("marker genes")
 def marker_genes(
     counts: csr_matrix,  # (N, G), all genes of the file
     genes: Sequence[str],  # (G,) unique names
@@ -722,6 +724,7 @@ def effect_values(
     return dict(in_words, rows=rows)
 
 # %% ../nbs/report.ipynb #656bcfaf
+@working("pictures of the page")
 def page_values(
     report: ReportInput,
     markers: pd.DataFrame,  # from report_markers
