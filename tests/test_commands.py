@@ -25,7 +25,7 @@ from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from hazards import cells, model
-from test_explorer import unpack
+from test_report import unpack
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (

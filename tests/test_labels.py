@@ -25,7 +25,7 @@ from gmvae_nb.report import told_types
 from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
 
-from test_explorer import unpack
+from test_report import unpack
 
 TINY = replace(
     PRESETS["recommended"],

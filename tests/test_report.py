@@ -1,8 +1,11 @@
 """The page: complete in itself, small, and safe from what users call things."""
 
+import base64
 import csv
+import json
 import os
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -49,6 +52,19 @@ def nasty_cells():
     cells.var_names = ["<img src=x>", *(names.get(name, name) for name in cells.var_names[1:])]
     cells.obs_names = ["<i>cell</i>", "@cell", '=1+1,"x"', *cells.obs_names[3:]]
     return cells
+
+
+def unpack(text: str) -> tuple[dict, list[np.ndarray]]:
+    "What the script of explore.html finds: the header and the blocks."
+    packed = re.search('id="cells">([A-Za-z0-9+/=]*)<', text)[1]
+    data = zlib.decompress(base64.b64decode(packed))
+    at = 4 + int.from_bytes(data[:4], "little")
+    header, blocks = json.loads(data[4:at]), []
+    for kind, size in header["blocks"]:
+        blocks.append(np.frombuffer(data, f"<{kind}", size, at))
+        at += blocks[-1].nbytes
+    assert at == len(data)
+    return header, blocks
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with batches and labels", "bare"])
