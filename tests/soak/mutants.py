@@ -57,6 +57,13 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "explore.html without the types",
+        'groupings["type"] = report.types',
+        "pass",
+        LABELS,
+        "command_and_the_line",
+    ),
+    Mutant(
         "types of an earlier run on the pages of this one",
         'if "types" not in cells.uns.get("gmvae", {}):',
         'if "gmvae_type" not in cells.obs:',
