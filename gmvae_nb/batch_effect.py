@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix, diags_array
 from .kbet import kbet
 from .metrics import batch_variance, ilisi
 from .neighbors import knn
+from .progress import working
 
 # %% ../nbs/batch_effect.ipynb #e8910019
 def log_normalised(
@@ -60,6 +61,7 @@ def dealt_within(
     return dealt
 
 
+@working("batch effect")
 def batch_effect(
     before: np.ndarray,  # (N, d0), principal components of the counts
     after: np.ndarray,  # (N, d), the embedding

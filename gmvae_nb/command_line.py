@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'command', 'check_none_is_empty', 'take_every_character', 'in_words',
-           'hdf5_has_failed', 'printable', 'exit_code', 'follows', 'speaker', 'print_result', 'minutes']
+           'hdf5_has_failed', 'printable', 'exit_code', 'follows', 'speaker', 'print_result', 'minutes', 'check_table']
 
 # %% ../nbs/command_line.ipynb #c11e0004
 import atexit
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 from . import __version__
 from .options import parser_of, spelled
@@ -212,3 +213,21 @@ def minutes(
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+# %% ../nbs/command_line.ipynb #c0de0a05
+def check_table(
+    path: Path,
+    overwrite: bool = False,
+    start: str = "data,preset,K,seed,",  # of such a table
+    what: str = "table of runs",
+) -> None:
+    "ValueError if the file is there and is no such table."
+    if overwrite or not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        ours = file.readline().startswith(start)
+    if not ours:
+        raise ValueError(
+            f"{path} is there and is no {what}: name another file or "
+            "folder, or delete it"
+        )

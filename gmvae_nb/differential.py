@@ -133,7 +133,8 @@ def shrink(
     over = norm.sf((delta - mean) / std) + norm.cdf((-delta - mean) / std)
     of_all = (of * mean).sum(1)
     variance = (of * (std**2 + mean**2)).sum(1) - of_all**2
-    return Shrunk(of_all, np.sqrt(variance.clip(0)), (of * over).sum(1))
+    proba = (of * over).sum(1).clip(0, 1)  # rounding
+    return Shrunk(of_all, np.sqrt(variance.clip(0)), proba)
 
 
 def expected_fdr(
@@ -186,8 +187,10 @@ def differential_expression(
 
     One row for each group and gene: group1, group2, gene, proba_de (that the
     change is larger than delta), lfc and lfc_std (log2 fold change, shrunken),
-    lfc_measured, found1 and found2 (shares of cells with the gene), score, and
-    is_de: it is among those named at the false discovery rate that is asked for.
+    lfc_measured, mean1 and mean2 (expected counts of 10,000 of a cell), found1
+    and found2 (shares of cells with the gene), score, fdr (the false discovery
+    rate if this gene and all more probable ones are named), and is_de: it is
+    among those named at the false discovery rate that is asked for.
     The groups must not have been made of these counts; for the model's own
     clusters `split_markers` gives honest p values. ValueError for a group that
     is not there or has no cells. A UserWarning for groups without a batch in
@@ -235,7 +238,8 @@ def differential_expression(
         table = compare_two(model, cells, pair, settings, delta)
         table.insert(0, "group1", name)
         table.insert(1, "group2", "rest" if group2 is None else str(group2))
-        table["is_de"] = expected_fdr(table["proba_de"].to_numpy()) <= fdr_target
+        table["fdr"] = expected_fdr(table["proba_de"].to_numpy())
+        table["is_de"] = table["fdr"] <= fdr_target
         order = ["is_de", "score"]
         tables.append(table.sort_values(order, ascending=False, kind="stable"))
     return pd.concat(tables, ignore_index=True)
@@ -286,6 +290,8 @@ def compare_two(
         lfc=shrunk.mean,
         lfc_std=shrunk.std,
         lfc_measured=lfc,
+        mean1=1e4 * means.share[0],
+        mean2=1e4 * means.share[1],
         found1=found[0],
         found2=found[1],
         score=shrunk.mean * np.abs(found[0] - found[1]),

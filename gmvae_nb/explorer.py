@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix
 
 from .batch_effect import log_normalised, principal_components
 from .clusters import TOLD_APART
+from .progress import working
 
 # isort: off
 from .report import MARKER_COLUMNS, ReportInput, cells_on_map
@@ -204,7 +205,7 @@ def pack_groups(
     groupings: dict[str, pd.Categorical],  # title -> (N,), clusters first
     with_names: Sequence[str],  # titles of those whose names stand on the map
 ) -> list[dict[str, Any]]:
-    "Clusters, batches, labels."
+    "Clusters, types, batches, labels."
     packed = []
     for title, groups in groupings.items():
         names, colours, codes = legend_of(groups)
@@ -226,13 +227,17 @@ def pack_numbers(
     packer: Packer,
     obs: pd.DataFrame,  # gmvae_confidence, and gmvae_novelty of a newer run
     quality: pd.DataFrame,  # from cell_quality
+    with_types: bool = False,  # gmvae_type_probability too
 ) -> list[dict[str, Any]]:
     "Doubts and quality: unit of a step, digits, largest on the scale."
     share, numbers = dict(unit=1e-4, digits=2, high=0), []
     doubts = dict(confidence="1: certain", novelty="1: unlike the other cells")
+    if with_types:
+        doubts["type_probability"] = "1: certain"
     for name in [k for k in doubts if f"gmvae_{k}" in obs]:
         block = packer.add(np.round(obs[f"gmvae_{name}"].to_numpy() * 1e4))
-        said = dict(title=name, note=doubts[name], high=1)
+        title = name.replace("_", " ")
+        said = dict(title=title, note=doubts[name], high=1)
         numbers.append(share | said | dict(block=block))
     for name in ("counts", "genes"):
         block = packer.add(quality[name].to_numpy())
@@ -470,6 +475,7 @@ def marker_rows(
     return dict(markers=rows, marker_columns=columns, marked=marked)
 
 # %% ../nbs/explorer.ipynb #e8910031
+@working("cells of explore.html")
 def explore_values(
     report: ReportInput,
     values: dict[str, Any],  # of report.page_values
@@ -481,18 +487,21 @@ def explore_values(
     "Everything that the template asks for."
     run, cells = report.run, report.cells
     packer = Packer(cells_on_map(cells.n_obs))
-    quality = cell_quality(counts, names)
+    quality, told = cell_quality(counts, names), report.types is not None
     total = quality["counts"].to_numpy()
     text = cells.obs["gmvae_cluster"].astype(str)
     cluster = pd.Categorical(text, sorted(text.unique(), key=int))
     groupings, with_names = {"cluster": cluster}, ["cluster"]
+    if told:
+        groupings["type"] = report.types
+        with_names.append("type")
     for title, groups in (
         (run["settings"]["batch_key"], report.batch),
         (run["labels_key"], report.labels),
     ):
         if groups is None:
             continue
-        if title in groupings:  # a column that is called cluster
+        if title in groupings:  # a column that is called cluster, or type
             title = f"{title} of the file"
         groupings[title] = groups
         with_names += [title] * (groups is report.labels)
@@ -510,7 +519,7 @@ def explore_values(
         total=packer.add(total),
         maps=[{k: m[k] for k in ("title", "block")} for m in maps],
         groups=pack_groups(packer, groupings, with_names),
-        numbers=pack_numbers(packer, cells.obs, quality),
+        numbers=pack_numbers(packer, cells.obs, quality, told),
         genes=pack_genes(packer, counts, [place_of[g] for g in shown], shown),
     )
     best = dot_genes(ordered)

@@ -53,6 +53,7 @@ class Input(NamedTuple):
     subset: str | None = None  # as it was asked for; None: all cells
     rows: np.ndarray | None = None  # these cells of the file; None: all
     parts: list[dict] | None = None  # the files, if they are several
+    file_genes: Sequence[str] = ()  # all, also those that are not trained on
 
 # %% ../nbs/reading.ipynb #7cef3c05
 def fingerprint(
@@ -208,6 +209,7 @@ def gene_names(
 def split_subset(
     subset: str,  # "column=value" or "column=value,value"
     columns: Sequence[str],  # of obs
+    role: str = "subset",  # what it is for, named in errors
 ) -> tuple[str, str]:  # column, and what stands behind its =
     "The column is what stands before the first = that follows on one's name."
     parts = subset.split("=")
@@ -216,11 +218,11 @@ def split_subset(
             return "=".join(parts[:i]), "=".join(parts[i:])
     if len(parts) == 1:
         raise ValueError(
-            f"subset={subset!r} is not of the form column=value, for example "
+            f"{role}={subset!r} is not of the form column=value, for example "
             "gmvae_cluster=3"
         )
     raise ValueError(
-        f"subset={subset!r}: {parts[0]!r} is not a column of obs, which has "
+        f"{role}={subset!r}: {parts[0]!r} is not a column of obs, which has "
         f"{list(columns)}"
     )
 
@@ -228,9 +230,10 @@ def split_subset(
 def subset_rows(
     obs: pd.DataFrame,
     subset: str,  # as for split_subset
+    role: str = "subset",  # what it is for, named in errors
 ) -> np.ndarray:  # positions of the cells
     "The cells that have one of the values. ValueError for one that is not there."
-    column, asked = split_subset(subset, list(obs.columns))
+    column, asked = split_subset(subset, list(obs.columns), role)
     known = obs[column].notna().to_numpy()
     text = obs[column].astype(str).to_numpy()
     there = sorted(set(text[known]))
@@ -239,7 +242,7 @@ def subset_rows(
         if value not in there:
             shown = ", ".join(there[:20]) + (", …" if len(there) > 20 else "")
             raise ValueError(
-                f"subset={subset!r}: no cell has {column} {value!r}; there are "
+                f"{role}={subset!r}: no cell has {column} {value!r}; there are "
                 f"{shown or 'no values'}"
             )
     return np.flatnonzero(known & np.isin(text, values))
@@ -398,6 +401,7 @@ def read_input(
     notes += notes_on_names(adata.obs_names, adata.obs[list(keys)])
     is_gene, genes, done = genes_of(adata, place, gene_key)
     notes += done
+    file_genes = list(genes)
     if not is_gene.all():
         y = y[:, is_gene]
     batch = adata.obs[batch_key] if batch_key else None
@@ -432,6 +436,7 @@ def read_input(
         gene_key,
         subset,
         rows if path is not None else None,
+        file_genes=file_genes,
     )
 
 # %% ../nbs/reading.ipynb #5eed0302

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAFE', 'MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palette', 'png', 'on_map', 'draw_map',
-           'draw_curve', 'draw_tree', 'draw_curves', 'rank_genes', 'marker_genes', 'cluster_row', 'cluster_rows',
-           'unsure_pairs', 'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'render_page',
-           'ReportInput', 'get_labels', 'read_report_input', 'report_counts', 'report_markers', 'base64_of',
-           'cells_on_map', 'legend_of', 'group_map', 'map_values', 'cluster_values', 'unsure_values', 'score_rows',
-           'settings_rows', 'effect_values', 'page_values', 'cluster_table', 'write_report', 'write_page']
+           'draw_curve', 'draw_tree', 'draw_curves', 'rank_genes', 'marker_genes', 'most_frequent', 'cluster_row',
+           'cluster_rows', 'unsure_pairs', 'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text',
+           'render_page', 'ReportInput', 'get_labels', 'told_types', 'read_report_input', 'report_counts',
+           'report_markers', 'base64_of', 'cells_on_map', 'legend_of', 'group_map', 'map_values', 'cluster_values',
+           'type_rows', 'unsure_values', 'score_rows', 'settings_rows', 'effect_values', 'page_values', 'cluster_table',
+           'write_report', 'write_page']
 
 # %% ../nbs/report.ipynb #7260671d
 import base64
@@ -23,7 +24,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.utils import make_index_unique
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,7 +51,8 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import read_preset, weights_sha256
 
 # isort: on
-from .reading import gene_columns, gene_names
+from .progress import working
+from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
 from .schedule import course_of, row_of_weights, went_back
@@ -236,6 +237,7 @@ def rank_genes(
     return ranked
 
 # %% ../nbs/report.ipynb #01811c31
+@working("marker genes")
 def marker_genes(
     counts: csr_matrix,  # (N, G), all genes of the file
     genes: Sequence[str],  # (G,) unique names
@@ -263,6 +265,16 @@ def marker_genes(
     return ranked[list(MARKER_COLUMNS.values())].reset_index(drop=True)
 
 # %% ../nbs/report.ipynb #c350afbe
+def most_frequent(
+    groups: pd.Categorical,  # (n,), some may be missing
+) -> tuple[str | None, float | None]:  # name, its share of those that have one
+    "Which group most cells are of; nothing if no cell is of any."
+    cells_of = pd.Series(groups).value_counts()
+    if not cells_of.sum():
+        return None, None
+    return cells_of.index[0], cells_of.iloc[0] / cells_of.sum()
+
+
 def cluster_row(
     name: str,
     obs: pd.DataFrame,  # gmvae_cluster, gmvae_confidence, gmvae_unsure
@@ -287,10 +299,7 @@ def cluster_row(
         cells = np.bincount(batch.codes[inside], minlength=len(batch.categories))
         row["batches"] = list(cells / inside.sum())
     if labels is not None:
-        cells_of = pd.Series(labels[inside]).value_counts()
-        if cells_of.sum():  # some cell of the cluster has a label
-            shares = cells_of / cells_of.sum()
-            row |= dict(label=shares.index[0], label_share=shares.iloc[0])
+        row["label"], row["label_share"] = most_frequent(labels[inside])
     return row
 
 # %% ../nbs/report.ipynb #d984184a
@@ -421,6 +430,7 @@ class ReportInput:
     cells: AnnData  # annotated.h5ad
     batch: pd.Categorical | None  # (N,)
     labels: pd.Categorical | None  # (N,)
+    types: pd.Categorical | None = None  # (N,) of a run with --supervise
 
 # %% ../nbs/report.ipynb #910028e8
 def get_labels(
@@ -429,6 +439,15 @@ def get_labels(
     "Labels as text, in the order of their names."
     text = column.astype(str).astype(object)
     return pd.Categorical(text.where(column.notna(), None))
+
+
+def told_types(
+    cells: AnnData,  # annotated
+) -> pd.Categorical | None:  # (N,)
+    "The types that the model tells; None: it was trained without any."
+    if "types" not in cells.uns.get("gmvae", {}):
+        return None
+    return pd.Categorical(cells.obs["gmvae_type"])
 
 
 def read_report_input(
@@ -459,7 +478,8 @@ def read_report_input(
         batch = get_categories(cells, key, "batch_key")
     if labels_key is not None:
         labels = get_labels(cells.obs[labels_key])
-    return ReportInput(run, metrics, history, cells, batch, labels)
+    groups = batch, labels, told_types(cells)
+    return ReportInput(run, metrics, history, cells, *groups)
 
 # %% ../nbs/report.ipynb #21e55b87
 def report_counts(
@@ -469,10 +489,10 @@ def report_counts(
     how = report.run["settings"].get("round_counts")
     where = find_counts(report.cells, report.run["layer"], how)
     var = gene_columns(report.cells, where)
-    genes = make_index_unique(gene_names(var, report.run.get("gene_key")))
+    names = gene_names(var, report.run.get("gene_key"))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
     is_gene, _ = gene_features(where.adata.var)
-    return counts[:, is_gene], list(genes[is_gene])
+    return counts[:, is_gene], list(numbered_names(names[is_gene])[0])
 
 
 def report_markers(
@@ -533,7 +553,7 @@ def group_map(
 def map_values(
     report: ReportInput,
 ) -> dict[str, Any]:
-    "Maps of clusters, batches, labels and confidence."
+    "Maps of clusters, batches, labels, types and confidence."
     obs, n_cells = report.cells.obs, report.cells.n_obs
     on = cells_on_map(n_cells)
     place = on_map(report.cells.obsm["X_gmvae_umap"][on])
@@ -546,6 +566,8 @@ def map_values(
         maps.append(group_map(key, report.batch[on], place))
     if report.labels is not None:
         maps.append(group_map(report.run["labels_key"], report.labels[on], place))
+    if report.types is not None:
+        maps.append(group_map("type", report.types[on], place))
     confidence = png(draw_map(place, obs["gmvae_confidence"].to_numpy()[on]))
     maps.append(
         dict(title="confidence", names=[], colours=[], codes="", src=confidence)
@@ -569,6 +591,9 @@ def cluster_values(
     clusters = cluster_rows(obs, batch, report.labels, markers)
     for row in clusters:
         row["colour"] = colour_of[row["name"]]
+        if report.types is not None:
+            inside = (obs["gmvae_cluster"] == row["name"]).to_numpy()
+            row["type"], row["type_share"] = most_frequent(report.types[inside])
     batch_colours, batch_shares = [], []
     if batch is not None:
         batch_colours = maps[1]["colours"]
@@ -582,6 +607,26 @@ def cluster_values(
         batch_shares=batch_shares,
         confidence=obs["gmvae_confidence"].mean(),
     )
+
+# %% ../nbs/report.ipynb #a5c50002
+def type_rows(
+    report: ReportInput,
+) -> list[dict[str, Any]]:  # name, given, cells, probability; empty without
+    "The types that the model tells, most frequent first."
+    if report.types is None:
+        return []
+    obs, given = report.cells.obs, report.run["settings"]["supervise"]
+    labels = obs[given["labels_key"]]
+    labels = labels.astype(str).where(labels.notna(), None)
+    labels = labels.replace(given["unlabeled_category"], None)
+    rows = []
+    for name in report.cells.uns["gmvae"]["types"]:
+        inside = np.asarray(report.types == name)
+        sure = obs["gmvae_type_probability"][inside].mean()  # NaN for no cell
+        of_it = int((labels == name).sum())
+        row = dict(name=str(name), given=of_it, cells=int(inside.sum()))
+        rows.append(row | dict(probability=sure))
+    return sorted(rows, key=lambda row: -row["cells"])
 
 # %% ../nbs/report.ipynb #084a99d5
 def unsure_values(
@@ -679,6 +724,7 @@ def effect_values(
     return dict(in_words, rows=rows)
 
 # %% ../nbs/report.ipynb #656bcfaf
+@working("pictures of the page")
 def page_values(
     report: ReportInput,
     markers: pd.DataFrame,  # from report_markers
@@ -705,6 +751,7 @@ def page_values(
         **clusters,
         **unsure,
         remarks=remarks(history, n_clusters, used, unsure["unsure_share"]),
+        types=type_rows(report),
         scores=score_rows(metrics),
         effect=effect_values(effect),
         curves=draw_curves(history, settings["K"]),
@@ -717,17 +764,22 @@ def page_values(
 def cluster_table(
     cells: AnnData,  # annotated
 ) -> pd.DataFrame:  # barcode, cluster, probability, confidence; one row per cell
-    "The cells' clusters: the probability is the cluster's, confidence as in obs."
+    """The probability is the cluster's, confidence as in obs.
+
+    Of a run that was trained with types also type and type_probability."""
     cluster = cells.obs["gmvae_cluster"].astype(str)
     prob = np.asarray(cells.obsm["gmvae_prob"])
-    return pd.DataFrame(
-        dict(
-            barcode=cells.obs_names.astype(str),
-            cluster=cluster.to_numpy(),
-            probability=prob[np.arange(len(prob)), cluster.astype(int)],
-            confidence=cells.obs["gmvae_confidence"].to_numpy(),
-        )
+    columns = dict(
+        barcode=cells.obs_names.astype(str),
+        cluster=cluster.to_numpy(),
+        probability=prob[np.arange(len(prob)), cluster.astype(int)],
+        confidence=cells.obs["gmvae_confidence"].to_numpy(),
     )
+    types = told_types(cells)
+    if types is not None:
+        columns["type"] = types.astype(str)
+        columns["type_probability"] = cells.obs["gmvae_type_probability"].values
+    return pd.DataFrame(columns)
 
 # %% ../nbs/report.ipynb #451978f6
 def write_report(

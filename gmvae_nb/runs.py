@@ -64,6 +64,7 @@ from .novelty import novelty_of_own
 from .novelty import write_known
 
 # isort: on
+from .progress import working
 from .reading import Input, fingerprint
 from .reference_map import ReferenceMap, place_on_map
 from .reproducible import Stream, numpy_stream
@@ -597,7 +598,7 @@ def umap(
         return place
     init = "spectral" if n > 50 else "random"
     reducer = UMAP(random_state=seed, n_neighbors=min(15, n - 1), init=init)
-    with warnings.catch_warnings():
+    with working("UMAP"), warnings.catch_warnings():
         # one thread is the price of a fixed seed; few cells have few neighbours
         warnings.simplefilter("ignore")
         return reducer.fit_transform(X).astype(np.float32)

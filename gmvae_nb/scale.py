@@ -46,21 +46,18 @@ def follow_run(
     out: str | Path,  # the first process's folder; not looked at
     *,
     K: int | None = None,
-    batch_key: str | None = None,
     preset: Any = "recommended",
-    seed: int = 0,
     max_epochs: int | None = None,
-    device: str | None = None,
+    supervise: str | None = None,  # column of obs: types of some cells
     labels_key: str | None = None,  # not looked at
+    **how: Any,  # batch_key, covariates, seed, device: as for GMVAE
 ) -> None:
     "Train with a first process that does `runs.train_run` with the same."
     n_cells = data.cells.n_obs
     preset, _ = fitting_preset(get_preset(preset), n_cells)
-    how = dict(preset=preset, seed=seed, device=device)
+    how |= dict(layer=data.layer, preset=preset, labels_key=supervise)
     with joined():
-        model = GMVAE(
-            data.cells, K=K, batch_key=batch_key, layer=data.layer, **how
-        )
+        model = GMVAE(data.cells, K, **how)
         epochs = epochs_in_all(preset, n_cells, max_epochs)
         model.train(epochs, out=out, progress=False)
 

@@ -11,7 +11,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from . import __version__, commands  # noqa: F401, enter COMMANDS
+from . import __version__, commands, comparing  # noqa: F401, COMMANDS
 from .command_line import COMMANDS, command, take_every_character
 
 # %% ../nbs/umbrella.ipynb #0b710008

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb import __version__, command_line, cost, reading, runs, sweep, umbrella
-from gmvae_nb.commands import gmvae_embed, gmvae_sweep, gmvae_train
+from gmvae_nb.commands import gmvae_demo, gmvae_embed, gmvae_sweep, gmvae_train
 from gmvae_nb.counts import find_counts
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
@@ -25,11 +25,12 @@ from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
 from hazards import cells, model
+from test_report import unpack
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "gmvae_train gmvae_demo gmvae_sweep gmvae_report gmvae_embed gmvae_table gmvae_verify "
-    "gmvae_metrics gmvae_notebook gmvae_seeds"
+    "gmvae_metrics gmvae_notebook gmvae_seeds gmvae_differential"
 ).split()
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -89,7 +90,9 @@ WORDS = "--batch_key donor --labels_key type --K 3 --max_epochs 1 --preset blog"
 def trained(mine):
     "One run of gmvae_train, and the memory it took."
     before = mine.read_bytes()
-    result = with_peak(mine, "--out", mine.parent / "run", *WORDS)
+    last = ad.read_h5ad(mine, backed="r").var_names[-1]
+    words = *WORDS, "--genes", last.lower()
+    result = with_peak(mine, "--out", mine.parent / "run", *words)
     assert mine.read_bytes() == before
     return result
 
@@ -246,6 +249,27 @@ def test_train_leaves_everything_it_promises(finished, mine):
     assert (kept.obs["gmvae_confidence"] == kept.obsm["gmvae_prob"].max(1)).all()
     assert (kept.obs["gmvae_unsure"] == (kept.obsm["gmvae_prob"].max(1) < 0.5)).all()
     assert sum(finished["clusters"].values()) == original.n_obs and "asw" in finished["scores"]
+
+
+def test_genes_she_names_are_on_the_page(finished, mine):
+    header, _ = unpack((mine.parent / "run/explore.html").read_text(encoding="utf-8"))
+    assert header["genes"][0]["name"] == ad.read_h5ad(mine, backed="r").var_names[-1]
+
+
+@pytest.mark.parametrize("command", ["train", "dry_run", "demo"])
+def test_a_gene_that_is_not_there_is_said_before_anything_takes_time(
+    mine, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr(runs, "train_run", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(cost, "expected", lambda *a, **k: pytest.fail("timed"))
+    words = dict(out=str(tmp_path / "run"), genes=["CD3D", "nope"], quiet=True)
+    with pytest.raises(ValueError, match=r"'nope' is no gene of the file, which has [\d,]+ "):
+        if command == "demo":
+            gmvae_demo(**words)
+        else:
+            words["genes"] = [ad.read_h5ad(mine, backed="r").var_names[3], "nope"]
+            gmvae_train(str(mine), dry_run=command == "dry_run", **words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_is_not_taken_from_another_run(finished, mine, tmp_path):

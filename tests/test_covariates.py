@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import data, tl
-from gmvae_nb.commands import map_of_pairs
+from gmvae_nb import commands, data, tl
+from gmvae_nb.commands import gmvae_sweep, map_of_pairs
 from gmvae_nb.covariates import Covariate, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
 from gmvae_nb.embed import embed_file
 from gmvae_nb.model_folder import model_digest, read_model
+from gmvae_nb.network import PRESETS
 from gmvae_nb.new_batches import with_new_batches
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import settings_rows
@@ -351,3 +352,51 @@ def test_a_run_says_what_its_decoder_was_told(tmp_path):
     adata[:50].copy().write_h5ad(tmp_path / "new.h5ad")
     report = embed_file(model, tmp_path / "new.h5ad", tmp_path / "out.h5ad", batch_key="donor")
     assert report["cells"] == 50
+
+
+@pytest.fixture
+def typed(tmp_path):
+    "A file with covariates, and types of some cells."
+    adata = mine()
+    adata.obs["mine"] = adata.obs["cell_type"].where(np.arange(120) % 2 == 0)
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    return adata, str(tmp_path / "mine.h5ad")
+
+
+def test_a_sweep_takes_covariates_and_types_as_one_training_does(typed, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
+    adata, file = typed
+    words = dict(batch_key="batch", **NAMED, supervise="mine", max_epochs=1, quiet=True)
+    gmvae_sweep(file, out=str(tmp_path / "s"), K=[6], **words)
+    gmvae_sweep(file, out=str(tmp_path / "s"), K=[6], **words)  # goes on: it is the same run
+    model = GMVAE(adata, 6, labels_key="mine", preset=SMALL, **KEYS)
+    model.train(1, progress=False)
+    swept = GMVAE.load(tmp_path / "s/K6-seed0", adata)
+    assert swept.types == model.types == ["type0", "type1", "type2"]
+    assert [c.key for c in swept.covariates] == ["chemistry", "mito", "site"]
+    assert same(answers(swept, adata), answers(model, adata))
+    out = str(tmp_path / "t")
+    with pytest.raises(ValueError, match="K is 3, and the labels have 3 types"):
+        gmvae_sweep(file, out=out, K=[6, 3], **words)
+    with pytest.raises(ValueError, match="categorical_covariate_keys='lane'"):
+        gmvae_sweep(file, out=out, K=[6], **words | dict(categorical_covariate_keys=["lane"]))
+    with pytest.raises(ValueError, match="categorical_covariate_keys"):  # another run
+        gmvae_sweep(
+            file,
+            out=str(tmp_path / "s"),
+            K=[6],
+            **words | dict(NAMED, categorical_covariate_keys=["site"]),
+        )
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_process_that_follows_is_told_the_same(typed, tmp_path, monkeypatch):
+    "torchrun's others train the first one's model, and not one without covariates and types."
+    made = []
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
+    monkeypatch.setattr(commands, "follows", lambda: True)
+    monkeypatch.setattr(GMVAE, "train", lambda self, *a, **k: made.append(self.config()))
+    words = dict(batch_key="batch", **NAMED, supervise="mine", K=6, quiet=True)
+    commands.gmvae_train(typed[1], str(tmp_path / "run"), **words)
+    first = GMVAE(typed[0], 6, labels_key="mine", preset=SMALL, **KEYS).config()
+    assert made == [first] and first["types"] and first["covariates"]

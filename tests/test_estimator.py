@@ -1,9 +1,11 @@
 """scikit-learn's own checks of an estimator, on counts made of the numbers they bring."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb.estimator import GMVAEClusterer
+from gmvae_nb.train import GMVAE
 from scipy import sparse
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -14,8 +16,8 @@ class OnTheirNumbers(GMVAEClusterer):
     def __init__(self, K=None, *, preset="recommended", seed=0, max_epochs=1, progress=False):
         super().__init__(K, preset=preset, seed=seed, max_epochs=max_epochs, progress=progress)
 
-    def _cells(self, X, batch, reset):
-        adata = super()._cells(X, batch, reset)
+    def _cells(self, *args, **kwargs):
+        adata = super()._cells(*args, **kwargs)
         y = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
         adata.X = sparse.csr_matrix(np.rint(10 * y) + 1)
         return adata
@@ -54,3 +56,26 @@ def test_batches_and_names_of_genes():
     with pytest.raises(ValueError, match="'c'"):
         fitted.transform(y, np.repeat("c", 60))
     assert GMVAEClusterer(max_epochs=1).fit(y).transform(y).shape == (60, 10)
+
+
+def test_a_table_of_covariates_is_that_of_the_columns_of_obs():
+    rng = np.random.default_rng(0)
+    y, batch = rng.poisson(2.0, (60, 12)), np.repeat(["a", "b"], 30)
+    told = pd.DataFrame({"lane": rng.choice(["1", "2"], 60), "share": rng.random(60)})
+    told["old"] = rng.random(60) < 0.5
+    told.index = [f"somebody {i}" for i in range(60)]
+    fitted = GMVAEClusterer(K=3, max_epochs=1).fit(y, batch=batch, covariates=told)
+    adata = ad.AnnData(y.astype(np.float32), obs=told.assign(batch=batch))
+    adata.var_names = [f"x{g}" for g in range(12)]
+    keys = dict(categorical_covariate_keys=["lane", "old"], continuous_covariate_keys=["share"])
+    model = GMVAE(adata, 3, batch_key="batch", **keys).train(1, progress=False)
+    np.testing.assert_array_equal(fitted.embedding_, model.get_latent_representation())
+    np.testing.assert_array_equal(fitted.transform(y, batch, told), fitted.embedding_)
+    for bad, words in [
+        (None, "covariates is None, but the model was fitted with lane, old, share"),
+        (told.drop(columns="share"), "share"),
+        (told[:50], "covariates has 50 rows; expected one for each of the 60 cells"),
+        (told.to_numpy(), "covariates is no DataFrame"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            fitted.predict(y, batch, bad)

@@ -1,10 +1,8 @@
 """The page to explore: small, safe from names, packed without loss, and used in a real browser."""
 
-import base64
 import csv
 import json
 import re
-import zlib
 
 import anndata as ad
 import numpy as np
@@ -30,7 +28,7 @@ from scipy.sparse import csr_matrix
 
 from browser import Browser, find_browser
 from hazards import TINY
-from test_report import Tags
+from test_report import Tags, unpack
 
 NASTY = "</script><script>alert(1)</script>"
 RTL, NUL = "\u202egnp", "nul\0l"
@@ -88,18 +86,6 @@ def run(tmp_path_factory):
         runs.annotate_run(model, read, folder / "run")
     gmvae_report(str(folder / "run"), genes=["cd3d"])
     return folder / "run", data
-
-
-def unpack(text: str) -> tuple[dict, list[np.ndarray]]:
-    packed = re.search('id="cells">([A-Za-z0-9+/=]*)<', text)[1]
-    data = zlib.decompress(base64.b64decode(packed))
-    at = 4 + int.from_bytes(data[:4], "little")
-    header, blocks = json.loads(data[4:at]), []
-    for kind, size in header["blocks"]:
-        blocks.append(np.frombuffer(data, f"<{kind}", size, at))
-        at += blocks[-1].nbytes
-    assert at == len(data)
-    return header, blocks
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Labels in part: who may know them, what they change, and what is called none of these."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -19,7 +21,11 @@ from gmvae_nb.labels import (
     shares,
 )
 from gmvae_nb.network import PRESETS
+from gmvae_nb.report import told_types
+from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
+
+from test_report import unpack
 
 TINY = replace(
     PRESETS["recommended"],
@@ -223,3 +229,30 @@ def test_the_command_and_the_line_tell_the_types(cells, tmp_path, monkeypatch):
         np.testing.assert_allclose(sure, ours.obs["gmvae_type_probability"], atol=1e-6)
     with pytest.raises(ValueError, match="other settings"):
         gmvae_train(str(file), str(out), **(how | dict(unlabeled_category="x")), resume=True)
+    see_types_on_pages(out, written, int(cells.obs["mine"].notna().sum()))
+
+
+def see_types_on_pages(out: Path, written: ad.AnnData, given: int) -> None:
+    "What she opens: the map, the table of cells and the report name the types."
+    types = written.obs["gmvae_type"].astype(str).to_numpy()
+    sure = written.obs["gmvae_type_probability"].to_numpy()
+    header, blocks = unpack((out / "explore.html").read_text(encoding="utf-8"))
+    group = next(g for g in header["groups"] if g["title"] == "type")
+    np.testing.assert_array_equal(np.array(group["names"])[blocks[group["block"]]], types)
+    number = next(n for n in header["numbers"] if n["title"] == "type probability")
+    np.testing.assert_allclose(blocks[number["block"]] * number["unit"], sure, atol=1e-4)
+    table = read_table(out / "clusters.csv")
+    assert table["type"].tolist() == types.tolist()
+    np.testing.assert_allclose(table["type_probability"], sure, atol=1e-6)
+    page = " ".join((out / "report.html").read_text(encoding="utf-8").split())
+    assert f"given the types of {given} cells (obs column mine)" in page
+    names, cells = np.unique(types, return_counts=True)
+    for name, n in zip(names, cells):
+        assert re.search(rf"<b>{name}</b></td> <td[^>]*>\d+</td> <td[^>]*>{n}</td>", page), name
+
+
+def test_types_of_an_earlier_run_are_not_those_of_this_one(cells):
+    old = cells.copy()
+    old.obs["gmvae_type"] = "alpha"
+    old.uns["gmvae"] = {"K": 2}
+    assert told_types(old) is None

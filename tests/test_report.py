@@ -1,8 +1,11 @@
 """The page: complete in itself, small, and safe from what users call things."""
 
+import base64
 import csv
+import json
 import os
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from gmvae_nb.report import (
     marker_genes,
     on_map,
     remarks,
+    report_counts,
     report_markers,
     template_text,
     unsure_pairs,
@@ -48,6 +52,19 @@ def nasty_cells():
     cells.var_names = ["<img src=x>", *(names.get(name, name) for name in cells.var_names[1:])]
     cells.obs_names = ["<i>cell</i>", "@cell", '=1+1,"x"', *cells.obs_names[3:]]
     return cells
+
+
+def unpack(text: str) -> tuple[dict, list[np.ndarray]]:
+    "What the script of explore.html finds: the header and the blocks."
+    packed = re.search('id="cells">([A-Za-z0-9+/=]*)<', text)[1]
+    data = zlib.decompress(base64.b64decode(packed))
+    at = 4 + int.from_bytes(data[:4], "little")
+    header, blocks = json.loads(data[4:at]), []
+    for kind, size in header["blocks"]:
+        blocks.append(np.frombuffer(data, f"<{kind}", size, at))
+        at += blocks[-1].nbytes
+    assert at == len(data)
+    return header, blocks
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with batches and labels", "bare"])
@@ -245,6 +262,17 @@ def test_an_antibody_marks_no_cluster():
     )
     assert set(found["gene"]) <= set("abcd")
     assert found.loc[found["cluster"] == "0", "gene"].iloc[0] == "a"
+
+
+def test_the_pages_genes_are_those_of_the_file_that_is_read():
+    "An antibody with the name of a gene gives the gene no number; a gene twice does."
+    counts = csr_matrix(np.arange(1, 13, dtype=np.float32).reshape(3, 4))
+    kinds = ["Antibody Capture", *["Gene Expression"] * 3]
+    var = pd.DataFrame({"feature_types": kinds}, index=["CD3D", "CD3D", "LYZ", "LYZ"])
+    cells = ad.AnnData(counts, obs=pd.DataFrame(index=["a", "b", "c"]), var=var)
+    run = {"layer": None, "settings": {}}
+    names = report_counts(ReportInput(run, {}, pd.DataFrame(), cells, None, None))[1]
+    assert names == read_input(cells).file_genes == ["CD3D", "LYZ", "LYZ-1"]
 
 
 def test_what_goes_wrong_is_remarked():

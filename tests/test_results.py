@@ -20,6 +20,7 @@ from gmvae_nb.train import GMVAE
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
 KEYS = {"batch_key": "donor", "labels_key": "type"}
+TOLD = {"categorical_covariate_keys": "lane", "continuous_covariate_keys": "share"}
 MODEL_FILES = (
     "model.safetensors config.json history.csv run.json metrics.json annotated.h5ad novelty.npz "
     ".lock"
@@ -35,6 +36,10 @@ def own_file(tmp_path_factory):
     adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
     adata.obs = adata.obs.rename(columns={"batch": "donor", "cell_type": "type"})
     adata.X = adata.X * 0.5  # not counts: these are in the layer
+    rng = np.random.default_rng(0)
+    adata.obs = adata.obs.assign(
+        lane=rng.choice(["1", "2"], adata.n_obs), share=rng.random(adata.n_obs)
+    )
     path = tmp_path_factory.mktemp("own") / "mine.h5ad"
     adata.write_h5ad(path)
     return path
@@ -53,6 +58,7 @@ def train(file: Path, out: Path, max_epochs: int, **options) -> None:
             max_epochs=max_epochs,
             quiet=True,
             **KEYS,
+            **{kind: [name] for kind, name in TOLD.items()},
             **options,
         )
 
@@ -70,7 +76,7 @@ def begun(own_file):
 @pytest.fixture(scope="module")
 def finished(own_file, begun):
     "The notebook, which trains the second epoch."
-    parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+    parameters = dict(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS, **TOLD)
     words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     done = subprocess.run(
         [*PAPERMILL, "out.ipynb", "--kernel", "python3", *words],
@@ -106,6 +112,9 @@ def test_a_run_leaves_everything_it_promises(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["K"] == 3 and metrics["seed"] == 4 and metrics["epochs"] == 2
     assert set(metrics["scores"]) == {"counts", "latent"}
+    for folder in (finished, finished / "recommended"):
+        told = json.loads((folder / "config.json").read_text())["covariates"]
+        assert [covariate["key"] for covariate in told] == ["lane", "share"]
     names = "ari_oracle asw nmi_oracle batch_asw kbet ari_clusters".split()
     assert set(names) <= set(metrics["scores"]["latent"])
     terms = metrics["test"]
@@ -152,7 +161,7 @@ def test_the_sentences_are_those_of_the_numbers(finished):
 def test_run_again_it_trains_neither_model(finished, own_file, monkeypatch):
     monkeypatch.chdir(own_file.parent)
     monkeypatch.setattr(GMVAE, "_train_epoch", lambda *a: pytest.fail("trained"))
-    run_notebook(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS)
+    run_notebook(K=3, data="mine.h5ad", layer="counts", max_epochs=2, seed=4, **KEYS, **TOLD)
 
 
 def test_without_labels_batches_and_a_model_beside_it(own_file, monkeypatch, capsys):

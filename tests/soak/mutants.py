@@ -42,6 +42,10 @@ BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
 DISTRIBUTED = "tests/test_distributed.py"
 PARTS = "tests/test_parts.py"
+COMMANDS = "tests/test_commands.py"
+COMPARING = "tests/test_comparing.py"
+ESTIMATOR = "tests/test_estimator.py"
+PROGRESS = "tests/test_progress.py"
 
 
 class Mutant(NamedTuple):
@@ -94,6 +98,76 @@ MUTANTS = [
         "pass",
         PARTS,
         "changes_while_it_is_read",
+    ),
+    Mutant(
+        "explore.html without the types",
+        'groupings["type"] = report.types',
+        "pass",
+        LABELS,
+        "command_and_the_line",
+    ),
+    Mutant(
+        "types of an earlier run on the pages of this one",
+        'if "types" not in cells.uns.get("gmvae", {}):',
+        'if "gmvae_type" not in cells.obs:',
+        LABELS,
+        "earlier_run",
+    ),
+    Mutant(
+        "processes beside the first train without covariates",
+        "return follow_run(read, Path(out), **settings, **labels, **covariates)",
+        "return follow_run(read, Path(out), **settings)",
+        COVARIATES,
+        "follows_is_told",
+    ),
+    Mutant(
+        "a sweep forgets covariates when it looks at folders",
+        "wanted = run_settings(read, *of_run, **told)",
+        "wanted = run_settings(read, *of_run)",
+        COVARIATES,
+        "sweep_takes",
+    ),
+    Mutant(
+        "a gene that is not there is found out after training",
+        "genes = find_genes(genes, read.file_genes)",
+        "genes = list(genes)",
+        COMMANDS,
+        "gene_that_is_not_there",
+    ),
+    Mutant(
+        "cells that were left out are compared",
+        "found[left_out] = None",
+        "pass",
+        COMPARING,
+        "left_out",
+    ),
+    Mutant(
+        "a file that changes while it is compared",
+        "check_unchanged(path, before)",
+        "pass",
+        COMPARING,
+        "codes_and_a_sentence",
+    ),
+    Mutant(
+        "each bar counts a minute of its own",
+        "elif now - Progress.told >= SECONDS and now - self.begun >= SHORT:",
+        "elif now - self.begun >= SECONDS:",
+        PROGRESS,
+        "line_a_minute",
+    ),
+    Mutant(
+        "UMAP is silent",
+        'with working("UMAP"), warnings.catch_warnings():',
+        "with warnings.catch_warnings():",
+        PROGRESS,
+        "long_stages",
+    ),
+    Mutant(
+        "new cells without the covariates of the fitted ones",
+        "if covariates is None and told:",
+        "if False:",
+        ESTIMATOR,
+        "table_of_covariates",
     ),
     Mutant(
         "if mixed is as found",
@@ -1521,8 +1595,8 @@ MUTANTS = [
     ),
     Mutant(
         "antibodies among the marker genes",
-        "return counts[:, is_gene], list(genes[is_gene])",
-        "return counts, list(genes)",
+        "return counts[:, is_gene], list(numbered_names(names[is_gene])[0])",
+        "return counts, list(numbered_names(names)[0])",
         "tests/test_report.py",
         "antibody",
     ),
