@@ -11,6 +11,7 @@ agreement   clusters.py, as the preset does it
 chance      components that share more cells than by chance are merged, the pair with the largest
             gain of modularity first (Clauset et al. 2004)
 halves      clusters.py on two independent halves of each cell's counts (count_splitting.py)
+kappa 0.80  as agreement, but two clusters need another kappa than 0.85
 
 One row per data set, seed and rule: clusters, ARI and NMI with the types, and the mean F1 of types
 of 20 cells or more, each with the cluster that fits it best. Finished rows are kept.
@@ -21,7 +22,7 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from gmvae_nb.clusters import cluster_tree, cut_tree, number_by_size
+from gmvae_nb.clusters import cluster_tree, cut_tree, number_by_size, shared_cells
 from gmvae_nb.count_splitting import halve_cells
 from gmvae_nb.inference import for_each_cell
 from gmvae_nb.metrics import ari, nmi
@@ -30,7 +31,8 @@ from gmvae_nb.train import GMVAE
 from peers import arguments, read, write_rows
 from tqdm import tqdm
 
-RULES = ("agreement", "chance", "halves")
+LEVELS = {f"kappa {level:.2f}": level for level in (0.6, 0.7, 0.75, 0.8, 0.9, 0.95)}
+RULES = ("agreement", "chance", "halves", *LEVELS)
 DRAWS = 20
 
 
@@ -67,6 +69,9 @@ def merged(model: GMVAE, rule: str) -> np.ndarray:  # cluster of each cell, (N,)
         return model.predict().astype(int)
     if rule == "chance":
         of = by_chance(gamma)
+    elif rule in LEVELS:
+        tree = cluster_tree(shared_cells(gamma), level=LEVELS[rule])
+        of = cut_tree(tree.forks, tree.n_clusters)
     else:
         halves = halve_cells(model.network, cells, model.seed)
         one, two = (responsibilities(model, part) for part in (halves.first, halves.second))
