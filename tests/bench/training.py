@@ -26,6 +26,8 @@ waits for; CPU seconds (all threads) move less when other programs use the machi
 import argparse
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -293,6 +295,15 @@ def scvi(a, data: Path) -> Turn:
     return Turn([str(SCVI), worker, str(data), "--time-only", *words(options)])
 
 
+def processor() -> str:
+    "What the machine's processor calls itself, and how many of its cores there are."
+    name, about = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if about.exists():
+        found = re.search(r"model name\s*: (.*)", about.read_text())
+        name = found[1] if found else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
 def product_rate(dtype: torch.dtype, rows: int = 1280, H: int = 300, G: int = 8192) -> float:
     "Billion floating-point operations a second of a product of the heads' shape."
     h, w = torch.randn(rows, H).to(dtype), torch.randn(H, G).to(dtype)
@@ -317,6 +328,7 @@ def rounds(a, turns: dict[str, Turn], **about) -> pd.DataFrame:
             if "cells_per_second" in found:
                 found["cells"] = found["cells_per_second"] * found["seconds"]  # SCVI: an epoch
             place = {"contender": name, "repeat": repeat, "load": os.getloadavg()[0]}
+            place["processor"] = processor()
             rows.append({**place, **rates, **found, **about})
         if a.csv and about:
             keep(a, pd.DataFrame(rows))
@@ -414,6 +426,7 @@ def header(a, data: Path, found: pd.DataFrame) -> str:
     n, G = ad.read_h5ad(data, backed="r").shape
     rates = ", ".join(f"{k} {found[f'products_{k}'].median():.0f}" for k in ("fp32", "bf16"))
     return (
+        f"{found['processor'].iloc[0]}\n"
         f"{data.name}: {n:,} cells x {G:,} genes, {a.threads or torch.get_num_threads()} threads, "
         f"median of {a.repeats}, load {found['load'].median():.1f}, "
         f"products of the heads' shape in GFLOP/s: {rates}"
