@@ -93,6 +93,13 @@ def embed_file(
     with open_h5ad(source) as (path, adata):
         sha256 = sha256_of(path)
         check_target(path, target)
+        if csv is not None:
+            check_target(path, Path(csv))
+            if Path(csv).absolute() == target.absolute():
+                raise ValueError(
+                    f"{csv} is named for the table and for the copy: give them "
+                    "two names"
+                )
         listed = listed_files(target.parent)
         is_copy = is_annotated(target, "uns/gmvae/matched")
         if target.exists() and not overwrite:

@@ -98,6 +98,11 @@ def test_the_command_learns_if_asked_and_writes_one_table(model, new, tmp_path):
     table.write_text("mine")
     with pytest.raises(ValueError, match="is no such table"):
         gmvae_embed(str(tmp_path / "run"), str(file), **how)
+    before, how["overwrite"] = file.read_bytes(), True
+    for csv, said in ((file, "is the input, which is never"), (how["out"], "two names")):
+        with pytest.raises(ValueError, match=said):
+            gmvae_embed(str(tmp_path / "run"), str(file), **how | dict(csv=str(csv)))
+    assert file.read_bytes() == before
 
 
 def test_the_columns_of_other_covariates_stay_behind_those_of_the_batches(old, new):
