@@ -62,8 +62,11 @@ def command(
 
         @wraps(func)
         def run(*args, **kwargs):
+            from .progress import silence
+
             if args or kwargs:
-                return func(*args, **kwargs)
+                with silence(bool(kwargs.get("quiet"))):
+                    return func(*args, **kwargs)
             take_every_character()
             # by its own name, or as gmvae train
             called = sys.argv[0] if sys.argv[0].startswith("gmvae ") else name
@@ -73,7 +76,8 @@ def command(
                 check_none_is_empty(options, may_be_empty)
                 # what batch systems send
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
-                func(**options)
+                with silence(bool(options.get("quiet"))):
+                    func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False
                 print(printable(stopped(called, error, resumes)), file=sys.stderr)

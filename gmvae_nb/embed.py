@@ -61,6 +61,29 @@ def cells_for(
     return AnnData(obs=obs, var=var.set_axis(genes), **where)
 
 # %% ../nbs/embed.ipynb #6b03cae0
+def _check_copy(path: Path, target: Path, overwrite: bool) -> None:
+    "ValueError if the target is the input, or a file that is no such copy."
+    check_target(path, target)
+    listed = listed_files(target.parent)
+    is_copy = is_annotated(target, "uns/gmvae/matched")
+    if target.exists() and not overwrite:
+        if target.name in listed or not is_copy:
+            raise ValueError(
+                f"{target} is there and was not written by gmvae_embed: "
+                "name another file with --out, or add --overwrite (in Python "
+                "overwrite=True) to replace it"
+            )
+
+
+def _check_csv(path: Path, target: Path, csv: Path) -> None:
+    "ValueError if the table is the input, or the copy."
+    check_target(path, csv)
+    if csv.absolute() == target.absolute():
+        raise ValueError(
+            f"{csv} is named for the table and for the copy: give them two names"
+        )
+
+
 def embed_file(
     model: GMVAE,
     path: str | Path,  # an .h5ad file; it is only read
@@ -92,23 +115,9 @@ def embed_file(
     before = file_state(source)
     with open_h5ad(source) as (path, adata):
         sha256 = sha256_of(path)
-        check_target(path, target)
+        _check_copy(path, target, overwrite)
         if csv is not None:
-            check_target(path, Path(csv))
-            if Path(csv).absolute() == target.absolute():
-                raise ValueError(
-                    f"{csv} is named for the table and for the copy: give them "
-                    "two names"
-                )
-        listed = listed_files(target.parent)
-        is_copy = is_annotated(target, "uns/gmvae/matched")
-        if target.exists() and not overwrite:
-            if target.name in listed or not is_copy:
-                raise ValueError(
-                    f"{target} is there and was not written by gmvae_embed: "
-                    "name another file with --out, or add --overwrite (in Python "
-                    "overwrite=True) to replace it"
-                )
+            _check_csv(path, target, Path(csv))
         is_of_parts = model.batch_key == FILE_KEY and batch_key is None
         if is_of_parts and FILE_KEY not in adata.obs:  # as in training
             adata.obs[FILE_KEY] = part_names([source])[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import inference, progress, runs
+from gmvae_nb import command_line, inference, progress, runs
 from gmvae_nb.progress import SECONDS, SHORT, Progress, working
 from gmvae_nb.report import marker_genes
 from gmvae_nb.train import GMVAE
@@ -55,6 +55,21 @@ def short(monkeypatch):
     "A twentieth of a second is long, and a line follows at once."
     monkeypatch.setattr(progress, "SHORT", 0.05)
     monkeypatch.setattr(progress, "SECONDS", 0)
+
+
+def test_a_command_that_is_to_be_quiet_draws_no_bar(short, capsys, monkeypatch):
+    def steps(quiet: bool = False):
+        with working("a call without steps"):
+            time.sleep(0.3)
+        assert sum(Progress(range(4))) == 6
+
+    monkeypatch.setattr(command_line, "COMMANDS", {})
+    run = command_line.command("")(steps)
+    for quiet in (True, False):
+        run(quiet=quiet)
+        said = capsys.readouterr().err
+        assert ("a call without steps" in said and "4/4" in said) != quiet, said
+        assert quiet != bool(said)
 
 
 def test_what_has_no_steps_says_what_it_is_and_ends(short, capsys):

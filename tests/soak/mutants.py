@@ -58,6 +58,13 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "bars of a quiet command",
+        'with silence(bool(kwargs.get("quiet"))):',
+        "with silence(False):",
+        PROGRESS,
+        "quiet",
+    ),
+    Mutant(
         "alpha that is asked for",
         "clusters.cluster_tree(shared, self.preset.alpha, type_of=types)",
         "clusters.cluster_tree(shared, type_of=types)",
