@@ -298,7 +298,7 @@ def finished_run(
         planned = read_run_json(out / "run.json")["max_epochs"]
         scored = read_run_json(out / "metrics.json")["epochs"]
         return planned == max_epochs and scored == epochs
-    except (ValueError, KeyError):  # damaged: to be made again
+    except KeyError:  # of an older version: to be made again
         return False
 
 

@@ -1263,8 +1263,8 @@ MUTANTS = [
     ),
     Mutant(
         "a half-written result stops the sweep",
-        "except (ValueError, KeyError):  # damaged: to be made again\n    return False",
-        "except ZeroDivisionError:\n    return False",
+        "if not is_there or not files_are_whole(out, beside):",
+        "if not is_there:",
         PROMISES,
         "sweep_retries",
     ),
