@@ -53,7 +53,7 @@ def parsed(given: dict[str, str]) -> dict:
 def test_each_input_is_an_argument_and_has_its_default():
     nothing_said = parsed({"data": "x.h5ad"})
     assert nothing_said.pop("out") == "run" and nothing_said.pop("quiet")
-    assert nothing_said.pop("data") == "cells.h5ad"
+    assert nothing_said.pop("data") == ["cells.h5ad"]
     said = {name: ARGUMENTS[name].default for name in nothing_said if name != "version"}
     assert nothing_said == said
     assert set(params()) <= set(ARGUMENTS)
