@@ -1718,7 +1718,7 @@ def misfits(package: Path = ROOT / "gmvae_nb") -> list[str]:
 def copied(to: Path) -> None:
     "What the tests need of the project."
     shutil.rmtree(to, ignore_errors=True)
-    for name in ("gmvae_nb", "tests"):
+    for name in ("gmvae_nb", "tests", "tools"):
         shutil.copytree(ROOT / name, to / name)
     (to / "nbs").mkdir()
     for name in ("settings.ini", "nbs/06_results.ipynb"):
