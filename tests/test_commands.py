@@ -14,7 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import __version__, command_line, cost, reading, runs, sweep, umbrella
+from gmvae_nb import __version__, command_line, commands, cost, reading, runs, sweep, umbrella
 from gmvae_nb.commands import gmvae_demo, gmvae_embed, gmvae_sweep, gmvae_train
 from gmvae_nb.counts import find_counts
 from gmvae_nb.data import kang_pbmc
@@ -657,19 +657,19 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
     assert result["out"] == str(tmp_path / "run")
 
 
-def test_alpha_is_asked_for_at_the_command(shell, mine, tmp_path):
-    words = ("--layer", "counts", "--K", 2, "--max_epochs", 1, "--out", tmp_path / "run")
-    code, _, err = shell("gmvae_train", mine, *words, "--alpha", 0.2)
-    assert code == 0, err
-    run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run["settings"]["preset"]["alpha"] == 0.2
+def test_alpha_is_asked_for_at_the_command(shell, mine, tmp_path, monkeypatch):
+    def stop(*args, preset, **others):
+        raise ValueError(f"would train with alpha={preset.alpha}")
+
+    monkeypatch.setattr(commands, "train_and_annotate", stop)
+    words = ("--layer", "counts", "--out", tmp_path / "run")
     for alpha, preset, said in (
+        (0.2, "recommended", "would train with alpha=0.2"),
         (0, "recommended", "alpha is 0.0; expected above 0, at most 1"),
         (0.2, "blog", "alpha is 0.2, but this preset merges no components"),
     ):
-        again = (*words[:-1], tmp_path / "none", "--alpha", alpha, "--preset", preset)
-        code, _, err = shell("gmvae_train", mine, *again)
-        assert code == 2 and said in err and not (tmp_path / "none").exists()
+        code, _, err = shell("gmvae_train", mine, *words, "--alpha", alpha, "--preset", preset)
+        assert code == 2 and said in err and not (tmp_path / "run/model.safetensors").exists()
 
 
 def test_dry_run_keeps_its_memory(mine, trained):
