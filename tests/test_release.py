@@ -282,6 +282,6 @@ def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
     name, *words = shlex.split(line.removesuffix(" > log"))
     function = commands.COMMANDS[name].__wrapped__
     given = vars(parser_of(function, name).parse_args(spelled(words, ["data"])))
-    assert given["data"] == "kang_pbmc" and given["out"] == "runs/K2"
+    assert given["data"] == ["kang_pbmc"] and given["out"] == "runs/K2"
     assert given["batch_key"] == "my batch" and given["K"] == 2 and given["labels_key"] is None
     assert given["resume"] and given["overwrite"] and not given["quiet"]
