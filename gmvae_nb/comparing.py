@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 # isort: off
 from .command_line import check_table, command, print_result, speaker
-from .commands import GENE_KEY, ROUND_COUNTS, map_of_pairs
+from .commands import GENE_KEY, JSON, LAYER, LEAST_MATCHED, MAP_BATCH
+from .commands import MODEL_BATCH_KEY, QUIET, ROUND_COUNTS, map_of_pairs
 
 # isort: on
 from .options import Param, store_true
@@ -178,28 +179,17 @@ def gmvae_differential(
     fdr_target: Param(
         "share of wrong ones among the genes that are named", float
     ) = 0.05,
-    batch_key: Param(
-        "column of obs with the batch; by default the model's", str
-    ) = None,
-    map_batch: Param(
-        "new=known: treat batch `new` as `known`; *=known for every unseen one; "
-        "KEY:new=known for the values of a covariate KEY",
-        str,
-        nargs="+",
-    ) = None,
-    layer: Param(
-        "layer with the raw counts; without it they are looked for", str
-    ) = None,
+    batch_key: MODEL_BATCH_KEY = None,
+    map_batch: MAP_BATCH = None,
+    layer: LAYER = None,
     gene_key: GENE_KEY = None,
-    min_matched: Param(
-        "least share of the model's genes that the file must have", float
-    ) = 0.9,
+    min_matched: LEAST_MATCHED = 0.9,
     round_counts: ROUND_COUNTS = None,
     overwrite: Param(
         "replace the file --out, whatever it is", store_true
     ) = False,
-    quiet: Param("say nothing on the way", store_true) = False,
-    json: Param("print the result as JSON", store_true) = False,
+    quiet: QUIET = False,
+    json: JSON = False,
 ):
     "Compare the genes of two groups of cells with a model trained before."
     log = speaker(quiet)
