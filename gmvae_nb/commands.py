@@ -779,7 +779,7 @@ def map_of_pairs(
     pairs: list[str],  # new=known, or key:new=known
     covariates,  # the model's
 ) -> dict:  # as match_cells takes it
-    "What --map_batch says."
+    "What `--map_batch` says, as a mapping."
     found, keys = {}, {covariate.key for covariate in covariates}
     for pair in pairs:
         new, known = pair.rsplit("=", 1)

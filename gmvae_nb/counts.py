@@ -33,7 +33,7 @@ def _matrix_name(layer: str | None) -> str:
 
 
 def layer_names(adata: AnnData) -> list[str]:
-    "The layers. anndata 0.13 lists X among them, under None: it is none."
+    "The layers without X, which anndata 0.13 lists as one named None."
     return sorted((name for name in adata.layers if name is not None), key=str)
 
 

@@ -320,20 +320,25 @@ def _train(
     fewer: once the held-out cells are described no better, the weights go back
     to the best epoch's, and the encoder rests for what is left, in proportion.
     After the last epoch, components are merged if the preset says so, and
-    clusters numbered by size. `history` gets one row per epoch: epoch, seconds,
-    lr, the means of -ELBO and its terms (nats per cell) over training cells (as
-    they were met, with dropout) and held-out cells (afterwards, without), the
-    cluster usage of the held-out cells (of the training cells if none are held
-    out), and for a preset with `patience` weights_of: the epoch whose weights
-    the model had when this one was over. Interrupted with Ctrl-C, the model is
-    put back to its last finished epoch before KeyboardInterrupt goes on. A
-    UserWarning says so if the mixture has collapsed, or if there are fewer cells
-    than a mini-batch has, which is made smaller. Raises ValueError when a
-    planned schedule (see `is_planned`) was begun for another number of epochs;
-    FloatingPointError when the loss is not finite; BlockingIOError while another
-    process or thread trains in `out`. Threads: `OMP_NUM_THREADS`, or one for
-    each core. Inside `distributed.joined()` it is one training of all processes,
-    of which the first writes; ConnectionError if one of them ends."""
+    clusters numbered by size.
+
+    `history` gets one row per epoch: epoch, seconds, lr; the means of -ELBO and
+    its terms (nats per cell) over training cells (as they were met, with
+    dropout) and held-out cells (afterwards, without); the cluster usage of the
+    held-out cells (of the training cells if none are held out). A preset with
+    `patience` adds weights_of: the epoch whose weights the model had when this
+    one was over.
+
+    Interrupted with Ctrl-C, the model is put back to its last finished epoch
+    before KeyboardInterrupt goes on. A UserWarning says so if the mixture has
+    collapsed, or if there are fewer cells than a mini-batch has, which is made
+    smaller. Raises ValueError when a planned schedule (see `is_planned`) was
+    begun for another number of epochs; FloatingPointError when the loss is not
+    finite; BlockingIOError while another process or thread trains in `out`.
+
+    Threads: `OMP_NUM_THREADS`, or one for each core. Inside
+    `distributed.joined()` it is one training of all processes, of which the
+    first writes; ConnectionError if one of them ends."""
     counts, team = self._cells().counts, current_team()
     self._team = team
     if self.train_idx is None or test_idx is not None:

@@ -1,6 +1,7 @@
 """The rules of the house: modules and their imports, the size of a page, lint and format."""
 
 import ast
+import base64
 import json
 import re
 import subprocess
@@ -115,6 +116,17 @@ def test_figures_are_6_in_wide_at_most_with_text_of_7_points_and_the_colours_of_
     assert not [w for w in re.findall(r"figsize=\(([\d.]+)", drawn) if float(w) > 6]
     assert not [size for size in re.findall(r"fontsize=([\d.]+)", drawn) if float(size) < 7]
     assert not re.findall(r"tab10|tab20|Set[123]\b", drawn)
+    figures = [cell for cell in cells if "label: fig-" in "".join(cell["source"])]
+    outputs = [output.get("data", {}) for cell in figures for output in cell.get("outputs", [])]
+    pngs = [base64.b64decode("".join(data["image/png"])) for data in outputs if "image/png" in data]
+    # else the page was run where matplotlib does not find nbs/matplotlibrc
+    assert not [png[:64] for png in pngs if dots_per_inch(png) != 200]
+
+
+def dots_per_inch(png: bytes) -> int:
+    "Of a PNG's chunk pHYs, which says how many dots a metre has; 0 without one."
+    at = png.find(b"pHYs")
+    return round(int.from_bytes(png[at + 4 : at + 8], "big") * 0.0254) if at > 0 else 0
 
 
 def run_on(source: str) -> list[str]:

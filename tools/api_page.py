@@ -61,9 +61,8 @@ def arguments(node: ast.FunctionDef | ast.ClassDef) -> str:
 
 
 def one_line(node: ast.AST) -> str:
-    "The first sentence of the docstring, in a cell of a table."
-    text = (ast.get_docstring(node) or "").split("\n\n")[0]
-    return " ".join(text.split()).replace("|", r"\|")
+    "The first sentence of the docstring."
+    return " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
 
 
 def of_module(name: str) -> list[str]:
@@ -74,7 +73,8 @@ def of_module(name: str) -> list[str]:
     listed, rows = set(public(tree)), []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in listed:
-            rows.append(f"| `{node.name}({arguments(node)})` | {one_line(node)} |")
+            said = one_line(node).replace("|", r"\|")
+            rows.append(f"| `{node.name}({arguments(node)})` | {said} |")
     head = [f"### [{name}]({page})", "", one_line(tree), ""]
     return head + (["| | |", "|---|---|", *rows, ""] if rows else [])
 

@@ -163,12 +163,13 @@ def reference(key: str, entry: dict[str, str]) -> str:
     elif len(names) > 1:
         names[-1] = "and " + names[-1]
     e = {k: escape(v, quote=False) for k, v in entry.items()}
-    where = f"<em>{e.get('journal') or e.get('booktitle') or e.get('publisher', '')}</em>"
+    places = ("journal", "booktitle", "publisher", "institution")
+    where = next((f"<em>{e[k]}</em>" for k in places if k in e), "")
     where += "".join(before + e[k] for before, k in ((" ", "volume"), (": ", "pages")) if k in e)
     url = "https://doi.org/" + e["doi"] if "doi" in e else e.get("url")
     link = f' <a href="{url}">{url}</a>' if url else ""
     who = escape(", ".join(names)).rstrip(".")
-    text = f"{who}. {e.get('year', 'n.d.')}. “{e.get('title', '')}.” {where}.{link}"
+    text = f"{who}. {e.get('year', 'n.d.')}. “{e.get('title', '')}.”{where and f' {where}.'}{link}"
     return f'<div id="ref-{key}" class="reference">{text}</div>'
 
 
@@ -340,7 +341,7 @@ def signed(text: str) -> str:
 
     That of a class whose fields nbdev does not see is its name; a method that was bound under
     another name has that name."""
-    text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kwargs\s*\):$", r"class \1", text)
+    text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kw(?:arg|d)s\s*\):$", r"class \1", text)
     bound = re.search(r"(?m)^#+ [\w.]+\.(\w+)$", text)
     if bound:
         text = re.sub(rf"(?m)^def _{bound[1]}\(", f"def {bound[1]}(", text)
@@ -357,7 +358,16 @@ def coalesced(outputs: list[dict]) -> list[dict]:
             found[-1] = {**output, "text": text}
         else:
             found.append(output)
-    return found
+    return [without_dtype(output) for output in found]
+
+
+def without_dtype(output: dict) -> dict:
+    "What a pandas Series prints, without the line on its name and type, which says nothing here."
+    shown = output.get("data", {})
+    if set(shown) != {"text/plain"}:
+        return output
+    text = re.sub(r"\n(Name: .*, )?(Length: \d+, )?dtype: \w+$", "", joined(shown["text/plain"]))
+    return {**output, "data": {"text/plain": text}}
 
 
 def markdown_output(text: str) -> dict:

@@ -2,9 +2,9 @@
 
 `site.py` calls `measured(_docs)`; alone: `python tools/look.py _docs`.
 Each page is laid out at 390, 1,200 and 1,440 px, in the light and in the dark theme. A problem is
-one line, "page: what is wrong": code or a formula that is cut at 1,200 or 1,440 px, a page wider
-than a phone, a table that does not say that it scrolls, text that is hard to read on its ground, an
-error in the console, a request to another host.
+one line, "page: what is wrong": code, a formula or a table that is cut at 1,200 or 1,440 px, a page
+wider than a phone, a table that does not say there that it scrolls or that shows NaN, text that is
+hard to read on its ground, an error in the console, a request to another host.
 """
 
 import functools
@@ -26,9 +26,9 @@ MEASURE = r"""(narrow, contrast) => {
   const found = [], main = document.querySelector("main") || document.body;
   const words = e => (e.textContent || e.alt || e.tagName).trim().replace(/\s+/g, " ").slice(0, 60);
   const shown = e => e.checkVisibility() && e.getClientRects().length;
-  main.querySelectorAll("details").forEach(d => { d.open = true; });
-  main.querySelectorAll(".collapse").forEach(c => c.classList.add("show"));
   const wide = e => e.scrollWidth > e.clientWidth + 1;
+  const page = document.documentElement;
+  const scrolls = e => /auto|scroll/.test(getComputedStyle(e).overflowX);
   if (!narrow)
     for (const e of main.querySelectorAll("pre, .katex-display"))
       if (shown(e) && wide(e)) {
@@ -37,9 +37,7 @@ MEASURE = r"""(narrow, contrast) => {
         const line = lines.reduce((a, b) => b.length > a.length ? b : a).trim().slice(0, 90);
         found.push(`${what} is cut, ${e.scrollWidth} of ${e.clientWidth} px: ${line}`);
       }
-  const page = document.documentElement;
   if (page.scrollWidth > innerWidth + 1) found.push(`the page is ${page.scrollWidth} px wide`);
-  const scrolls = e => /auto|scroll/.test(getComputedStyle(e).overflowX);
   const inBox = e => { for (; e && e !== page; e = e.parentElement) if (scrolls(e)) return true; };
   const seen = "p, li, h1, h2, h3, pre, table, img, svg, iframe, .katex";
   for (const e of main.querySelectorAll(seen)) {
@@ -47,13 +45,18 @@ MEASURE = r"""(narrow, contrast) => {
     const right = e.getBoundingClientRect().right;
     if (right > innerWidth + 1 && !inBox(e)) found.push(`cut at the window's edge: ${words(e)}`);
   }
-  if (narrow)
-    for (const table of main.querySelectorAll("table")) {
-      let box = table.parentElement;
-      while (box !== main && !scrolls(box)) box = box.parentElement;
-      if (shown(table) && box !== main && wide(box) && !box.classList.contains("scrolls-sideways"))
-        found.push(`a table does not say that it scrolls: ${words(table)}`);
-    }
+  for (const table of main.querySelectorAll("table")) {
+    let box = table.parentElement;
+    while (box !== main && !scrolls(box)) box = box.parentElement;
+    if (!shown(table) || box === main) continue;
+    if (wide(box) && !narrow)
+      found.push(`a table is cut, ${box.scrollWidth} of ${box.clientWidth} px: ${words(table)}`);
+    else if (wide(box) && !box.classList.contains("scrolls-sideways"))
+      found.push(`a table does not say that it scrolls: ${words(table)}`);
+  }
+  for (const cell of main.querySelectorAll("td"))
+    if (/^(NaN|nan|NaT|None|<NA>)$/.test(cell.textContent.trim()))
+      found.push(`a table shows ${cell.textContent.trim()}: ${words(cell.closest("table"))}`);
   if (!contrast) return found;
   const channels = c => c.match(/[\d.]+/g).map(Number);
   const over = ([r, g, b, a = 1], [R, G, B]) => [r*a + R*(1-a), g*a + G*(1-a), b*a + B*(1-a)];
@@ -83,6 +86,9 @@ MEASURE = r"""(narrow, contrast) => {
   }
   return found;
 }"""
+# what is folded, opened
+OPENED = """document.querySelectorAll("main details").forEach(d => { d.open = true; });
+  document.querySelectorAll("main .collapse").forEach(c => c.classList.add("show"))"""
 RESIZED = "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(true))))"
 # the other theme, and a moment for the script that colours the code after it
 SWITCH = """document.querySelector(".quarto-color-scheme-toggle").click();
@@ -140,8 +146,9 @@ def page_problems(browser: Browser, host: str, name: str) -> list[str]:
     A page opens in the theme of the last one, which the reader's browser remembers."""
     where: dict[str, dict[str, None]] = {}
     themes = []
-    browser.width(WIDTHS[-1])
+    browser.width(WIDTHS[1])  # not the first that is measured, for the page to learn of it
     browser.open(f"{host}/{name}")
+    browser.value(OPENED)
     for turn in range(2):
         if turn:
             browser.value(SWITCH)

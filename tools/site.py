@@ -40,6 +40,7 @@ MARKUP = re.compile(
 MOST_WIDE = 1300  # px of a picture: 6 in at the 200 dpi of nbs/matplotlibrc, and its margin
 MOST_COLUMNS = 82  # of a line of code
 MEMORY = re.compile(r"<[\w. ]+ at 0x[0-9a-f]+>")
+OPTION = re.compile(r"(?<!\S)[–—][a-z]\w+")  # two hyphens outside of code are set as a dash
 MACHINE_PATH = re.compile(r"/[\w./-]*(?:site-packages|ipykernel_\d+)/[\w./-]*")
 
 
@@ -142,6 +143,7 @@ class Page(HTMLParser):
                 self.leftover.append(f"a link to {name} in a signature: {advice}")
         elif not set(self.VERBATIM) & set(self.inside):
             self.leftover += MARKUP.findall(text)
+            self.leftover += [f"{o}: write an option in backticks" for o in OPTION.findall(text)]
 
 
 def link_problem(url: str, name: str, pages: dict[str, Page], files: set[str]) -> str | None:
