@@ -1559,6 +1559,13 @@ MUTANTS = [
         "numbers_that_it_has",
     ),
     Mutant(
+        "weights of log r are forgotten while they rest",
+        "return not any(w.aminmax())",
+        "return True",
+        "tests/test_nb_likelihood.py",
+        "left_out_only_where",
+    ),
+    Mutant(
         "the mean moves where log r is clamped",
         "logits += lost",
         "pass",
