@@ -206,18 +206,14 @@ LOG_R_MAX = 15  # log r is clamped to ±15
 # %% ../nbs/nb_heads.ipynb #8a4f9187
 def _clamp(
     log_r: Tensor,  # clamped in place
-    logits: Tensor | None,  # of a head of the mean: get what log r loses
 ) -> Tensor | None:  # what was clamped, a mask; None: nothing
-    "The guard of log r. The mean of a head of the mean stays what it is."
+    "The guard of log r."
     if not on_card(log_r.device):  # a card would have to be waited for
         lowest, highest = log_r.aminmax()
         if max(-lowest, highest) <= LOG_R_MAX:
             return None
     clamped = log_r.abs() > LOG_R_MAX
-    lost = log_r - log_r.clamp(-LOG_R_MAX, LOG_R_MAX)
-    if logits is not None:
-        logits += lost
-    log_r -= lost
+    log_r.clamp_(-LOG_R_MAX, LOG_R_MAX)
     return clamped
 
 # %% ../nbs/nb_heads.ipynb #ebd7214d
@@ -312,7 +308,7 @@ def fused_pass(
     h: Tensor,  # last hidden layer, (M, N, H)
     w_r: Tensor | None,  # head of log r, (G, H); None: its bias alone
     b_r: Tensor,  # and its bias, (G,)
-    w_l: Tensor,  # head of the logits, likewise
+    w_l: Tensor,  # head of the logits, or of the log mean, likewise
     b_l: Tensor,
     log_s: Tensor | None,  # log size factors, (N, 1)
     y: TiledCounts,  # the counts, for tiles of the same size
@@ -321,7 +317,7 @@ def fused_pass(
     gradients: bool,  # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
     draws: Tensor | None = None,  # of each tile, (tiles, M_heads); None: all
-    of_mean: bool = False,  # log r + logits is the log mean of a head
+    of_mean: bool = False,  # the second head is one of the log mean
 ) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
     """Sum over genes of log P(y | h), and the gradients of sum u log P.
 
@@ -360,13 +356,15 @@ def fused_pass(
         l += b_l[genes, None]
         if log_s is not None:
             l += log_s
-        clamped = _clamp(log_r, l if of_mean else None)
+        clamped = _clamp(log_r)
+        if of_mean:  # so far l is log m
+            l -= log_r
         _tile_log_lik(value, log_r, l, memory.softplus[:t], y, k, gradients)
         if grads is None:
             continue
-        if clamped is not None and of_mean:  # by now they are the derivatives
-            torch.where(clamped, l, log_r, out=log_r)
-        elif clamped is not None:
+        if of_mean:  # by now they are the derivatives
+            log_r -= l
+        if clamped is not None:
             log_r.masked_fill_(clamped, 0)
         if upstream is not None:
             a *= upstream
@@ -613,16 +611,10 @@ class NBHeads(nn.Module):
         return not any(w.aminmax())
 
     def weights(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """Weight (G, H) and bias (G,) of log r, and of the logits in either case.
-
-        No weight for log r where it rests at its bias.
-        """
+        "Weight (G, H) and bias (G,) of each head; None: log r rests at its bias."
         r, other = self.log_r, self.mean_or_logits
         w_r = None if self.r_of_gene else r.weight
-        if not self.of_mean:
-            return w_r, r.bias, other.weight, other.bias
-        w_l = other.weight if w_r is None else other.weight - w_r
-        return w_r, r.bias, w_l, other.bias - r.bias
+        return w_r, r.bias, other.weight, other.bias
 
     @torch.no_grad()
     def decay(self, share: float) -> None:
@@ -654,12 +646,10 @@ class NBHeads(nn.Module):
         factor (N, 1) scales the mean, not r (eq-nb-size); ValueError for another
         shape and for values that are not positive.
         """
-        _, _, w_l, b_l = self.weights()
-        unclamped, logits = self.log_r(h), F.linear(h, w_l, b_l)
-        log_r = unclamped.clamp(-LOG_R_MAX, LOG_R_MAX)
-        clamped = unclamped != log_r
-        if self.of_mean and clamped.any():
-            logits = torch.where(clamped, self.log_mean(h) - log_r, logits)
+        log_r = self.log_r(h).clamp(-LOG_R_MAX, LOG_R_MAX)
+        logits = self.mean_or_logits(h)
+        if self.of_mean:
+            logits = logits - log_r
         if size_factor is None:
             return log_r, logits
         log_s = self.log_size(size_factor, h.shape[-2])
