@@ -180,16 +180,24 @@ def _tile_memory(
 
 # %% ../nbs/nb_heads.ipynb #2d431cfd
 def _head_products(
-    memory: _TileMemory, h: Tensor, w_r: Tensor, w_l: Tensor
+    memory: _TileMemory, h: Tensor, w_r: Tensor | None, w_l: Tensor
 ) -> tuple[Tensor, Tensor]:
-    "Weights of a tile's t genes, (2t, H); their products with h (P, H), (2t, P)."
-    t = len(w_r)
+    """Weights of a tile's t genes, and their products with h (P, H), (2t, P).
+
+    The weights are (2t, H), or (t, H) without those of log r, which are 0 then.
+    """
+    t = len(w_l)
     w, a = memory.weights[: 2 * t], memory.heads[: 2 * t]
-    w[:t], w[t:] = w_r, w_l
-    if memory.rounded is None:
-        torch.mm(w, h.T, out=a)
+    w[t:] = w_l
+    if w_r is None:
+        w, _ = w[t:], a[:t].zero_()
     else:
-        a.copy_(torch.mm(w, h.T, out=memory.rounded[: 2 * t]))
+        w[:t] = w_r
+    found = a[-len(w) :]
+    if memory.rounded is None:
+        torch.mm(w, h.T, out=found)
+    else:
+        found.copy_(torch.mm(w, h.T, out=memory.rounded[: len(w)]))
     return w, a
 
 # %% ../nbs/nb_heads.ipynb #ef36380a
@@ -198,18 +206,14 @@ LOG_R_MAX = 15  # log r is clamped to ±15
 # %% ../nbs/nb_heads.ipynb #8a4f9187
 def _clamp(
     log_r: Tensor,  # clamped in place
-    logits: Tensor | None,  # of a head of the mean: get what log r loses
 ) -> Tensor | None:  # what was clamped, a mask; None: nothing
-    "The guard of log r. The mean of a head of the mean stays what it is."
+    "The guard of log r."
     if not on_card(log_r.device):  # a card would have to be waited for
         lowest, highest = log_r.aminmax()
         if max(-lowest, highest) <= LOG_R_MAX:
             return None
     clamped = log_r.abs() > LOG_R_MAX
-    lost = log_r - log_r.clamp(-LOG_R_MAX, LOG_R_MAX)
-    if logits is not None:
-        logits += lost
-    log_r -= lost
+    log_r.clamp_(-LOG_R_MAX, LOG_R_MAX)
     return clamped
 
 # %% ../nbs/nb_heads.ipynb #ebd7214d
@@ -260,7 +264,7 @@ class _Gradients(NamedTuple):
 
     h: Tensor  # (N, draws, H)
     # two tensors, not one of (2, G, H): malloc keeps blocks below 32 MB
-    w_r: Tensor  # (G, H)
+    w_r: Tensor | None  # (G, H); None: log r has no weights
     w_l: Tensor  # (G, H)
     b: Tensor  # (2, G): of log r, of the logits
 
@@ -269,7 +273,7 @@ def _add_tile_gradients(
     grads: _Gradients,
     memory: _TileMemory,
     d: Tensor,  # D of log r above that of the logits, (2t, P)
-    w: Tensor,  # the tile's weights, (2t, H)
+    w: Tensor,  # the tile's weights, (2t, H), or (t, H) without those of log r
     h: Tensor,  # the hidden layer that the tile has seen, (P, H)
     genes: slice,
     draws: Tensor | None,  # which draws that were; None for all
@@ -277,13 +281,17 @@ def _add_tile_gradients(
     "The tile's weights and biases, and its share in the hidden layer."
     t, (P, H) = len(d) // 2, h.shape
     grads.b[0, genes], grads.b[1, genes] = d[:t].sum(1), d[t:].sum(1)
+    d = d[-len(w) :]  # those that come from weights
     if memory.rounded is None or memory.d_weights is None:
-        torch.mm(d[:t], h, out=grads.w_r[genes])
-        torch.mm(d[t:], h, out=grads.w_l[genes])
+        torch.mm(d[-t:], h, out=grads.w_l[genes])
+        if grads.w_r is not None:
+            torch.mm(d[:t], h, out=grads.w_r[genes])
     else:
-        d = memory.rounded[: 2 * t].copy_(d)
-        d_w = torch.mm(d, h, out=memory.d_weights[: 2 * t])
-        grads.w_r[genes], grads.w_l[genes] = d_w[:t], d_w[t:]
+        d = memory.rounded[: len(w)].copy_(d)
+        d_w = torch.mm(d, h, out=memory.d_weights[: len(w)])
+        grads.w_l[genes] = d_w[-t:]
+        if grads.w_r is not None:
+            grads.w_r[genes] = d_w[:t]
 
     if memory.d_h is None:
         grads.h.view(P, H).addmm_(d.T, w)
@@ -298,9 +306,9 @@ def _add_tile_gradients(
 # %% ../nbs/nb_heads.ipynb #20343917
 def fused_pass(
     h: Tensor,  # last hidden layer, (M, N, H)
-    w_r: Tensor,  # head of log r, (G, H)
+    w_r: Tensor | None,  # head of log r, (G, H); None: its bias alone
     b_r: Tensor,  # and its bias, (G,)
-    w_l: Tensor,  # head of the logits, likewise
+    w_l: Tensor,  # head of the logits, or of the log mean, likewise
     b_l: Tensor,
     log_s: Tensor | None,  # log size factors, (N, 1)
     y: TiledCounts,  # the counts, for tiles of the same size
@@ -309,8 +317,8 @@ def fused_pass(
     gradients: bool,  # compute them too?
     upstream: Tensor | None = None,  # u, (M, N); None for u = 1
     draws: Tensor | None = None,  # of each tile, (tiles, M_heads); None: all
-    of_mean: bool = False,  # log r + logits is the log mean of a head
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    of_mean: bool = False,  # the second head is one of the log mean
+) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
     """Sum over genes of log P(y | h), and the gradients of sum u log P.
 
     Returns log P in nats, (M, N) or (M_heads, N), and the gradients of h, w_r,
@@ -318,7 +326,7 @@ def fused_pass(
     entry for each draw, cell and gene.
     """
     n_draws, N, H = h.shape
-    G = len(w_r)
+    G = len(w_l)
     M = n_draws if draws is None else draws.shape[1]  # draws that a gene meets
     P = M * N
     partitioned = draws is not None
@@ -326,7 +334,8 @@ def fused_pass(
     grads = None
     if gradients:
         d_h, d_b = h.new_zeros(N, n_draws, H), h.new_empty(2, G)
-        grads = _Gradients(d_h, h.new_empty(G, H), h.new_empty(G, H), d_b)
+        d_w_r = None if w_r is None else h.new_empty(G, H)
+        grads = _Gradients(d_h, d_w_r, h.new_empty(G, H), d_b)
     by_cell = h.transpose(0, 1).to(dtype)  # (N, n_draws, H): p = (n, m)
     seen = by_cell.reshape(P, H) if draws is None else by_cell
     if log_s is not None:
@@ -339,20 +348,23 @@ def fused_pass(
         genes = slice(start, min(start + tile, G))
         if draws is not None:
             seen = by_cell.index_select(1, draws[k]).view(P, H)
-        w, a = _head_products(memory, seen, w_r[genes], w_l[genes])
+        of_r = None if w_r is None else w_r[genes]
+        w, a = _head_products(memory, seen, of_r, w_l[genes])
         t = len(a) // 2
         log_r, l = a[:t], a[t:]  # (t, P), views
         log_r += b_r[genes, None]
         l += b_l[genes, None]
         if log_s is not None:
             l += log_s
-        clamped = _clamp(log_r, l if of_mean else None)
+        clamped = _clamp(log_r)
+        if of_mean:  # so far l is log m
+            l -= log_r
         _tile_log_lik(value, log_r, l, memory.softplus[:t], y, k, gradients)
         if grads is None:
             continue
-        if clamped is not None and of_mean:  # by now they are the derivatives
-            torch.where(clamped, l, log_r, out=log_r)
-        elif clamped is not None:
+        if of_mean:  # by now they are the derivatives
+            log_r -= l
+        if clamped is not None:
             log_r.masked_fill_(clamped, 0)
         if upstream is not None:
             a *= upstream
@@ -377,7 +389,7 @@ class FusedNB(torch.autograd.Function):
     def forward(
         ctx: Any,
         h: Tensor,
-        w_r: Tensor,
+        w_r: Tensor | None,
         b_r: Tensor,
         w_l: Tensor,
         b_l: Tensor,
@@ -411,7 +423,8 @@ class FusedNB(torch.autograd.Function):
             options["upstream"] = None if ctx.mean else grad
             _, gradients = fused_pass(h, w_r, b_r, w_l, b_l, **options)
         if ctx.mean:
-            gradients = [d.mul_(grad / ctx.P) for d in gradients]
+            share = grad / ctx.P
+            gradients = [d if d is None else d.mul_(share) for d in gradients]
         return *gradients, *[None] * 7
 
 # %% ../nbs/nb_heads.ipynb #1f850819
@@ -496,7 +509,7 @@ def _fused_log_prob(
 ) -> Tensor:  # (M, N), or a scalar
     "`NBHeads.log_prob` tile by tile; its arguments have been checked."
     weights = heads.weights()
-    h = h.reshape(-1, *h.shape[-2:]).to(weights[0].dtype)  # (M, N, H)
+    h = h.reshape(-1, *h.shape[-2:]).to(heads.log_r.weight.dtype)  # (M, N, H)
     (M, N), G = h.shape[:2], y.shape[1]
     log_s = None
     if size_factor is not None:
@@ -589,12 +602,19 @@ class NBHeads(nn.Module):
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.mean_or_logits
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Weight (G, H) and bias (G,) of log r, and of the logits in either case."
+    @property
+    def r_of_gene(self) -> bool:
+        "Whether log r rests at its bias: its weights are 0 and do not learn."
+        w = self.log_r.weight
+        if w.requires_grad or on_card(w.device):  # it would have to be waited for
+            return False
+        return not any(w.aminmax())
+
+    def weights(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        "Weight (G, H) and bias (G,) of each head; None: log r rests at its bias."
         r, other = self.log_r, self.mean_or_logits
-        if not self.of_mean:
-            return r.weight, r.bias, other.weight, other.bias
-        return r.weight, r.bias, other.weight - r.weight, other.bias - r.bias
+        w_r = None if self.r_of_gene else r.weight
+        return w_r, r.bias, other.weight, other.bias
 
     @torch.no_grad()
     def decay(self, share: float) -> None:
@@ -626,12 +646,10 @@ class NBHeads(nn.Module):
         factor (N, 1) scales the mean, not r (eq-nb-size); ValueError for another
         shape and for values that are not positive.
         """
-        w_r, b_r, w_l, b_l = self.weights()
-        unclamped, logits = F.linear(h, w_r, b_r), F.linear(h, w_l, b_l)
-        log_r = unclamped.clamp(-LOG_R_MAX, LOG_R_MAX)
-        clamped = unclamped != log_r
-        if self.of_mean and clamped.any():
-            logits = torch.where(clamped, self.log_mean(h) - log_r, logits)
+        log_r = self.log_r(h).clamp(-LOG_R_MAX, LOG_R_MAX)
+        logits = self.mean_or_logits(h)
+        if self.of_mean:
+            logits = logits - log_r
         if size_factor is None:
             return log_r, logits
         log_s = self.log_size(size_factor, h.shape[-2])

@@ -365,6 +365,23 @@ def test_the_three_forms_agree_about_a_head_of_the_mean_around_the_clamp(level, 
 
 
 @pytest.mark.parametrize("of_mean", [False, True])
+@pytest.mark.parametrize("zero", [True, False])
+def test_weights_of_log_r_are_left_out_only_where_they_rest_at_zero(of_mean, zero):
+    heads, h, y = heads_and_batch(of_mean=of_mean)
+    heads.log_r.weight.requires_grad_(False).mul_(not zero)
+    assert heads.r_of_gene == zero
+    inputs = [h.requires_grad_(), *(p for p in heads.parameters() if p.requires_grad)]
+    results = []
+    for impl in ("dense", "fused"):
+        value = heads.log_prob(h, y, impl=impl, reduction="mean")
+        results.append([value.detach(), *torch.autograd.grad(value, inputs)])
+    for a, b in zip(*results):
+        assert_close(a, b, rtol=1e-10, atol=1e-10)
+    heads.log_r.weight.requires_grad_(True)
+    assert not heads.r_of_gene
+
+
+@pytest.mark.parametrize("of_mean", [False, True])
 def test_decay_shrinks_weights_and_never_turns_them_round(of_mean):
     heads, _, _ = heads_and_batch(of_mean=of_mean)
     before = {name: p.detach().clone() for name, p in heads.named_parameters()}
