@@ -18,8 +18,8 @@ from hazards import ROOT, cells
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
-# those of a file cut each that a run writes, and those of HDF5 at several places: clusters.csv 3 kB,
-# model 20 kB, annotated.h5ad 64 kB, page 180 kB
+# those of a file cut each that a run writes, and those of HDF5 at several places: clusters.csv
+# 3 kB, model 20 kB, annotated.h5ad 64 kB, page 180 kB
 OF_A_FILE = [1_000, 8_000, 16_000, 60_000, 100_000]
 OF_MEMORY = [8_000_000, 24_000_000]
 
