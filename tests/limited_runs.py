@@ -1,10 +1,10 @@
 """Runs of `gmvae_train`, each a copy of this process under a bound of its own.
 
-    python tests/limited_runs.py FOLDER AS|FSIZE BOUNDS...
+    python tests/limited_runs.py FOLDER BOUNDS...
 
 FOLDER has mine.h5ad, and gets `whole`, a run of two epochs without a bound. For each bound a copy
 of it is gone on with, in a folder of that name; stderr is beside it, and the exit codes are printed
-as JSON. AS bounds are of memory, in bytes above what the process has; FSIZE bounds of each file."""
+as JSON. Bounds are AS-BYTES, of memory above what the process has, or FSIZE-BYTES, of each file."""
 
 import importlib
 import json
@@ -31,14 +31,15 @@ def train(folder: Path, name: str, epochs: int) -> int:
     for handle, place in ((1, os.devnull), (2, folder / f"{name}.txt")):
         os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), handle)
     if name != "whole":
-        set_bound(sys.argv[2], int(name))
+        set_bound(*name.split("-"))
     words = [str(folder / "mine.h5ad"), "--out", str(folder / name), "--max_epochs", str(epochs)]
     sys.argv = ["gmvae_train", *words, *WORDS.split()]
     commands.gmvae_train()
     sys.exit()
 
 
-def set_bound(kind: str, n_bytes: int) -> None:
+def set_bound(kind: str, asked: str) -> None:
+    n_bytes = int(asked)
     if kind == "AS":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         n_bytes += pages * resource.getpagesize()
@@ -58,4 +59,4 @@ def main(folder: Path, bounds: list[str]) -> None:
     print(json.dumps(codes))
 
 
-main(Path(sys.argv[1]), sys.argv[3:])
+main(Path(sys.argv[1]), sys.argv[2:])

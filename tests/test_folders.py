@@ -297,7 +297,8 @@ def test_what_is_said_about_a_damaged_file_mends_it(run, name, how):
     again(run)
     assert verify(run)["notes"] == [] and path.name in {*verify(run)["files"], "config.json"}
     assert (run / "model.safetensors").read_bytes() == weights
-    gmvae_report(str(run))
+    if how == "gone":  # every file is whole again: once for each of them
+        gmvae_report(str(run))
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "metrics.json", "history.csv"])

@@ -202,7 +202,7 @@ def on_cluster(data, address: str, folder: Path, runs: list[dict] | None = None)
 
 
 def test_a_killed_driver_leaves_what_the_next_call_goes_on_from(nodes, data, serial, tmp_path):
-    address = nodes.two()
+    address = nodes.address
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(data.path), str(tmp_path), address],
         stdout=subprocess.PIPE,
