@@ -39,7 +39,7 @@ ROUND_COUNTS = Param(
 )
 LAYER = Param("layer with the raw counts; without it they are looked for", str)
 PRESET = Param(
-    "settings of the model, by name: recommended, with_w, blog_offsets, "
+    "settings of the model, by name: recommended, centred, with_w, blog_offsets, "
     "blog, original",
     str,
 )

@@ -21,7 +21,7 @@ class EncoderInput(NamedTuple):
     "What the encoder sees of N cells: `v - c`, and perhaps the batch."
 
     v: Tensor  # sparse CSR, (N, G)
-    c: Tensor | None  # (); None: 0
+    c: Tensor | None  # () or (G,); None: 0
     b: Tensor | None  # batch codes, (N,)
 
 # %% ../nbs/counts_linear.ipynb #6b1d0011
@@ -45,7 +45,7 @@ class CountsProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, c, b, weight):
-        # CSR (N, G), () or None, (N,) or None, (G or G + B, H) -> (N, H)
+        # CSR (N, G), () or (G,) or None, (N,) or None, (G or G + B, H) -> (N, H)
         G = v.shape[1]
         ctx.save_for_backward(v, c, b)
         ctx.n_batches = len(weight) - G
@@ -57,7 +57,7 @@ class CountsProduct(torch.autograd.Function):
             per_sample_weights=v.values(),
         )
         if c is not None:
-            out -= c * weight[:G].sum(0)
+            out -= c.expand(G) @ weight[:G]
         return out if b is None else out + weight[G + b]
 
     @staticmethod
@@ -69,7 +69,7 @@ class CountsProduct(torch.autograd.Function):
             cell, grad.contiguous(), first, mode="sum", per_sample_weights=value
         )  # (G, H)
         if c is not None:
-            d_weight -= c * grad.sum(0)
+            d_weight.addr_(c.expand(len(d_weight)), grad.sum(0), alpha=-1)
         if b is not None:
             of_batch = F.one_hot(b, ctx.n_batches).to(grad.dtype)
             d_weight = torch.cat([d_weight, of_batch.T @ grad])

@@ -89,7 +89,7 @@ ALLOWED: dict[str, Allowed] = {
     "dropout": SHARE, "M": DRAWS, "batch_size": whole(1, 10_000_000),
     "lr": above_0(1e30), "max_epochs": whole(1, LONG),
     # encoder
-    "encoder_input": one_of("standardised", "log1p", "lognorm"),
+    "encoder_input": one_of("standardised", "log1p", "lognorm", "centred"),
     "encoder_batch": SWITCH, "input_dropout": SHARE, "norm_first": SWITCH,
     # likelihood
     "library_size": SWITCH, "dispersion": one_of("cell", "gene"),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import __version__, clusters
 from .covariates import Covariate, covariates_of, find_covariates
-from .data import batch_codes, split_cells
+from .data import batch_codes, split_cells, to_torch
 from .distributed import Alone, current_team
 from .files import locked_folder
 from .finite import locate_not_finite, not_finite
@@ -47,7 +47,7 @@ from .model_folder import first_difference, names_sha256, read_config
 from .model_folder import read_model, read_preset, same_history
 from .model_folder import write_model
 from .network import GMVAENetwork, Preset, epoch_means
-from .network import get_preset, training_loss
+from .network import get_preset, mean_input, training_loss
 from .old_names import moved
 from .placing import fit_components, kmeans_components
 from .questions import Questions
@@ -128,6 +128,12 @@ def _sampled_cells(
     return np.sort(rng.choice(self.train_idx, MAX_SAMPLED_CELLS, replace=False))
 
 
+def _centre_input(self: "GMVAE") -> None:
+    "The means of the genes that the encoder's input is centred at."
+    y = to_torch(self.counts[self._sampled_cells()])
+    self.network.v_mean.copy_(mean_input(y))
+
+
 @torch.no_grad()
 def _start_heads(self: "GMVAE") -> None:
     "The heads' biases from the genes' means. At r = 1 logits are log means."
@@ -189,6 +195,8 @@ def _start_epoch(
 ) -> bool:  # whether batches are aligned in it
     "Place what this epoch starts with, and say who learns in it."
     preset, placed = self.preset, epochs_before_placing(max_epochs)
+    if preset.encoder_input == "centred" and epoch == 0:
+        self._team.same_after(self._centre_input, self.network)
     if preset.init == "data" and epoch == 0:
         self._team.same_after(self._start_heads, self.network)
     if preset.init == "data" and epoch == placed:
@@ -494,6 +502,8 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
     if self.K == 1 or information > 0.1:
         return
     cure = "give it more epochs or cells"
+    if self.preset.encoder_input == "lognorm":
+        cure += ", or preset='centred', which sees smaller differences"
     if self.preset.init == "random":
         cure = "preset='recommended' places the components by the data"
     warnings.warn(
@@ -882,6 +892,7 @@ class GMVAE(Questions):
     _train_epoch = _train_epoch
     _train_epoch_or_restore = _train_epoch_or_restore
     _start_epoch = _start_epoch
+    _centre_input = _centre_input
     _start_heads = _start_heads
     _place_components = _place_components
     _place_everywhere = _place_everywhere
