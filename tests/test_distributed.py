@@ -31,8 +31,15 @@ from hazards import SMALL, TINY, cells
 if not hasattr(os, "fork") or not dist.is_available() or sys.platform == "darwin":
     pytest.skip("processes are forked and meet over gloo", allow_module_level=True)
 
-# everything that a training can have: placed twice, aligned, resting, merged, watched
-RECOMMENDED = replace(SMALL, batch_size=32, dtype="float32", max_epochs=7, weight_decay=300.0)
+# everything that a training can have: placed twice, aligned, resting, merged, watched, centred
+RECOMMENDED = replace(
+    SMALL,
+    batch_size=32,
+    dtype="float32",
+    max_epochs=7,
+    weight_decay=300.0,
+    encoder_input="centred",
+)
 BLOG = replace(  # free nats on the way, several draws, a prior network
     PRESETS["blog"],
     n_x=4,

@@ -177,7 +177,7 @@ def untrained_of(adata):
         {"bound": "exact"},
         {"prior": "parameters", "learn_weights": True, "library_size": True},
         {"prior": "offsets", "bound": "exact", "align": 1.0, "merge": True},
-        {"encoder_input": "lognorm", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
+        {"encoder_input": "centred", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
     ],
 )
 def test_every_option_trains_and_lowers_the_loss(K, options):
@@ -189,6 +189,17 @@ def test_every_option_trains_and_lowers_the_loss(K, options):
     np.testing.assert_allclose(model.predict_proba().sum(1), 1, atol=1e-5)
     assert model.get_iwae(n_samples=30).mean() > model.get_elbo(n_samples=30).mean() - 0.5
     assert sum(model.cluster_report()["cells"].values()) == 120
+
+
+def test_a_centred_input_has_the_mean_of_its_training_cells_and_keeps_it(tmp_path):
+    model = fitted(1, preset=replace(TINY, encoder_input="centred"))
+    y = model.counts[model.train_idx].toarray()
+    mean = np.log1p(1e4 * y / y.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(model.network.v_mean, mean, rtol=1e-5)
+    model.save(tmp_path)
+    kept = GMVAE.load(tmp_path, simulated())
+    assert kept.network.v_mean.equal(model.network.v_mean)
+    assert (kept.get_latent_representation() == model.get_latent_representation()).all()
 
 
 def test_nothing_of_the_global_random_state_is_touched():

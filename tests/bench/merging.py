@@ -13,6 +13,8 @@ chance      components that share more cells than by chance are merged, the pair
 halves      clusters.py on two independent halves of each cell's counts (count_splitting.py)
 kappa 0.80  as agreement, but two clusters need another kappa than 0.85
 
+With `--preset centred` the models are of that preset, and the only rule is its own, `centred`.
+
 One row per data set, seed and rule: clusters, ARI and NMI with the types, and the mean F1 of types
 of 20 cells or more, each with the cluster that fits it best. Finished rows are kept.
 """
@@ -26,6 +28,7 @@ from gmvae_nb.clusters import cluster_tree, cut_tree, number_by_size, shared_cel
 from gmvae_nb.count_splitting import halve_cells
 from gmvae_nb.inference import for_each_cell
 from gmvae_nb.metrics import ari, nmi
+from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.train import GMVAE
 from peers import arguments, read, write_rows
@@ -65,7 +68,7 @@ def by_chance(gamma: torch.Tensor) -> np.ndarray:
 def merged(model: GMVAE, rule: str) -> np.ndarray:  # cluster of each cell, (N,)
     cells = model._own_cells()
     gamma = responsibilities(model, cells)
-    if rule == "agreement":
+    if rule == "agreement" or rule in PRESETS:
         return model.predict().astype(int)
     if rule == "chance":
         of = by_chance(gamma)
@@ -104,18 +107,21 @@ def part_of(data: str):
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--preset", default="recommended")
     args = parser.parse_args()
     rows = read(args.csv)
+    rules = RULES if args.preset == "recommended" else (args.preset,)
     for data, seed in tqdm([(d, s) for d in args.data for s in args.seeds]):
         name = data.split("/")[-1].removesuffix(".h5ad")
-        if not rows.empty and ((rows["data"] == name) & (rows["seed"] == seed)).any():
+        done = rows.get(["data", "seed", "rule"], pd.DataFrame(columns=["data", "seed", "rule"]))
+        if (done == (name, seed, rules[0])).all(axis=1).any():
             continue
         (adata, layer), start = part_of(data), time.process_time()
-        model = GMVAE(adata, batch_key=args.batch_key, layer=layer, seed=seed)
+        model = GMVAE(adata, batch_key=args.batch_key, layer=layer, preset=args.preset, seed=seed)
         model.train(progress=False)
         seconds = time.process_time() - start
         labels = adata.obs[args.labels_key].astype(str).to_numpy()
-        for rule in RULES:
+        for rule in rules:
             clusters = np.asarray(merged(model, rule))
             row = dict(
                 data=name,

@@ -1559,6 +1559,13 @@ MUTANTS = [
         "numbers_that_it_has",
     ),
     Mutant(
+        "a centred input is not centred",
+        "self.network.v_mean.copy_(mean_input(y))",
+        "pass",
+        TRAIN,
+        "a_centred_input",
+    ),
+    Mutant(
         "weights of log r are forgotten while they rest",
         "return not any(w.aminmax())",
         "return True",
