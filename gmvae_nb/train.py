@@ -503,7 +503,9 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
         return
     cure = "give it more epochs or cells"
     if self.preset.encoder_input == "lognorm":
-        cure += ", or preset='centred', which sees smaller differences"
+        cure += (
+            "; preset='centred' sees smaller differences of 1,000 cells or more"
+        )
     if self.preset.init == "random":
         cure = "preset='recommended' places the components by the data"
     warnings.warn(
