@@ -57,7 +57,8 @@ class CountsProduct(torch.autograd.Function):
             per_sample_weights=v.values(),
         )
         if c is not None:
-            out -= c.expand(G) @ weight[:G]
+            W = weight[:G]
+            out -= c @ W if c.dim() else c * W.sum(0)
         return out if b is None else out + weight[G + b]
 
     @staticmethod
@@ -69,7 +70,7 @@ class CountsProduct(torch.autograd.Function):
             cell, grad.contiguous(), first, mode="sum", per_sample_weights=value
         )  # (G, H)
         if c is not None:
-            d_weight.addr_(c.expand(len(d_weight)), grad.sum(0), alpha=-1)
+            d_weight -= c.unsqueeze(-1) * grad.sum(0)
         if b is not None:
             of_batch = F.one_hot(b, ctx.n_batches).to(grad.dtype)
             d_weight = torch.cat([d_weight, of_batch.T @ grad])
