@@ -38,7 +38,7 @@ RECOMMENDED = replace(
     dtype="float32",
     max_epochs=7,
     weight_decay=300.0,
-    encoder_input="centred",
+    encoder_input="centred_log",
 )
 BLOG = replace(  # free nats on the way, several draws, a prior network
     PRESETS["blog"],

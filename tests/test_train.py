@@ -177,7 +177,7 @@ def untrained_of(adata):
         {"bound": "exact"},
         {"prior": "parameters", "learn_weights": True, "library_size": True},
         {"prior": "offsets", "bound": "exact", "align": 1.0, "merge": True},
-        {"encoder_input": "centred", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
+        {"encoder_input": "centred_log", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
     ],
 )
 def test_every_option_trains_and_lowers_the_loss(K, options):
@@ -192,7 +192,7 @@ def test_every_option_trains_and_lowers_the_loss(K, options):
 
 
 def test_a_centred_input_has_the_mean_of_its_training_cells_and_keeps_it(tmp_path):
-    model = fitted(1, preset=replace(TINY, encoder_input="centred"))
+    model = fitted(1, preset=replace(TINY, encoder_input="centred_log"))
     y = model.counts[model.train_idx].toarray()
     mean = np.log1p(1e4 * y / y.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(model.network.v_mean, mean, rtol=1e-5)

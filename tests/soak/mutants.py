@@ -1560,7 +1560,7 @@ MUTANTS = [
     ),
     Mutant(
         "a centred input is not centred",
-        "self.network.v_mean.copy_(mean_input(y))",
+        "self.network.v_mean.copy_(mean_input(y, self.network.y_mean))",
         "pass",
         TRAIN,
         "a_centred_input",
