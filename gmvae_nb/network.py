@@ -63,8 +63,8 @@ class Preset:
     # --- encoder
     encoder_input: str = "standardised"  # "log1p", "lognorm", "centred_log"
     encoder_batch: bool = False  # the encoder sees the batch too
-    # counts: it sees each training cell thinned to a random depth, of so many at
-    # least; 0: whole
+    # counts: it sees each training cell thinned to a random depth, down to so many
+    # or a fifth of its own; 0: whole
     thin_to: float = 0.0
     input_dropout: float = 0.0  # share of the input silenced at each step
     norm_first: bool = False  # LayerNorm before GELU instead of after it
