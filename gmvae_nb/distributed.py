@@ -154,7 +154,7 @@ class Draws:
     def thinned(
         self,
         y: Tensor,  # counts of the last mini-batch, sparse CSR, (N, G)
-        least: float,  # counts, as of thinning.thin
+        least: float,  # share of the counts, as of thinning.thin
     ) -> Tensor:  # sparse CSR, (N, G)
         "The mini-batch at random depths."
         parts = y.values(), y.crow_indices().diff(), least

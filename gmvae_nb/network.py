@@ -63,8 +63,8 @@ class Preset:
     # --- encoder
     encoder_input: str = "standardised"  # "log1p", "lognorm", "centred_log"
     encoder_batch: bool = False  # the encoder sees the batch too
-    # counts: it sees each training cell thinned to a random depth, down to so many
-    # or a fifth of its own; 0: whole
+    # it sees each training cell thinned to a random depth, down to this share of
+    # its counts; 0: whole
     thin_to: float = 0.0
     input_dropout: float = 0.0  # share of the input silenced at each step
     norm_first: bool = False  # LayerNorm before GELU instead of after it
@@ -162,7 +162,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 PRESETS["centred"] = replace(  # `recommended`, for small differences
-    PRESETS["recommended"], encoder_input="centred_log", thin_to=200.0
+    PRESETS["recommended"], encoder_input="centred_log", thin_to=0.2
 )
 PRESETS["with_w"] = replace(  # `recommended` with the seed's w
     PRESETS["recommended"], prior="offsets", n_w=10, prior_hidden=128

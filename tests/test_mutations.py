@@ -12,6 +12,7 @@ import pytest
 import torch
 from gmvae_nb.clusters import merge_components
 from gmvae_nb.data import to_torch
+from gmvae_nb.network import GMVAENetwork
 from gmvae_nb.reproducible import Stream, numpy_stream
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
@@ -79,6 +80,33 @@ def test_input_dropout_silences_genes_in_training_and_only_there():
 
     assert differs_from_call_to_call(model.network.train())
     assert not differs_from_call_to_call(model.network.eval())
+
+
+def test_thinning_hides_molecules_from_the_encoder_in_training_and_from_nothing_else(monkeypatch):
+    preset = replace(SMALL, dropout=0.0, input_dropout=0.0, thin_to=0.1)
+    model, encoded, described = untrained(preset), [], []
+    encode, log_likelihood = GMVAENetwork.encode, GMVAENetwork.log_likelihood
+
+    def totals(y) -> list[float]:
+        return y.to_dense().sum(1).tolist()
+
+    def watch_encode(self, y, b):
+        encoded.append((self.training, totals(y)))
+        return encode(self, y, b)
+
+    def watch_log_likelihood(self, y, *args):
+        described.append((self.training, totals(y)))
+        return log_likelihood(self, y, *args)
+
+    monkeypatch.setattr(GMVAENetwork, "encode", watch_encode)
+    monkeypatch.setattr(GMVAENetwork, "log_likelihood", watch_log_likelihood)
+    model.train(1, progress=False)
+    pairs = [(e, d) for e, d in zip(encoded, described)]
+    shares = [e / d for (on, seen), (_, y) in pairs if on for e, d in zip(seen, y)]
+    assert len(shares) > 50 and min(shares) < 0.3 and max(shares) > 0.7
+    assert all(seen == y for (on, seen), (_, y) in pairs if not on)
+    assert not all(on for on, _ in encoded[: len(described)])
+    assert not same_embedding(trained(2, preset), trained(2, replace(preset, thin_to=0.0)))
 
 
 def rates(preset, epochs: int) -> list[float]:
