@@ -25,12 +25,12 @@ import psutil
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
-from gmvae_nb.looking import (
-    can_be_copied,
-    is_old_layout,
-    look_in_copy,
-    look_in_small_copy,
-)
+
+# isort: off
+from .looking import can_be_copied, is_old_layout
+from .looking import look_in_copy, look_in_small_copy
+
+# isort: on
 from .progress import Progress
 
 if TYPE_CHECKING:
