@@ -485,13 +485,17 @@ class Looker:
             code, said = look_in_copy(path, memory)
             pipe.send_bytes(b"%d %s" % (code, said))
 
+    def is_ours(self) -> bool:
+        "False in a copy of its owner."
+        return os.getpid() == self.owner
+
     def look(
         self,
         path: str,
         memory: float,  # bytes of the machine
     ) -> tuple[int, bytes] | None:  # as look_in_copy; None: it is gone
         "What a copy of it finds in a file."
-        if os.getpid() != self.owner:  # in a copy of its owner
+        if not self.is_ours():
             return None
         words = json.dumps([os.path.abspath(path), memory])
         try:
@@ -508,7 +512,9 @@ class Looker:
     def stop(self) -> None:
         "Ends it, and a copy that still looks."
         self.pipe.close()
-        if os.getpid() == self.owner:
+        if not self.is_ours():
+            return
+        with suppress(OSError):  # it is gone, and somebody has waited for it
             os.killpg(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 

@@ -1193,10 +1193,17 @@ MUTANTS = [
     ),
     Mutant(
         "a copy of the owner asks and ends its small process",
-        "if os.getpid() != self.owner:",
-        "if False:",
+        "return os.getpid() == self.owner",
+        "return True",
         LOOKING,
         "copy_of_its_owner",
+    ),
+    Mutant(
+        "a small process that is gone already",
+        "with suppress(OSError):  # it is gone, and somebody has waited for it",
+        "with suppress():",
+        LOOKING,
+        "this_one_is_copied",
     ),
     Mutant(
         "a small process started where torch is",
