@@ -861,7 +861,7 @@ TABLE = """examples:
 exit codes: 0 done, 2 a folder holds no finished run"""
 
 # %% ../nbs/commands.ipynb #c0de0a0e
-@command(TABLE)
+@command(TABLE, reads_cells=False)
 def gmvae_table(
     runs: Param("folders of finished runs", str, nargs="+"),
     csv: Param("also write one row per run to this file", str) = None,
@@ -891,7 +891,7 @@ exit codes: 0 all files are as they were written, 2 a file is damaged, missing, 
 not what was written"""
 
 # %% ../nbs/commands.ipynb #c0de0a11
-@command(VERIFY)
+@command(VERIFY, reads_cells=False)
 def gmvae_verify(
     runs: Param(
         "folders of runs, or of models written by GMVAE.save", str, nargs="+"
