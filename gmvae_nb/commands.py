@@ -730,6 +730,8 @@ def gmvae_seeds(
 EMBED = """examples:
   gmvae_embed run new.h5ad                        writes new_gmvae.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad
+  gmvae_embed run new/ --out embedded.h5ad
+      all .h5ad files of a folder as one
   gmvae_embed run new.h5ad --map_batch donor7=donor1 donor8=donor1
       unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --map_batch '*=donor1' chemistry:v4=v3
@@ -796,10 +798,10 @@ def gmvae_embed(
     run: Param(
         "folder of a run of gmvae_train, or of a model written by GMVAE.save", str
     ),
-    data: Param("an .h5ad file with raw counts; it is only read", str),
+    data: FILES,
     out: Param(
         "the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad "
-        "beside the file",
+        "beside the file, of several NAME_and_2_more_gmvae.h5ad beside the first",
         str,
     ) = None,
     map_batch: MAP_BATCH = None,
@@ -820,24 +822,25 @@ def gmvae_embed(
     quiet: QUIET = False,
     json: JSON = False,
 ):
-    "Embed and cluster the cells of another file with a model trained before."
+    "Embed and cluster the cells of other files with a model trained before."
     log, pairs = speaker(quiet), map_batch or []
     for pair in pairs:
         if "=" not in pair:
             raise ValueError(f"map_batch {pair!r} is not of the form new=known")
     log("importing")
-    from .embed import embed_file
+    from .embed import embed_file, name_of_copy
+    from .parts import named_files
     from .train import GMVAE
 
+    files = named_files(data)
+    out = out or str(name_of_copy(files))
     model = GMVAE.load(run)
-    log(f"embedding {data}")
-    file = Path(data.removesuffix(".gz"))
-    out = out or str(file.with_name(f"{file.stem}_gmvae.h5ad"))
+    log(f"embedding {', '.join(files)}")
     if csv:
         check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
     report = embed_file(
         model,
-        data,
+        files,
         out,
         map_batch=map_of_pairs(pairs, model.covariates),
         batch_key=batch_key,

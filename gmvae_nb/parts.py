@@ -10,7 +10,7 @@ __all__ = ['LEAST_SHARED', 'FILE_KEY', 'named_files', 'part_names', 'Part', 'rea
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,6 +240,8 @@ def join_files(
     layer: str | None = None,  # layer with the counts; None: look for them
     round_counts: str | None = None,  # as for read_input
     gene_key: str | None = None,  # column of var with the names; None: index
+    # raises for a part that does not fit, before the next one is read
+    check: Callable[[Part], None] | None = None,
 ) -> Joined:
     """The cells of several files, with genes matched by name.
 
@@ -250,6 +252,8 @@ def join_files(
     how = dict(layer=layer, round_counts=round_counts, gene_key=gene_key)
     for file, name in zip(files, names):
         part = read_part(file, name, keys=needed, **how)
+        if check is not None:
+            check(part)
         for told in (other.told for other in parts):
             if told["sha256"] == part.told["sha256"]:
                 raise ValueError(
