@@ -30,7 +30,7 @@ from .match import MIN_MATCHED, MapBatch, first_names, match_genes
 from .model_folder import weights_sha256
 from .new_batches import notes_on_new, with_new_batches
 from .novelty import compared_with, novelty_of, read_known
-from .parts import FILE_KEY, Part, join_files, part_names
+from .parts import EMBEDDED, FILE_KEY, Part, join_files, part_names
 from .reading import gene_columns, gene_names
 from .reference_map import place_on_map, read_map
 from .runs import UNSURE_BELOW, annotate, write_annotated
@@ -147,7 +147,7 @@ def _check_copy(path: Path, target: Path, overwrite: bool) -> None:
     "ValueError if the target is the input, or a file that is no such copy."
     check_target(path, target)
     listed = listed_files(target.parent)
-    is_copy = is_annotated(target, "uns/gmvae/matched")
+    is_copy = is_annotated(target, EMBEDDED)
     if target.exists() and not overwrite:
         if target.name in listed or not is_copy:
             raise ValueError(
