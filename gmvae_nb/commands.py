@@ -740,6 +740,8 @@ EMBED = """examples:
       unseen batches learn weights of their own; one row per cell in new.csv
   gmvae_embed run new.h5ad --gene_key gene_ids
       gene names are in this column of var
+  torchrun --standalone --nproc-per-node 4 -m gmvae_nb embed run new.h5ad
+      the cells shared by four processes
 
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
@@ -828,31 +830,35 @@ def gmvae_embed(
         if "=" not in pair:
             raise ValueError(f"map_batch {pair!r} is not of the form new=known")
     log("importing")
+    from .distributed import shared_answers
     from .embed import embed_file, name_of_copy
     from .parts import named_files
     from .train import GMVAE
 
     files = named_files(data)
     out = out or str(name_of_copy(files))
-    model = GMVAE.load(run)
     log(f"embedding {', '.join(files)}")
     if csv:
         check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
-    report = embed_file(
-        model,
-        files,
-        out,
-        map_batch=map_of_pairs(pairs, model.covariates),
-        batch_key=batch_key,
-        layer=layer,
-        gene_key=gene_key,
-        min_matched=min_matched,
-        overwrite=overwrite,
-        round_counts=round_counts,
-        finetune_batch=finetune_batch,
-        run=run,
-        csv=csv,
-    )
+    with shared_answers():  # alone, or with the processes started beside this
+        model = GMVAE.load(run)
+        report = embed_file(
+            model,
+            files,
+            out,
+            map_batch=map_of_pairs(pairs, model.covariates),
+            batch_key=batch_key,
+            layer=layer,
+            gene_key=gene_key,
+            min_matched=min_matched,
+            overwrite=overwrite,
+            round_counts=round_counts,
+            finetune_batch=finetune_batch,
+            run=run,
+            csv=csv,
+        )
+    if follows():
+        return report
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)
 
