@@ -8,7 +8,7 @@ __all__ = ['cells_for', 'Found', 'join_to_embed', 'open_to_embed', 'places_on_ma
 # %% ../nbs/embed.ipynb #e3bed005
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,9 +204,8 @@ def embed_file(
     and its novelty is its rank among them.
     ValueError where genes, batches or counts don't fit, and for a target that is
     there and is not such a copy."""
-    target, files = Path(target), [path]
-    if not isinstance(path, str | Path):
-        files = list(path)
+    files = [path] if isinstance(path, str | Path) else list(path)
+    target = Path(target)
     if not 0 <= min_matched <= 1:
         raise ValueError(
             f"min_matched is {min_matched}; expected a share from 0 to 1"
@@ -217,7 +216,8 @@ def embed_file(
         if csv is not None:
             _check_csv(path, target, Path(csv))
 
-    how, opened = dict(layer=layer, round_counts=round_counts), None
+    how: dict[str, Any] = dict(layer=layer, round_counts=round_counts)
+    opened: AbstractContextManager[Found]
     if len(files) == 1:
         opened = open_to_embed(model, files[0], check_path, batch_key, **how)
     else:
