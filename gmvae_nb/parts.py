@@ -221,7 +221,10 @@ def joined_counts(
     n_genes: int,
 ) -> csr_matrix:  # (N, n_genes)
     "The counts of all parts, one after the other."
-    n_cells, size = sum(y.shape[0] for y in matrices), sum(y.nnz for y in matrices)
+    n_cells, size = (
+        sum(y.shape[0] for y in matrices),
+        sum(y.nnz for y in matrices),
+    )
     # pages that nothing is written to take no memory
     data = np.empty(size, dtype=np.float32)
     indices = np.empty(size, dtype=np.int32)

@@ -31,8 +31,8 @@ from gmvae_nb.distributed import (
     Team,
     joined,
     own_shards,
-    shared_answers,
     shards_of,
+    shared_answers,
 )
 from gmvae_nb.inference import for_each_cell, latent_means
 from gmvae_nb.network import PRESETS
@@ -280,7 +280,8 @@ def test_answers_that_are_shared_are_those_of_one_process_to_the_bit(tmp_path, d
 
 
 def test_each_process_reads_the_counts_of_its_cells(on_disk, tmp_path):
-    model = GMVAE(cells(n=200, G=10), K=3, batch_key="batch", preset=TINY)
+    of_32 = replace(TINY, batch_size=32)  # 375 mini-batches: no halves
+    model = GMVAE(cells(n=200, G=10), K=3, batch_key="batch", preset=of_32)
     new = ad.read_h5ad(on_disk.matrix.group.file.filename, backed="r")
 
     def work():
@@ -291,7 +292,7 @@ def test_each_process_reads_the_counts_of_its_cells(on_disk, tmp_path):
             latent_means(model.network, found)
         return min(a for a, _ in read), max(b for _, b in read), sum(b - a for a, b in read)
 
-    found, n, size = in_processes(2, tmp_path, work), len(new), TINY.batch_size
+    found, n, size = in_processes(2, tmp_path, work), len(new), 32
     half = n // size // 2 * size
     assert found == [(0, half, half), (half, n, n - half)]
 

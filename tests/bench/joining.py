@@ -1,6 +1,6 @@
 """Memory of several files read as one, in multiples of the parts: 8 bytes a count that is not 0.
 
-    OMP_NUM_THREADS=1 python tests/bench/joining.py
+OMP_NUM_THREADS=1 python tests/bench/joining.py
 """
 
 import subprocess
