@@ -84,6 +84,7 @@ def in_processes(world: int, folder: Path, work: Callable[[], object]) -> list:
             pids.append(pid)
             continue
         code = 1
+        torch.set_num_threads(1)  # a fork has not the threads that tests before have started
         try:
             where, patience = dict(rank=rank, world_size=world), timedelta(minutes=10)
             dist.init_process_group("gloo", init_method=f"file://{meet}", timeout=patience, **where)
