@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def command(
     examples: str,  # shown at the end of --help, line by line
     go_on: str = "run the same command again",  # said when it is stopped
     may_be_empty: tuple[str, ...] = (),  # options for which '' says: none
+    reads_cells: bool = True,  # from h5ad files, which are looked through first
 ) -> Callable:
     """Makes a console command of a function with `Param` annotations.
 
@@ -76,7 +78,12 @@ def command(
                 check_none_is_empty(options, may_be_empty)
                 # what batch systems send
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
-                with silence(bool(options.get("quiet"))):
+                with ExitStack() as during:
+                    during.enter_context(silence(bool(options.get("quiet"))))
+                    if reads_cells:  # while torch is not yet imported
+                        from .looking import small_looker
+
+                        during.enter_context(small_looker())
                     func(**options)
             except KeyboardInterrupt as error:
                 resumes = options.get("resume") is False

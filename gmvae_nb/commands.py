@@ -730,6 +730,8 @@ def gmvae_seeds(
 EMBED = """examples:
   gmvae_embed run new.h5ad                        writes new_gmvae.h5ad
   gmvae_embed run new.h5ad --out embedded.h5ad
+  gmvae_embed run new/ --out embedded.h5ad
+      all .h5ad files of a folder as one
   gmvae_embed run new.h5ad --map_batch donor7=donor1 donor8=donor1
       unseen batches, as one that was trained on
   gmvae_embed run new.h5ad --map_batch '*=donor1' chemistry:v4=v3
@@ -738,6 +740,8 @@ EMBED = """examples:
       unseen batches learn weights of their own; one row per cell in new.csv
   gmvae_embed run new.h5ad --gene_key gene_ids
       gene names are in this column of var
+  torchrun --standalone --nproc-per-node 4 -m gmvae_nb embed run new.h5ad
+      the cells shared by four processes
 
 Genes are matched by name. The file may have others, and in any order; those that
 it misses count as zero, and fewer than --min_matched of the model's genes are
@@ -796,10 +800,10 @@ def gmvae_embed(
     run: Param(
         "folder of a run of gmvae_train, or of a model written by GMVAE.save", str
     ),
-    data: Param("an .h5ad file with raw counts; it is only read", str),
+    data: FILES,
     out: Param(
         "the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad "
-        "beside the file",
+        "beside the file, of several NAME_and_2_more_gmvae.h5ad beside the first",
         str,
     ) = None,
     map_batch: MAP_BATCH = None,
@@ -820,36 +824,41 @@ def gmvae_embed(
     quiet: QUIET = False,
     json: JSON = False,
 ):
-    "Embed and cluster the cells of another file with a model trained before."
+    "Embed and cluster the cells of other files with a model trained before."
     log, pairs = speaker(quiet), map_batch or []
     for pair in pairs:
         if "=" not in pair:
             raise ValueError(f"map_batch {pair!r} is not of the form new=known")
     log("importing")
-    from .embed import embed_file
+    from .distributed import shared_answers
+    from .embed import embed_file, name_of_copy
+    from .parts import named_files
     from .train import GMVAE
 
-    model = GMVAE.load(run)
-    log(f"embedding {data}")
-    file = Path(data.removesuffix(".gz"))
-    out = out or str(file.with_name(f"{file.stem}_gmvae.h5ad"))
+    files = named_files(data)
+    out = out or str(name_of_copy(files))
+    log(f"embedding {', '.join(files)}")
     if csv:
         check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
-    report = embed_file(
-        model,
-        data,
-        out,
-        map_batch=map_of_pairs(pairs, model.covariates),
-        batch_key=batch_key,
-        layer=layer,
-        gene_key=gene_key,
-        min_matched=min_matched,
-        overwrite=overwrite,
-        round_counts=round_counts,
-        finetune_batch=finetune_batch,
-        run=run,
-        csv=csv,
-    )
+    with shared_answers():  # alone, or with the processes started beside this
+        model = GMVAE.load(run)
+        report = embed_file(
+            model,
+            files,
+            out,
+            map_batch=map_of_pairs(pairs, model.covariates),
+            batch_key=batch_key,
+            layer=layer,
+            gene_key=gene_key,
+            min_matched=min_matched,
+            overwrite=overwrite,
+            round_counts=round_counts,
+            finetune_batch=finetune_batch,
+            run=run,
+            csv=csv,
+        )
+    if follows():
+        return report
     lines = [*describe_embedding(report), f"written  {out}"]
     return print_result(dict(out=str(out), **report), "\n".join(lines), json)
 
@@ -861,7 +870,7 @@ TABLE = """examples:
 exit codes: 0 done, 2 a folder holds no finished run"""
 
 # %% ../nbs/commands.ipynb #c0de0a0e
-@command(TABLE)
+@command(TABLE, reads_cells=False)
 def gmvae_table(
     runs: Param("folders of finished runs", str, nargs="+"),
     csv: Param("also write one row per run to this file", str) = None,
@@ -891,7 +900,7 @@ exit codes: 0 all files are as they were written, 2 a file is damaged, missing, 
 not what was written"""
 
 # %% ../nbs/commands.ipynb #c0de0a11
-@command(VERIFY)
+@command(VERIFY, reads_cells=False)
 def gmvae_verify(
     runs: Param(
         "folders of runs, or of models written by GMVAE.save", str, nargs="+"

@@ -8,6 +8,7 @@ __all__ = ['PARTIAL_LAYERS', 'GENE_FEATURES', 'layer_names', 'gene_features', 'g
 # %% ../nbs/counts.ipynb #c0a47503
 import re
 import warnings
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -99,6 +100,17 @@ def _check_numbers(m: Any, name: str) -> None:
 
 # %% ../nbs/counts.ipynb #90c6fbe2
 #| code-fold: true
+def _blocks(counts: Any) -> Iterator[tuple[int, Any]]:  # first row, and the rows
+    "A matrix block by block; dense or CSC in memory, it is one block."
+    if isinstance(counts, CountsOnDisk) or not sparse.issparse(counts):
+        yield from row_blocks(counts)
+    elif counts.format != "csr":
+        yield 0, counts
+    else:
+        for start in range(0, counts.shape[0], 8192):
+            yield start, counts[start : start + 8192]
+
+
 class _Entries(NamedTuple):
     "What was found in a matrix."
 
@@ -115,7 +127,7 @@ def _count_entries(
     "Looks at every value. ValueError for one that float32 cannot hold."
     in_cell, in_gene = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
     n_bad, first_bad, n_rounded = 0, "", 0
-    for start, y in row_blocks(counts):
+    for start, y in _blocks(counts):
         if isinstance(counts, CountsOnDisk):
             _check_numbers(y, name)
 
@@ -205,7 +217,7 @@ def _whole(adata: AnnData, layer: str | None, rank: int) -> _Whole | None:
         return None
     total, highest, highest_of_cells = 0.0, 0.0, set()
     counts = _read_matrix(adata, layer)
-    for _, block in row_blocks(counts):
+    for _, block in _blocks(counts):
         values = block.data if sparse.issparse(block) else block
         is_number = values.dtype.kind in "biuf"
         if not is_number or not is_nearly_count(values).all():

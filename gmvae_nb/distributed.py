@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARDS', 'TOGETHER', 'T', 'Mean', 'PATIENCE', 'SumOfAll', 'own_part', 'mean_of_all', 'sum_gradients', 'together',
-           'shards_of', 'own_shards', 'cuts', 'Draws', 'ShardedDraws', 'Alone', 'Team', 'current_team', 'joined']
+           'shards_of', 'own_shards', 'cuts', 'Draws', 'ShardedDraws', 'Alone', 'Team', 'current_team', 'joined',
+           'answering', 'shared_answers']
 
 # %% ../nbs/distributed.ipynb #d157b004
 import math
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from .counts_on_disk import CountsOnDisk, shuffle_blocks
 from .data import mean_and_std
 from .gpu import Batches, counts_for
+from .progress import silence
 from .reproducible import Stream, numpy_stream, torch_stream
 from .thinning import thin, with_values
 
@@ -81,9 +83,9 @@ def together() -> Iterator[None]:
     except RuntimeError as error:  # all of torch.distributed's are
         why = " ".join(str(error).split())[:200]
         raise ConnectionError(
-            f"another process of this training has ended, or cannot be reached "
-            f"({why}): see what it said, and start them again to go on from the "
-            "last checkpoint"
+            f"another process has ended, or cannot be reached ({why}): see what "
+            "it said, and start them again; a training goes on from its last "
+            "checkpoint"
         ) from None
 
 # %% ../nbs/distributed.ipynb #d157b00d
@@ -337,6 +339,15 @@ class Alone:
     def check_same(self, network: nn.Module) -> None:
         "RuntimeError if the weights of the processes are not the same."
 
+    def by_rows(
+        self,
+        n: int,  # rows, of cells
+        size: int,  # so many stay together: a mini-batch
+        work: Callable[[slice], Tensor],  # on neighbouring rows -> (rows, ...)
+    ) -> Tensor:  # (n, ...)
+        "What is found for each row. Each process works on its own ones."
+        return work(slice(0, n))
+
     def tile_cells(self, batch_size: int) -> int | None:
         "Cells that tiles of genes are cut for; None: those of the mini-batch."
         return None
@@ -465,6 +476,29 @@ class Team(Alone):
                 "report this, with the versions of torch and gmvae_nb"
             )
 
+    def by_rows(
+        self, n: int, size: int, work: Callable[[slice], Tensor]
+    ) -> Tensor:
+        "What is found for each row, in all processes; or the first error."
+        steps = math.ceil(n / size)
+        start, stop = (
+            min(n, size * (steps * rank // self.world))
+            for rank in (self.rank, self.rank + 1)
+        )
+        own: Tensor | Exception | None = None
+        try:
+            if start < stop:
+                own = work(slice(start, stop))
+        except Exception as error:
+            own = error
+        found: list[Any] = [None] * self.world
+        with together():
+            dist.all_gather_object(found, own)
+        for part in found:
+            if isinstance(part, Exception):
+                raise part
+        return torch.cat([part for part in found if part is not None])
+
     def tile_cells(self, batch_size: int) -> int | None:
         "Cells of a whole mini-batch, however many processes share it."
         return batch_size
@@ -511,3 +545,24 @@ def joined() -> Iterator[Alone]:
     finally:
         if starts:
             dist.destroy_process_group()
+
+# %% ../nbs/distributed.ipynb #d157b01c
+_answering: list[Alone] = []  # the team of the `with` that we are in
+
+
+def answering() -> Alone:
+    "Who shares the cells of a question; `Alone` outside of `shared_answers`."
+    return _answering[-1] if _answering else Alone()
+
+
+@contextmanager
+def shared_answers() -> Iterator[Alone]:
+    """What a model is asked in here is shared by the processes of `joined`.
+
+    All of them ask the same, and all get the answers for all cells."""
+    with joined() as team, silence(not team.first):
+        _answering.append(team)
+        try:
+            yield team
+        finally:
+            _answering.pop()

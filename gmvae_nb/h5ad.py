@@ -8,8 +8,6 @@ __all__ = ['other_format', 'decompress', 'decompressed', 'check_is_file', 'check
 
 # %% ../nbs/h5ad.ipynb #05ff6af3
 import contextlib
-import faulthandler
-import gc
 import gzip
 import json
 import os
@@ -27,7 +25,12 @@ import psutil
 
 from .counts_on_disk import check_parts
 from .files import write_atomically
-from .looking import is_old_layout, limit_resources, look_through
+
+# isort: off
+from .looking import can_be_copied, is_old_layout
+from .looking import look_in_copy, look_in_small_copy
+
+# isort: on
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -89,59 +92,25 @@ def other_format(
     )
 
 # %% ../nbs/h5ad.ipynb #c050575a
-def _can_be_copied() -> bool:
+def _may_be_copied() -> bool:
     "Whether a copy of this process may look, which is there at once."
-    if (
-        sys.platform != "linux"
-        or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-    ):
+    if not can_be_copied():
         return False
     # HDF5 in the copy would know of the files that are open in this process
     n_open = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE)
     return n_open == 0 and psutil.Process().memory_info().rss < 4e9
 
 
-def _look_in_copy(path: Path, memory: int) -> tuple[int, bytes]:
-    "Exit code of a copy of this process, and what it found, as JSON."
-    out, into = os.pipe()
-    with warnings.catch_warnings():
-        # of other threads, which are not in the copy, and of which it needs none
-        warnings.simplefilter("ignore")
-        pid = os.fork()
-    if pid == 0:
-        try:
-            gc.freeze()  # else it goes through all that is here
-            faulthandler.disable()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
-                signal.signal(number, signal.SIG_DFL)
-            limit_resources(path.stat().st_size)
-            found = look_through(str(path), memory)
-            os.write(into, json.dumps(found).encode())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(into)
-    try:
-        with open(out, "rb") as pipe:
-            said = pipe.read()
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        status = os.waitpid(pid, 0)[1]
-    return os.waitstatus_to_exitcode(status), said
-
-
-def _look_in_another(path: Path, memory: int) -> tuple[int, bytes]:
-    "The same of a program that is started for it."
+def _look_in_another(path: str, memory: float) -> tuple[int, bytes]:
+    "As look_in_copy, of a program that is started for it."
     code = (
         "import json, sys; "
         "path, size, memory, *sys.path = json.loads(sys.argv[1]); "
         "from gmvae_nb.looking import limit_resources, main; "
         "limit_resources(size); main(path, memory)"
     )
-    size = path.stat().st_size
-    words = json.dumps([str(path), size, memory, *sys.path])
+    size = os.stat(path).st_size
+    words = json.dumps([path, size, memory, *sys.path])
     # elsewhere the process has bounds of its own, of processor time
     seconds = 60 + size / 1e6 if os.name == "nt" else None
     command = [sys.executable, "-c", code, words]
@@ -151,9 +120,10 @@ def _look_in_another(path: Path, memory: int) -> tuple[int, bytes]:
 
 def _look_through(path: Path) -> dict[str, Any]:  # as `looking.look_through`
     "What another process finds in a file."
-    look = _look_in_copy if _can_be_copied() else _look_in_another
+    asked = str(path), psutil.virtual_memory().total
+    look = look_in_copy if _may_be_copied() else _look_in_another
     try:
-        code, said = look(path, psutil.virtual_memory().total)
+        code, said = look_in_small_copy(*asked) or look(*asked)
     except subprocess.TimeoutExpired:
         return {"damaged": "HDF5 finds no end in it"}
     if -code == getattr(signal, "SIGXCPU", None):

@@ -21,6 +21,7 @@ from torch import Tensor
 from .clusters import linkage, merge_components
 from .covariates import Setting, as_if
 from .data import minibatches
+from .distributed import answering
 
 # isort: off
 from .gmvae_loss import cluster_usage
@@ -71,19 +72,25 @@ def for_each_cell(
     """Apply a function of a mini-batch to all cells.
 
     FloatingPointError, naming the first cell, for a result that is not finite."""
-    parts = []
-    for y, b, here in cells_in_order(network, cells, rows):
-        part = function(y, b).cpu()
-        finite = part.isfinite().reshape(len(part), -1).all(1)
-        if not finite.all():
-            name = cells.names[here[finite.logical_not().nonzero()[0].item()]]
-            raise FloatingPointError(
-                f"the model's answer for cell {name!r} is not finite: its "
-                "weights are out of range, train it again, with a lower learning "
-                "rate"
-            )
-        parts.append(part)
-    return torch.cat(parts)
+    if rows is None:
+        rows = np.arange(cells.counts.shape[0])
+
+    def answers(own: slice) -> Tensor:
+        parts = []
+        for y, b, here in cells_in_order(network, cells, rows[own]):
+            part = function(y, b).cpu()
+            finite = part.isfinite().reshape(len(part), -1).all(1)
+            if not finite.all():
+                name = cells.names[here[finite.logical_not().nonzero()[0].item()]]
+                raise FloatingPointError(
+                    f"the model's answer for cell {name!r} is not finite: its "
+                    "weights are out of range, train it again, with a lower "
+                    "learning rate"
+                )
+            parts.append(part)
+        return torch.cat(parts)
+
+    return answering().by_rows(len(rows), network.preset.batch_size, answers)
 
 # %% ../nbs/inference.ipynb #cdc66802
 Noise = tuple[Tensor, Tensor]  # eps_x (L, 1, n_x) and eps_w (L, 1, n_w)

@@ -326,7 +326,7 @@ def counts_in_memory(
         n_bytes = 8 * y.matrix.group["indices"].size  # a count and its gene
         advice = "choose cells or genes of it first"
         check_fits(n_bytes, f"{place.where} of {str(path)!r}", advice)
-        y = y[np.arange(len(adata))]
+        y = y.read(0, len(adata)).astype(np.float32, copy=False)
     return place, y
 
 

@@ -25,7 +25,7 @@ NOTEBOOK = """examples:
 exit codes: 0 done, 4 the notebook is not there"""
 
 # %% ../nbs/umbrella.ipynb #0b710009
-@command(NOTEBOOK)
+@command(NOTEBOOK, reads_cells=False)
 def gmvae_notebook():
     "Print where the notebook of the results lies, for papermill."
     package = Path(str(files("gmvae_nb")))

@@ -8,6 +8,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -267,13 +268,14 @@ def test_evaluation_measures_a_contender(tmp_path, monkeypatch):
     assert row["wall"] > 0 and row["gb"] > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a small process")
 def test_unpacking_measures_a_file_with_both(tmp_path, monkeypatch, capsys):
     unpacking.write(tmp_path / "a.h5ad", 150, "dense", 4, None)
-    monkeypatch.setattr(unpacking.looking, "deflate", None)
     run(monkeypatch, unpacking, tmp_path / "t.csv", tmp_path / "a.h5ad", "--repeats", 1)
     found = pd.read_csv(tmp_path / "t.csv").iloc[0]
-    assert found["file"] == "a.h5ad" and found["look_zlib"] > 0 and found["look"] > 0
-    assert found["read_input"] > found["look"] / 2
+    assert found["file"] == "a.h5ad"
+    for how in ("look_zlib", "look", "look_here"):  # the seconds of all processes are counted
+        assert 0.005 < found[how] < 2 * found["read_input"]
     unpacking.write(tmp_path / "b.h5ad", 150, "csr", 1, 2000)
-    with unpacking.h5py.File(tmp_path / "b.h5ad") as f:
+    with h5py.File(tmp_path / "b.h5ad") as f:
         assert f["X/data"].chunks == (2000,) and f["X/data"].compression_opts == 1

@@ -381,3 +381,19 @@ def test_texts_are_written_without_masks_where_none_is_missing(tmp_path):
         assert list(again.obs["plate"]) == list("abcdef")
         assert list(again.uns["whole"]["word"]) == ["a", "b"]
         assert again.uns["some"]["word"].isna().tolist() == [False, True]
+
+
+def test_a_bad_value_far_down_is_named_however_counts_are_stored():
+    y = np.ones((9000, 3), dtype=np.float32)
+    y[8500, 2] = 0.3
+    for kind in (sparse.csr_matrix, sparse.csc_matrix, np.asarray):
+        a = AnnData(kind(y))
+        with pytest.raises(ValueError, match="0.3 for cell '8500' and gene '2'"):
+            get_counts(a)
+        with pytest.raises(ValueError, match="0.3 for cell '8500' and gene '2'"):
+            find_counts(a)
+    y[8500, 2] = 7
+    assert find_counts(AnnData(sparse.csr_matrix(y))).where == "X"
+    y[8500] = 0
+    with pytest.raises(ValueError, match="1 cell without a single count, the first is '8500'"):
+        get_counts(AnnData(sparse.csr_matrix(y)))

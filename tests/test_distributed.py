@@ -4,6 +4,8 @@ Processes are forked and talk over gloo; networks are in double precision, so th
 differ is the order in which sums are rounded.
 """
 
+import contextlib
+import io
 import os
 import pickle
 import random
@@ -21,9 +23,21 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from gmvae_nb.commands import gmvae_embed
 from gmvae_nb.counts_on_disk import CountsOnDisk
-from gmvae_nb.distributed import SHARDS, ShardedDraws, Team, joined, own_shards, shards_of
+from gmvae_nb.distributed import (
+    SHARDS,
+    ShardedDraws,
+    Team,
+    joined,
+    own_shards,
+    shards_of,
+    shared_answers,
+)
+from gmvae_nb.inference import for_each_cell, latent_means
 from gmvae_nb.network import PRESETS
+from gmvae_nb.reading import read_input
+from gmvae_nb.runs import annotate_run, train_run
 from gmvae_nb.train import GMVAE
 
 from hazards import SMALL, TINY, cells
@@ -72,6 +86,7 @@ def in_processes(world: int, folder: Path, work: Callable[[], object]) -> list:
             pids.append(pid)
             continue
         code = 1
+        torch.set_num_threads(1)  # a fork has not the threads that tests before have started
         try:
             where, patience = dict(rank=rank, world_size=world), timedelta(minutes=10)
             dist.init_process_group("gloo", init_method=f"file://{meet}", timeout=patience, **where)
@@ -168,7 +183,7 @@ def test_a_process_that_ends_is_said_by_the_others(tmp_path):
 
     (sentence, restored), code = in_processes(2, tmp_path, work)
     assert code == 7 and restored
-    assert "another process of this training has ended" in sentence and "\n" not in sentence
+    assert "another process has ended" in sentence and "\n" not in sentence
     assert sentence.endswith("the model is as it was after 0 epochs")
 
 
@@ -242,3 +257,100 @@ def test_refuses_what_cannot_be_shared(tmp_path):
             team.check(n, test, preset)
     found = in_processes(3, tmp_path, lambda: None)
     assert all("start 1, 2, 4 or 8" in str(error) for error in found)
+
+
+ASKED = ("get_latent_representation", "predict_proba", "get_elbo", "get_iwae")
+
+
+def answers(model, adata) -> list[bytes]:
+    return [np.ascontiguousarray(getattr(model, ask)(adata)).tobytes() for ask in ASKED]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_answers_that_are_shared_are_those_of_one_process_to_the_bit(tmp_path, dtype, world):
+    model = trained(BLOG, 1)
+    model.network.to(dtype)
+    new = cells(n=101, G=30, seed=3)  # the last mini-batch is short
+
+    def work():
+        with shared_answers():
+            found = [answers(model, new), answers(model, new[:20])]
+        return [*found, answers(model, new)]  # the last are not shared
+
+    one = [answers(model, new), answers(model, new[:20]), answers(model, new)]
+    assert in_processes(world, tmp_path, work) == [one] * world
+
+
+def test_each_process_reads_the_counts_of_its_cells(on_disk, tmp_path):
+    of_32 = replace(TINY, batch_size=32)  # 375 mini-batches: no halves
+    model = GMVAE(cells(n=200, G=10), K=3, batch_key="batch", preset=of_32)
+    new = ad.read_h5ad(on_disk.matrix.group.file.filename, backed="r")
+
+    def work():
+        found, read = model.match_cells(new), []
+        whole = found.counts.read
+        found.counts.read = lambda a, b: read.append((a, b)) or whole(a, b)
+        with shared_answers():
+            latent_means(model.network, found)
+        return min(a for a, _ in read), max(b for _, b in read), sum(b - a for a, b in read)
+
+    found, n, size = in_processes(2, tmp_path, work), len(new), 32
+    half = n // size // 2 * size
+    assert found == [(0, half, half), (half, n, n - half)]
+
+
+def test_an_error_of_one_process_is_that_of_all(tmp_path):
+    model = GMVAE(cells(n=100), K=3, batch_key="batch", preset=TINY)
+
+    def asked(end):
+        def last(y, b):
+            if dist.get_rank():
+                end()
+            return b
+
+        def work():
+            with shared_answers():
+                for_each_cell(model.network, model._own_cells(), last)
+
+        return work
+
+    def refuse():
+        raise ValueError("cell 99 is odd")
+
+    found = in_processes(2, tmp_path, asked(refuse))
+    assert [str(error) for error in found] == ["cell 99 is odd"] * 2
+    said, code = in_processes(2, tmp_path, asked(lambda: os._exit(7)))
+    assert code == 7 and str(said).startswith("another process has ended")
+
+
+def test_a_file_is_embedded_by_two_processes_and_written_by_the_first(tmp_path):
+    file, run = tmp_path / "mine.h5ad", tmp_path / "run"
+    cells(n=300, G=30).write_h5ad(file)
+    data, how = read_input(file, batch_key="batch"), dict(batch_key="batch", progress=False)
+    annotate_run(train_run(data, run, preset=SMALL, max_epochs=2, **how), data, run)
+    cells(n=2500, G=30, seed=5).write_h5ad(tmp_path / "new.h5ad")
+
+    def embed(name):
+        said, words = io.StringIO(), (str(run), str(tmp_path / "new.h5ad"))
+        if dist.is_initialized():  # as torchrun says it
+            engine = dict(RANK=str(dist.get_rank()), WORLD_SIZE="2", MASTER_ADDR="here")
+            os.environ.update(engine)
+        with contextlib.redirect_stdout(said):
+            gmvae_embed(*words, out=str(tmp_path / name), csv=f"{tmp_path / name}.csv", quiet=True)
+        return said.getvalue()
+
+    def of_a_process():
+        if dist.get_rank():  # writes nothing
+            for name in ("write_annotated", "write_table"):
+                setattr(sys.modules["gmvae_nb.embed"], name, None)
+        return embed("two.h5ad")
+
+    alone, (first, second) = embed("one.h5ad"), in_processes(2, tmp_path, of_a_process)
+    assert first == alone.replace("one.h5ad", "two.h5ad") and second == "", second
+    one, two = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("one", "two"))
+    for key in ("X_gmvae", "gmvae_prob", "X_gmvae_umap"):
+        assert one.obsm[key].tobytes() == two.obsm[key].tobytes(), key
+    assert one.obs.equals(two.obs)
+    tables = [(tmp_path / f"{name}.h5ad.csv").read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]

@@ -132,7 +132,7 @@ def test_looking_is_not_stopped_by_a_clock(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(words, 0, b'{"missing": [], "size": 1, "old": false}')
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(h5ad, "_can_be_copied", lambda: False)
+    monkeypatch.setattr(h5ad, "_may_be_copied", lambda: False)
     h5ad.checked_h5ad(file_with(tmp_path, lambda f: None))
     assert asked["timeout"] is None or os.name == "nt"
 
@@ -147,13 +147,13 @@ def test_no_program_is_started_to_look(tmp_path, monkeypatch):
 @needs_linux
 def test_a_copy_of_the_process_looks_unless_it_has_files_open(tmp_path):
     path, other = file_with(tmp_path, lambda f: None), tmp_path / "other.h5"
-    assert h5ad._can_be_copied()
+    assert h5ad._may_be_copied()
     memory = psutil.virtual_memory().total
-    ways = (h5ad._look_in_copy, h5ad._look_in_another)
-    copied, started = (json.loads(look(path, memory)[1]) for look in ways)
+    ways = (looking.look_in_copy, h5ad._look_in_another)
+    copied, started = (json.loads(look(str(path), memory)[1]) for look in ways)
     assert copied == started and copied["missing"] == []
     with h5py.File(other, "w"):
-        assert not h5ad._can_be_copied()
+        assert not h5ad._may_be_copied()
         assert read_h5ad(path).n_obs == 100
     with h5py.File(path, "r+"):
         with pytest.raises(ValueError, match="is open for writing elsewhere"):
@@ -164,7 +164,7 @@ def test_a_copy_of_the_process_looks_unless_it_has_files_open(tmp_path):
 @pytest.mark.parametrize("kill", [signal.SIGSEGV, signal.SIGXCPU])
 def test_a_copy_that_dies_is_a_sentence(tmp_path, monkeypatch, kill):
     path = file_with(tmp_path, lambda f: None)
-    monkeypatch.setattr(h5ad, "look_through", lambda *_: os.kill(os.getpid(), kill))
+    monkeypatch.setattr(looking, "look_through", lambda *_: os.kill(os.getpid(), kill))
     what = "HDF5 finds no end in it" if kill == signal.SIGXCPU else "HDF5 stopped with code -11"
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ValueError, match=f"is no h5ad file, or not a whole one .{what}"):
@@ -176,11 +176,221 @@ def test_a_copy_that_dies_is_a_sentence(tmp_path, monkeypatch, kill):
 def test_a_copy_writes_nothing_of_its_own(tmp_path, monkeypatch, capfd):
     "An error that nobody has thought of: the copy ends, and goes on with nothing of its parent."
     path = file_with(tmp_path, lambda f: None)
-    monkeypatch.setattr(h5ad, "look_through", lambda *_: 1 / 0)
+    monkeypatch.setattr(looking, "look_through", lambda *_: 1 / 0)
     print("before, and not yet written", end="")
     with pytest.raises(ValueError, match="HDF5 stopped with code 1"):
         read_h5ad(path)
     assert capfd.readouterr().out.count("before") == 1
+
+
+# --- the small process of a command ---------------------------------------------------------------
+
+
+@pytest.fixture
+def start(monkeypatch):
+    "Starts a small process, which looks with this, and lets `h5ad` ask it."
+    if not looking.can_be_copied():
+        pytest.skip("needs Linux")
+    started = []
+
+    def one(look_through=looking.look_through):
+        with monkeypatch.context() as m:
+            m.setattr(looking, "look_through", look_through)
+            started.append(looking.Looker())
+        monkeypatch.setattr(looking, "_lookers", started[-1:])
+        return started[-1]
+
+    yield one
+    for looker in started:
+        looker.stop()
+
+
+def is_gone(pid: int, seconds: float = 20) -> bool:
+    "Whether a process has ended by then; nobody need have waited for it."
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_small_process_finds_what_a_copy_finds(tmp_path, start, monkeypatch):
+    path = file_with(tmp_path, lambda f: None)
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(path.read_bytes()[:5000])
+    looker = start()
+    for asked in (path, cut, tmp_path / "none"):
+        assert looker.look(str(asked), 1e9) == looking.look_in_copy(str(asked), 1e9)
+    monkeypatch.setattr(h5ad, "look_in_copy", None)
+    monkeypatch.setattr(h5ad, "_look_in_another", None)
+    assert read_h5ad(path).n_obs == 100
+    monkeypatch.chdir(tmp_path)  # it is still where it was started
+    assert read_h5ad("a.h5ad").n_obs == 100
+    with h5py.File(path, "r+"), pytest.raises(ValueError, match="is open for writing elsewhere"):
+        read_h5ad(path)
+
+
+@pytest.mark.parametrize("kill", ["SIGSEGV", "SIGXCPU"])
+def test_a_copy_that_dies_takes_the_small_process_not_with_it(tmp_path, start, kill):
+    good = file_with(tmp_path, lambda f: None)
+    bad = tmp_path / "bad.h5ad"
+    bad.write_bytes(good.read_bytes())
+    look_through = looking.look_through
+
+    def dies(path, memory):
+        if path == str(bad):
+            os.kill(os.getpid(), getattr(signal, kill))
+        return look_through(path, memory)
+
+    looker = start(dies)
+    what = "HDF5 finds no end in it" if kill == "SIGXCPU" else "HDF5 stopped with code -11"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=what):
+            read_h5ad(bad)
+        assert read_h5ad(good).n_obs == 100
+    assert psutil.Process(looker.pid).children() == []  # none is left to be waited for
+
+
+def test_a_copy_has_its_bounds_whoever_makes_it(tmp_path, start):
+    import resource
+
+    def bounds(*_):
+        return [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS)]
+
+    path = file_with(tmp_path, lambda f: None)
+    memory = psutil.Process().memory_info().vms
+    seconds, most = json.loads(start(bounds).look(str(path), 1e9)[1])
+    assert seconds == 3 and most < memory + 300e6
+
+
+def test_without_the_small_process_this_one_is_copied(tmp_path, start):
+    path, looker = file_with(tmp_path, lambda f: None), start()
+    os.kill(looker.pid, signal.SIGKILL)
+    os.waitpid(looker.pid, 0)
+    assert read_h5ad(path).n_obs == 100
+    assert looker.look(str(path), 1e9) is None
+
+
+def test_a_copy_of_its_owner_lets_the_small_process_alone(tmp_path, start):
+    path, looker = str(file_with(tmp_path, lambda f: None)), start()
+    pid = os.fork()
+    if pid == 0:
+        same = looker.look(path, 1e9)
+        looker.stop()
+        os._exit(0 if same is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert looker.look(path, 1e9)[0] == 0
+
+
+def test_a_look_that_is_stopped_ends_all_processes(tmp_path, start):
+    path, looker = file_with(tmp_path, lambda f: None), start(lambda *_: time.sleep(100))
+    assert os.getpgid(looker.pid) == looker.pid  # Ctrl-C reaches its owner alone
+    small, copies = psutil.Process(looker.pid), []
+
+    def stopped(*_):
+        copies.extend(small.children())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stopped)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            read_h5ad(path)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert looker.look(str(path), 1e9) is None  # the answer to the first would come
+    looker.stop()
+    assert len(copies) == 1 and is_gone(copies[0].pid) and is_gone(looker.pid)
+
+
+@needs_linux
+def test_nobody_waits_for_the_small_process_of_who_is_gone(tmp_path):
+    "Its owner is killed while a copy looks; it keeps nobody's output open, and ends after that."
+    code = (
+        "import os, signal, sys, time; from gmvae_nb import looking; "
+        "looking.look_through = lambda *_: time.sleep(float(sys.argv[1])); "
+        "looker = looking.Looker(); print(looker.pid, flush=True); "
+        "looker.pipe.send_bytes(b'[\".\", 1]'); time.sleep(0.3); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for seconds in (0, 60):
+        start = time.perf_counter()
+        words = [sys.executable, "-c", code, str(seconds)]
+        done = subprocess.run(words, capture_output=True, cwd=ROOT, timeout=50)
+        pid = int(done.stdout)
+        assert time.perf_counter() - start < 30 and done.stderr == b""
+        if seconds:
+            os.killpg(pid, signal.SIGKILL)
+        assert is_gone(pid)
+
+
+@needs_linux
+def test_a_command_starts_it_before_torch_and_ends_it(tmp_path):
+    path = file_with(tmp_path, lambda f: None)
+    code = (
+        "import os, sys; from gmvae_nb import commands, looking\n"
+        "class Looker(looking.Looker):\n"
+        "    def __init__(self):\n"
+        "        assert 'torch' not in sys.modules\n"
+        "        super().__init__()\n"
+        "        print('started', self.pid)\n"
+        "    def look(self, path, memory):\n"
+        "        assert 'torch' in sys.modules\n"
+        "        print('looked', super().look(path, memory)[0])\n"
+        '        return 0, b\'{"unsafe": "it is told"}\'\n'
+        "looking.Looker = Looker\n"
+        "sys.argv = ['gmvae_train', sys.argv[1], '--dry_run']\n"
+        "try:\n"
+        "    commands.gmvae_train()\n"
+        "finally:\n"
+        "    print('left', len(looking._lookers))\n"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "not read, for safety: it is told" in done.stderr
+    started, *others = done.stdout.splitlines()
+    assert started.startswith("started ") and others == ["looked 0", "left 0"]
+    assert is_gone(int(started.split()[1]), 0.1)
+
+
+def test_where_none_can_be_started_it_is_as_without(tmp_path, monkeypatch):
+    def none_is_started() -> bool:
+        with looking.small_looker():
+            return looking._lookers == []
+
+    def no_process():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    assert none_is_started()  # torch is imported here: it would not be small
+    monkeypatch.delitem(sys.modules, "torch")
+    with monkeypatch.context() as m:
+        m.setattr(os, "fork", no_process, raising=False)
+        assert none_is_started()
+    with monkeypatch.context() as m:
+        m.setattr(sys, "platform", "darwin")
+        assert none_is_started()
+    if hasattr(signal, "SIGCHLD"):
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            assert none_is_started()
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+    if looking.can_be_copied():
+        with looking.small_looker():
+            assert len(looking._lookers) == 1
+        assert looking._lookers == []
+
+
+def test_a_command_that_reads_no_cells_starts_nothing(tmp_path):
+    code = (
+        "import sys; from gmvae_nb import umbrella; sys.argv = ['gmvae', 'notebook']; "
+        "umbrella.gmvae(); assert not {'h5py', 'gmvae_nb.looking'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # --- blocks ---------------------------------------------------------------------------------------

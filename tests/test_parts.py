@@ -2,20 +2,23 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import runs
-from gmvae_nb.commands import gmvae_report, gmvae_train, gmvae_verify
+from gmvae_nb import embed, runs
+from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_train, gmvae_verify
 from gmvae_nb.embed import embed_file
 from gmvae_nb.parts import join_files, named_files, read_files
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import train_run
 from gmvae_nb.stability import data_of_run
 from gmvae_nb.train import GMVAE
-from scipy.sparse import csc_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from hazards import SMALL, cells
 
@@ -130,11 +133,146 @@ def test_a_file_that_comes_later_is_a_batch_by_its_name(run, tmp_path):
         embed_file(model, other, target)
 
 
+@pytest.fixture
+def no_answer(monkeypatch):
+    "Nothing may be asked of a model."
+
+    def annotate(*_):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(embed, "annotate", annotate)
+
+
+def same_cells(one: ad.AnnData, other: ad.AnnData) -> None:
+    "To the bit, what was written of the same cells."
+    assert list(one.obs_names) == list(other.obs_names)
+    for key in ("X_gmvae", "gmvae_prob", "X_gmvae_umap"):
+        assert one.obsm[key].tobytes() == other.obsm[key].tobytes(), key
+    for key in ("gmvae_cluster", "gmvae_confidence", "gmvae_novelty"):
+        assert list(one.obs[key]) == list(other.obs[key]), key
+
+
+def test_three_files_are_embedded_as_the_joined_one_and_as_each_alone(run, files, tmp_path):
+    out, samples, _, _ = run
+    whole = ad.concat(dict(zip(NAMES, thirds())), label="file")
+    whole.write_h5ad(tmp_path / "whole.h5ad")
+    how = dict(quiet=True, csv=str(tmp_path / "cells.csv"))
+    report = gmvae_embed(str(out), str(Path(files[0]).parent), **how)
+    assert report["out"] == str(tmp_path / "samples/a_and_2_more_gmvae.h5ad")
+    assert report["cells"] == 120 and report["batches"] == {n: n for n in NAMES}
+    assert report["notes"][0] == "genes of the 3 files: a 20, b 20, c 20"
+    assert report["counts"] == "X of a, …"
+    assert [part["file"] for part in report["parts"]] == list(NAMES)
+    joined = ad.read_h5ad(report["out"])
+    assert (joined.X != whole.X).nnz == 0 and list(joined.obs["file"]) == list(whole.obs["file"])
+    table = pd.read_csv(tmp_path / "cells.csv")
+    assert list(table["barcode"]) == list(whole.obs_names)
+    of_whole = gmvae_embed(str(out), str(tmp_path / "whole.h5ad"), quiet=True)
+    same_cells(joined, ad.read_h5ad(of_whole["out"]))
+    alone = gmvae_embed(str(out), files[1], quiet=True)
+    assert alone["out"] == str(tmp_path / "samples/b_gmvae.h5ad") and not alone["parts"]
+    found, of_b = ad.read_h5ad(alone["out"]), joined[joined.obs["file"] == "b"]
+    np.testing.assert_allclose(found.obsm["X_gmvae"], of_b.obsm["X_gmvae"], atol=1e-6)
+    # its own copies are no parts, unless they are named
+    assert named_files(tmp_path / "samples") == files == named_files(f"{tmp_path}/samples/*.h5ad")
+    assert named_files(alone["out"]) == [alone["out"]]
+
+
+def test_a_gene_that_one_file_lacks_is_zero_in_its_cells_alone(run, files, tmp_path):
+    model = GMVAE.load(run[0])
+    target, second = tmp_path / "out.h5ad", ad.read_h5ad(files[1])
+    second[:, 1:].copy().write_h5ad(files[1])
+    report = embed_file(model, files, target)
+    words = "b: 1 of the model's 20 genes are missing and count as zero here: gene0"
+    assert words in report["notes"] and report["missing"] == 0
+    joined = ad.read_h5ad(target)
+    for file, name in zip(files, NAMES):
+        embed_file(model, file, tmp_path / "alone.h5ad")
+        expected = ad.read_h5ad(tmp_path / "alone.h5ad").obsm["X_gmvae"]
+        found = joined[joined.obs["file"] == name].obsm["X_gmvae"]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_cannot_be_embedded_with_others_is_refused_before_the_model_is_asked(
+    run, files, tmp_path, no_answer
+):
+    model, target = GMVAE.load(run[0]), tmp_path / "out.h5ad"
+    other = tmp_path / "d.h5ad"
+    part = cells(40, seed=3)
+    part.write_h5ad(other)
+    with pytest.raises(ValueError, match=r"^batch 'd' was not trained on \(1 such\)"):
+        embed_file(model, [*files, other], target)
+    part[:, :10].copy().write_h5ad(other)
+    with pytest.raises(ValueError, match=r"^\S+/d\.h5ad: 10 of the model's 20 genes"):
+        embed_file(model, [*files, other], target)
+    part.var_names = [f"other{i}" for i in range(20)]
+    part.write_h5ad(other)
+    with pytest.raises(ValueError, match=r"^\S+/d\.h5ad: 0 of the model's 20 genes"):
+        embed_file(model, [*files, other], target, min_matched=0)
+    with pytest.raises(ValueError, match="c.h5ad is the input"):
+        embed_file(model, files, files[2], overwrite=True)
+    with pytest.raises(ValueError, match="b.h5ad is the input"):
+        embed_file(model, files, target, csv=files[1])
+    target.write_text("mine")
+    with pytest.raises(ValueError, match="out.h5ad is there and was not written"):
+        embed_file(model, files, target)
+    with pytest.raises(ValueError, match=r"a\.h5ad is named 2 times"):
+        gmvae_embed(str(run[0]), [files[0], files[0]], quiet=True)
+    assert target.read_text() == "mine" and not list(tmp_path.rglob("*_gmvae.h5ad"))
+
+
+def test_files_of_a_model_whose_batch_is_a_column(files, tmp_path):
+    model = GMVAE(cells(120), K=3, batch_key="batch", preset=SMALL)
+    target = tmp_path / "out.h5ad"
+    assert embed_file(model, files, target)["batches"] == {"0": "0", "1": "1"}
+    found = ad.read_h5ad(target)[cells(120).obs_names].obsm["X_gmvae"]
+    expected = model.get_latent_representation()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for file in files[1:]:
+        part = ad.read_h5ad(file)
+        del part.obs["batch"]
+        part.write_h5ad(file)
+    with pytest.raises(ValueError, match=r"b\.h5ad: 'batch' is not a column of obs"):
+        embed_file(model, files, target)
+    report = embed_file(model, files[1:], target, map_batch={"*": "1"})
+    assert set(report["batches"].values()) == {"1"}
+    report = embed_file(model, files, target, batch_key="file", map_batch={"*": "0"})
+    assert set(report["batches"].values()) == {"0"}
+
+
+PEAK = """
+import resource, sys
+from gmvae_nb.parts import join_files
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+joined = join_files(sys.argv[1:]).cells
+print((peak() - before) / (8 * joined.X.nnz))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kilobytes is Linux")
+def test_joining_takes_little_more_memory_than_the_parts(tmp_path):
+    rng, files = np.random.default_rng(0), []
+    for k in range(4):
+        n, G, each = 4000, 4000, 1000
+        indices = (np.arange(each) * 4 + rng.integers(0, 4, (n, each))).astype(np.int32)
+        values = np.ones(n * each, dtype=np.float32)
+        y = csr_matrix((values, indices.ravel(), np.arange(n + 1) * each), shape=(n, G))
+        names = [f"{k}_{i}" for i in range(n)]
+        part = ad.AnnData(y, obs=pd.DataFrame(index=names))
+        part = part[:, ::-1].copy() if k % 2 else part
+        part.write_h5ad(tmp_path / f"{k}.h5ad")
+        files.append(str(tmp_path / f"{k}.h5ad"))
+    done = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True)
+    assert float(done.stdout) < 1.8, done.stderr
+
+
 def test_genes_of_all_files_or_of_any_and_it_is_said(tmp_path):
     a, b, c = thirds()
     b.var_names = [*b.var_names[:15], *(f"other{i}" for i in range(5))]
-    files = write(tmp_path, [a, b, c])
+    files = write(tmp_path, [a, b, c[:, ::-1]])
     inner, outer = join_files(files), join_files(files, join="outer")
+    assert inner.cells.X.has_canonical_format  # else each look at the counts copies them
     assert list(inner.cells.var_names) == list(a.var_names[:15])
     assert list(outer.cells.var_names) == [*a.var_names, *b.var_names[15:]]
     assert "15 genes are in all files and are kept; 10 are not in all" in inner.notes[1]
