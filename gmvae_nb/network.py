@@ -211,8 +211,8 @@ def encoder_input(
 ) -> EncoderInput:
     """Standardised counts (the seed), log(1 + y), or log(1 + s y / total).
 
-    s is 10,000 for "lognorm"; for "centred_log" it is the mean total of the training
-    cells, and each gene's mean over these is subtracted."""
+    s is 10,000 for "lognorm". For "centred_log" it is the mean total of the
+    training cells, and each gene's mean over these is subtracted."""
     values = y.values().to(mean.dtype)
     if kind == "standardised":
         values, c = values / std, mean / std

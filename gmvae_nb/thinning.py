@@ -32,5 +32,5 @@ def with_values(
     values: Tensor,  # (k,)
 ) -> Tensor:  # sparse CSR, (N, G)
     "Other values at the same places."
-    places = y.crow_indices(), y.col_indices()
-    return torch.sparse_csr_tensor(*places, values, y.shape, check_invariants=False)
+    parts = y.crow_indices(), y.col_indices(), values
+    return torch.sparse_csr_tensor(*parts, y.shape, check_invariants=False)
