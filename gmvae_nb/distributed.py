@@ -27,6 +27,7 @@ from .data import mean_and_std
 from .gpu import Batches, counts_for
 from .progress import silence
 from .reproducible import Stream, numpy_stream, torch_stream
+from .thinning import thin, with_values
 
 # %% ../nbs/distributed.ipynb #d157b007
 class SumOfAll(torch.autograd.Function):
@@ -128,9 +129,9 @@ class Draws:
         device: torch.device,
     ):
         self.order = numpy_stream(seed, Stream.ORDER, epoch)
-        self.generator, self.dropout = (
+        self.generator, self.dropout, self.thinning = (
             torch_stream(seed, use, epoch, device=device)
-            for use in (Stream.NOISE, Stream.DROPOUT)
+            for use in (Stream.NOISE, Stream.DROPOUT, Stream.THINNING)
         )
 
     def batches(
@@ -152,6 +153,16 @@ class Draws:
         "Noise for the last mini-batch."
         return draw(N=N, generator=self.generator)
 
+    def thinned(
+        self,
+        y: Tensor,  # counts of the last mini-batch, sparse CSR, (N, G)
+        least: float,  # share of the counts, as of thinning.thin
+    ) -> Tensor:  # sparse CSR, (N, G)
+        "The mini-batch at random depths."
+        parts = y.values(), y.crow_indices().diff(), least
+        return with_values(y, thin(*parts, self.thinning))
+
+
 # %% ../nbs/distributed.ipynb #d157b013
 class ShardedDraws(Draws):
     "The same for the own shards of a process."
@@ -162,9 +173,9 @@ class ShardedDraws(Draws):
     def __init__(self, seed: int, epoch: int, device: torch.device, own: range):
         self.own, self.device, self.share = own, device, 1.0
         self.orders = {s: numpy_stream(seed, Stream.ORDER, epoch, s) for s in own}
-        self.generators, self.masks = (
+        self.generators, self.masks, self.thinnings = (
             [torch_stream(seed, use, epoch, s, device=device) for s in own]
-            for use in (Stream.NOISE, Stream.DROPOUT)
+            for use in (Stream.NOISE, Stream.DROPOUT, Stream.THINNING)
         )
 
     def mean(self, t: Tensor) -> Tensor:
@@ -196,6 +207,14 @@ class ShardedDraws(Draws):
         pairs = zip(self.cells, self.generators)
         eps_x, eps_w = zip(*(draw(N=n, generator=g) for n, g in pairs))
         return torch.cat(eps_x, 1), torch.cat(eps_w, 1)
+
+    def thinned(self, y: Tensor, least: float) -> Tensor:
+        "The own pieces of the mini-batch at random depths."
+        values = y.values().split(self.entries)
+        genes_of_cell = y.crow_indices().diff().split(self.cells)
+        pieces = zip(values, genes_of_cell, self.thinnings)
+        thinned = [thin(v, n, least, g) for v, n, g in pieces]
+        return with_values(y, torch.cat(thinned))
 
     def shuffled(
         self,

@@ -61,8 +61,11 @@ class Preset:
     lr: float = 1e-3  # Adam's initial learning rate
     max_epochs: int = 40
     # --- encoder
-    encoder_input: str = "standardised"  # "log1p", "lognorm", "centred"
+    encoder_input: str = "standardised"  # "log1p", "lognorm", "centred_log"
     encoder_batch: bool = False  # the encoder sees the batch too
+    # it sees each training cell thinned to a random depth, down to this share of
+    # its counts; 0: whole
+    thin_to: float = 0.0
     input_dropout: float = 0.0  # share of the input silenced at each step
     norm_first: bool = False  # LayerNorm before GELU instead of after it
     # --- likelihood
@@ -159,7 +162,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 PRESETS["centred"] = replace(  # `recommended`, for small differences
-    PRESETS["recommended"], encoder_input="centred"
+    PRESETS["recommended"], encoder_input="centred_log", thin_to=0.2
 )
 PRESETS["with_w"] = replace(  # `recommended` with the seed's w
     PRESETS["recommended"], prior="offsets", n_w=10, prior_hidden=128
@@ -199,28 +202,29 @@ def cell_totals(
 # %% ../nbs/network.ipynb #6491bf56
 def encoder_input(
     y: Tensor,  # counts, (N, G), sparse CSR
-    kind: str,  # "standardised", "log1p", "lognorm" or "centred"
+    kind: str,  # "standardised", "log1p", "lognorm" or "centred_log"
     mean: Tensor,  # of all training counts, ()
     std: Tensor,  # of all training counts, ()
     b: Tensor | None = None,  # batch codes, (N,), for an encoder that sees them
-    # of each gene's "lognorm" over training cells, (G,); subtracted if given
+    # of each gene's v over training cells, (G,); subtracted if given
     v_mean: Tensor | None = None,
 ) -> EncoderInput:
-    """Standardised counts (the seed), log(1 + y), or log(1 + 10,000 y / total).
+    """Standardised counts (the seed), log(1 + y), or log(1 + s y / total).
 
-    "centred" is the last, less each gene's mean over the training cells."""
+    s is 10,000 for "lognorm". For "centred_log" it is the mean total of the
+    training cells, and each gene's mean over these is subtracted."""
     values = y.values().to(mean.dtype)
     if kind == "standardised":
         values, c = values / std, mean / std
     else:
-        if kind in ("lognorm", "centred"):
+        if kind in ("lognorm", "centred_log"):
             genes_of_cell = y.crow_indices().diff()
-            total = cell_totals(y).to(mean.dtype)
-            values = (
-                1e4
-                * values
-                / total.repeat_interleave(genes_of_cell, output_size=len(values))
+            total = cell_totals(y).to(mean.dtype).clamp_min(1e-6)
+            total = total.repeat_interleave(
+                genes_of_cell, output_size=len(values)
             )
+            scale = 1e4 if kind == "lognorm" else mean * y.shape[1]
+            values = scale * values / total
         values, c = values.log1p(), v_mean
     v = torch.sparse_csr_tensor(
         y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False
@@ -230,13 +234,14 @@ def encoder_input(
 
 def mean_input(
     y: Tensor,  # counts, (N, G), sparse CSR
+    mean: Tensor,  # of all training counts, ()
 ) -> Tensor:  # (G,)
-    "The mean over cells of each gene's log(1 + 10,000 y / total)."
-    zero = torch.zeros((), dtype=y.dtype, device=y.device)
-    v = encoder_input(y, "lognorm", zero, zero).v
+    "The mean over cells of each gene's v, for \"centred\"."
+    v = encoder_input(y, "centred_log", mean, mean).v
     total = torch.zeros(y.shape[1], dtype=torch.float64, device=y.device)
     total.index_add_(0, v.col_indices(), v.values().double())
     return (total / len(y)).to(y.dtype)
+
 
 # %% ../nbs/network.ipynb #cbd1e181
 class Posterior(NamedTuple):
@@ -352,12 +357,13 @@ def _forward(
     reduction: str = "none",  # "mean": `rec` is the mean over cells, fast
     # components of the cell's type, (N, K); None: all
     allowed: Tensor | None = None,
+    seen: Tensor | None = None,  # counts that the encoder sees; None: y
 ) -> dict[str, Tensor]:
     """The terms of -ELBO of each cell, averaged over draws.
 
     rec, kl_w, kl_z, cond, kl_xz: nats per cell, each (N,); rec + kl_w + kl_xz is
     -ELBO. gamma: responsibilities, (N, K), averaged too. x_mean: (N, n_x)."""
-    q = self.encode(y, b)
+    q = self.encode(y if seen is None else seen, b)
     x, components = self.draw(q, eps_x, eps_w)
     mixture = *components, self.log_weights
     options = dict(bound=self.preset.bound, allowed=allowed)
@@ -565,7 +571,7 @@ class GMVAENetwork(nn.Module):
 
     y_mean: Tensor  # of all training counts, ()
     y_std: Tensor  # of all training counts, ()
-    v_mean: Tensor | None  # of the input's genes, (G,); None: not "centred"
+    v_mean: Tensor | None  # of the input's genes, (G,); None: not "centred_log"
     cluster_of: Tensor  # of each component, (K,), from 0, the largest first
     # -1: free, or none; None: a model without labels
     type_of: Tensor | None  # of each component, (K,)
@@ -636,7 +642,7 @@ class GMVAENetwork(nn.Module):
             self.register_buffer("fork_evidence", torch.zeros(K - 1, 2))
         self.register_buffer("y_mean", torch.zeros(()))
         self.register_buffer("y_std", torch.ones(()))
-        centred = p.encoder_input == "centred"
+        centred = p.encoder_input == "centred_log"
         v_mean = torch.zeros(n_genes) if centred else None
         self.register_buffer("v_mean", v_mean)
 

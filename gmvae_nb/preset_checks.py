@@ -89,8 +89,9 @@ ALLOWED: dict[str, Allowed] = {
     "dropout": SHARE, "M": DRAWS, "batch_size": whole(1, 10_000_000),
     "lr": above_0(1e30), "max_epochs": whole(1, LONG),
     # encoder
-    "encoder_input": one_of("standardised", "log1p", "lognorm", "centred"),
-    "encoder_batch": SWITCH, "input_dropout": SHARE, "norm_first": SWITCH,
+    "encoder_input": one_of("standardised", "log1p", "lognorm", "centred_log"),
+    "encoder_batch": SWITCH, "thin_to": SHARE, "input_dropout": SHARE,
+    "norm_first": SWITCH,
     # likelihood
     "library_size": SWITCH, "dispersion": one_of("cell", "gene"),
     "mean_head": SWITCH, "weight_decay": from_0(1e9),

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     SIMULATION = 11  # counts drawn from the model
     HALVES = 12  # of the counts of a cell, that know nothing of each other
     MAP = 13  # which cells UMAP sees, of many
+    THINNING = 14  # of what the encoder sees, in an epoch
 
 
 def seed_sequence(

@@ -131,7 +131,7 @@ def _sampled_cells(
 def _centre_input(self: "GMVAE") -> None:
     "The means of the genes that the encoder's input is centred at."
     y = to_torch(self.counts[self._sampled_cells()])
-    self.network.v_mean.copy_(mean_input(y))
+    self.network.v_mean.copy_(mean_input(y, self.network.y_mean))
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def _start_epoch(
 ) -> bool:  # whether batches are aligned in it
     "Place what this epoch starts with, and say who learns in it."
     preset, placed = self.preset, epochs_before_placing(max_epochs)
-    if preset.encoder_input == "centred" and epoch == 0:
+    if preset.encoder_input == "centred_log" and epoch == 0:
         self._team.same_after(self._centre_input, self.network)
     if preset.init == "data" and epoch == 0:
         self._team.same_after(self._start_heads, self.network)
@@ -246,8 +246,10 @@ def _train_epoch(
     for step, mini_batch in enumerate(batches):
         y, b, rows = mini_batch
         noise = draws.noise(draw, len(y))
-        allowed = self._allowed(rows)
-        terms = net(y, b, *noise, reduction="mean", allowed=allowed)
+        told = dict(allowed=self._allowed(rows))
+        if preset.thin_to:
+            told["seen"] = draws.thinned(y, preset.thin_to)
+        terms = net(y, b, *noise, reduction="mean", **told)
         means = draws.mean, draws.mean_of_all
         loss = training_loss(terms, preset, weight, *means)
         if aligned:

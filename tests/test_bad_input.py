@@ -273,6 +273,7 @@ BAD_SETTINGS = {
     "lr": [-1, 0, np.nan, np.inf],
     "dropout": [1.5, -0.1],
     "input_dropout": [1],
+    "thin_to": [-1, 1, np.nan, "0.2"],
     "encoder_hidden": [(), 300, (0,)],
     "decoder_hidden": [("a",)],
     "kl_warmup_epochs": [-1, "5"],

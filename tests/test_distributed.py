@@ -45,14 +45,16 @@ from hazards import SMALL, TINY, cells
 if not hasattr(os, "fork") or not dist.is_available() or sys.platform == "darwin":
     pytest.skip("processes are forked and meet over gloo", allow_module_level=True)
 
-# everything that a training can have: placed twice, aligned, resting, merged, watched, centred
+# everything that a training can have: placed twice, aligned, resting, merged, watched, centred,
+# thinned
 RECOMMENDED = replace(
     SMALL,
     batch_size=32,
     dtype="float32",
     max_epochs=7,
     weight_decay=300.0,
-    encoder_input="centred",
+    encoder_input="centred_log",
+    thin_to=0.3,
 )
 BLOG = replace(  # free nats on the way, several draws, a prior network
     PRESETS["blog"],

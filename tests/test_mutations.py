@@ -12,6 +12,7 @@ import pytest
 import torch
 from gmvae_nb.clusters import merge_components
 from gmvae_nb.data import to_torch
+from gmvae_nb.network import GMVAENetwork
 from gmvae_nb.reproducible import Stream, numpy_stream
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
@@ -79,6 +80,30 @@ def test_input_dropout_silences_genes_in_training_and_only_there():
 
     assert differs_from_call_to_call(model.network.train())
     assert not differs_from_call_to_call(model.network.eval())
+
+
+def test_thinning_hides_molecules_from_the_encoder_in_training_and_from_nothing_else(monkeypatch):
+    preset = replace(SMALL, dropout=0.0, input_dropout=0.0, thin_to=0.1)
+    model, pairs, last = untrained(preset), [], []
+    encode, log_likelihood = GMVAENetwork.encode, GMVAENetwork.log_likelihood
+
+    def watch_encode(self, y, b):
+        last[:] = [y.to_dense().sum(1)]
+        return encode(self, y, b)
+
+    def watch_log_likelihood(self, y, *args):
+        pairs.append((self.training, last[0], y.to_dense().sum(1)))
+        return log_likelihood(self, y, *args)
+
+    monkeypatch.setattr(GMVAENetwork, "encode", watch_encode)
+    monkeypatch.setattr(GMVAENetwork, "log_likelihood", watch_log_likelihood)
+    model.train(1, progress=False)
+    shares = torch.cat([seen / y for training, seen, y in pairs if training])
+    assert len(shares) == 85 and shares.min() < 0.3 and 0.7 < shares.max() <= 1
+    held_out = [seen.equal(y) for training, seen, y in pairs if not training]
+    assert held_out and all(held_out)
+    described = torch.cat([y for training, _, y in pairs if training]).sum()
+    assert described == model.counts[model.train_idx].sum()
 
 
 def rates(preset, epochs: int) -> list[float]:

@@ -22,7 +22,7 @@ from gmvae_nb.network import PRESETS, Preset, training_loss
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
-from hazards import cells, stop_at_step
+from hazards import cells, every_warning_an_error, stop_at_step
 
 TINY = Preset(
     n_x=4,
@@ -177,7 +177,7 @@ def untrained_of(adata):
         {"bound": "exact"},
         {"prior": "parameters", "learn_weights": True, "library_size": True},
         {"prior": "offsets", "bound": "exact", "align": 1.0, "merge": True},
-        {"encoder_input": "centred", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
+        {"encoder_input": "centred_log", "encoder_batch": True, "kl_warmup_epochs": 2, "lam": 0.5},
     ],
 )
 def test_every_option_trains_and_lowers_the_loss(K, options):
@@ -192,9 +192,10 @@ def test_every_option_trains_and_lowers_the_loss(K, options):
 
 
 def test_a_centred_input_has_the_mean_of_its_training_cells_and_keeps_it(tmp_path):
-    model = fitted(1, preset=replace(TINY, encoder_input="centred"))
+    model = fitted(1, preset=replace(TINY, encoder_input="centred_log"))
     y = model.counts[model.train_idx].toarray()
-    mean = np.log1p(1e4 * y / y.sum(1, keepdims=True)).mean(0)
+    depth = y.sum(1, keepdims=True)
+    mean = np.log1p(depth.mean() * y / depth).mean(0)
     np.testing.assert_allclose(model.network.v_mean, mean, rtol=1e-5)
     model.save(tmp_path)
     kept = GMVAE.load(tmp_path, simulated())
@@ -202,11 +203,21 @@ def test_a_centred_input_has_the_mean_of_its_training_cells_and_keeps_it(tmp_pat
     assert (kept.get_latent_representation() == model.get_latent_representation()).all()
 
 
+def test_cells_of_which_thinning_leaves_nothing_are_trained_on():
+    adata = simulated()
+    adata.X = adata.X.tocsr().minimum(1)  # a few molecules in each cell
+    preset = replace(TINY, encoder_input="centred_log", thin_to=0.01)
+    model = GMVAE(adata, K=2, batch_key="batch", preset=preset)
+    with every_warning_an_error():
+        model.train(3, progress=False)
+    assert np.isfinite(model.history.to_numpy()).all()
+
+
 def test_nothing_of_the_global_random_state_is_touched():
     torch.manual_seed(5)
     np.random.seed(5)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    fitted().predict_proba()
+    fitted(preset=replace(TINY, thin_to=0.2)).predict_proba()
     assert torch.get_rng_state().equal(torch_before)
     assert (np.random.get_state()[1] == numpy_before).all()
 

@@ -48,7 +48,11 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["kang_pbmc"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
-    rows = pd.read_csv(options.table).to_dict("records") if options.table.exists() else []
+    rows = (
+        pd.read_csv(options.table, float_precision="round_trip").to_dict("records")
+        if options.table.exists()
+        else []
+    )
     for seed in options.seeds:
         for name in options.data:
             data = read_input(name, batch_key="batch")

@@ -229,7 +229,11 @@ def main():
     print(f"{args.dims} dims, {args.labels} labels, {args.batches} batches")
     for name in "OMP_NUM_THREADS", "OMP_WAIT_POLICY":
         print(f"{name}={os.environ.get(name, 'unset')}")
-    runs = pd.read_csv(args.csv).to_dict("records") if args.csv and args.csv.exists() else []
+    runs = (
+        pd.read_csv(args.csv, float_precision="round_trip").to_dict("records")
+        if args.csv and args.csv.exists()
+        else []
+    )
     for n, repeat, contender in product(args.cells, range(args.repeats), args.contenders):
         key = {"cells": n, "dims": args.dims, "labels": args.labels, "batches": args.batches}
         key |= {"apart": args.apart, "contender": contender, "repeat": repeat}

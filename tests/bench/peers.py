@@ -189,7 +189,8 @@ def score(adata, arrays: dict, batch_key: str, labels_key: str, K: int, seed: in
 def read(csv: Path) -> pd.DataFrame:
     if not csv.exists():
         return pd.DataFrame()
-    return pd.read_csv(csv, keep_default_na=False, na_values=[""])
+    exact = {"float_precision": "round_trip"}  # old rows keep their digits
+    return pd.read_csv(csv, keep_default_na=False, na_values=[""], **exact)
 
 
 def write_rows(csv: Path, rows: pd.DataFrame) -> None:

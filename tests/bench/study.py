@@ -75,7 +75,9 @@ def main():
         for chosen in itertools.product(*values)
         for K in args.K
     ]
-    done = pd.read_csv(args.csv) if args.csv.exists() else pd.DataFrame()
+    done = (
+        pd.read_csv(args.csv, float_precision="round_trip") if args.csv.exists() else pd.DataFrame()
+    )
     grid = [g for g in grid if not finished(done, *g)]
     with ProcessPoolExecutor(args.jobs) as pool:
         waiting = [pool.submit(one_run, *g) for g in grid]
