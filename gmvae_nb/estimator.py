@@ -75,7 +75,7 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         settings = dict(batch_key=batch_key, preset=self.preset, seed=self.seed)
         settings |= {} if covariates is None else kinds_of_covariates(covariates)
         with warnings.catch_warnings():  # a column of zeros is no news here
-            warnings.filterwarnings("ignore", ".*without a count")
+            warnings.filterwarnings("ignore", ".*no count in any cell")
             model = GMVAE(adata, self.K, **settings)
         self.model_ = model.train(self.max_epochs, progress=self.progress)
         self.labels_ = self._labels(model.predict())

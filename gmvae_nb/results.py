@@ -88,6 +88,13 @@ def name_on_figure(
     half = (most - 1) // 2
     return f"{text[:half]}…{text[-half:]}"
 
+# %% ../nbs/06_results.ipynb #06a1000a
+def _colours() -> list:
+    "Of groups: those of the style, then 40 more, one hue after the other."
+    own = [f"C{i}" for i in range(len(plt.rcParams["axes.prop_cycle"]))]
+    more = [*plt.cm.tab20b.colors, *plt.cm.tab20c.colors]  # 4 shades of a hue
+    return own + [more[i] for shade in range(4) for i in range(shade, 40, 4)]
+
 # %% ../nbs/06_results.ipynb #f7d7fd93
 def plot_umaps(
     umaps: Mapping[str, np.ndarray],  # name of an embedding -> (N, 2)
@@ -95,7 +102,7 @@ def plot_umaps(
     captions: Mapping[str, str],  # name of an embedding -> text under its column
 ) -> Figure:
     "Embeddings side by side, one row for each column of `obs`."
-    colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
+    colours = _colours()
     n_rows, n_columns = len(obs.columns), len(umaps)
     groups_of = [obs.groupby(key, observed=True).indices for key in obs]
     names_of = [[name_on_figure(name) for name in groups] for groups in groups_of]
@@ -167,7 +174,7 @@ def plot_clusters(
     clusters: Mapping[str, pd.Categorical],  # its own, numbers as text, (N,)
 ) -> Figure:
     "The clusters of each model, side by side, with their numbers on the map."
-    colours = [*plt.cm.tab20.colors, *plt.cm.tab20b.colors, *plt.cm.tab20c.colors]
+    colours = _colours()
     size = (3 * len(clusters), 3)
     fig, axes = plt.subplots(1, len(clusters), figsize=size, squeeze=False)
     outline = [withStroke(linewidth=2, foreground="white")]
