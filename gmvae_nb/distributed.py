@@ -162,7 +162,6 @@ class Draws:
         parts = y.values(), y.crow_indices().diff(), least
         return with_values(y, thin(*parts, self.thinning))
 
-
 # %% ../nbs/distributed.ipynb #d157b013
 class ShardedDraws(Draws):
     "The same for the own shards of a process."

@@ -236,12 +236,11 @@ def mean_input(
     y: Tensor,  # counts, (N, G), sparse CSR
     mean: Tensor,  # of all training counts, ()
 ) -> Tensor:  # (G,)
-    "The mean over cells of each gene's v, for \"centred\"."
+    'The mean over cells of each gene\'s v, for "centred".'
     v = encoder_input(y, "centred_log", mean, mean).v
     total = torch.zeros(y.shape[1], dtype=torch.float64, device=y.device)
     total.index_add_(0, v.col_indices(), v.values().double())
     return (total / len(y)).to(y.dtype)
-
 
 # %% ../nbs/network.ipynb #cbd1e181
 class Posterior(NamedTuple):

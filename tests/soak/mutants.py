@@ -1007,8 +1007,8 @@ MUTANTS = [
     ),
     Mutant(
         "the encoder's input changed",
-        "1e4 * values",
-        "1.0001e4 * values",
+        "scale = 1e4 if",
+        "scale = 1.0001e4 if",
         PROMISES,
         "golden_models",
     ),
