@@ -58,6 +58,13 @@ def test_batches_and_names_of_genes():
     assert GMVAEClusterer(max_epochs=1).fit(y).transform(y).shape == (60, 10)
 
 
+def test_a_column_without_a_count_is_no_news(recwarn):
+    y = np.random.default_rng(0).poisson(2.0, (60, 12))
+    y[:, 3] = 0
+    GMVAEClusterer(max_epochs=1).fit(y)
+    assert not [w for w in recwarn if "no count in any cell" in str(w.message)]
+
+
 def test_a_table_of_covariates_is_that_of_the_columns_of_obs():
     rng = np.random.default_rng(0)
     y, batch = rng.poisson(2.0, (60, 12)), np.repeat(["a", "b"], 30)
