@@ -34,6 +34,7 @@ from .nb_heads import NBHeads
 from .offsets import start_at_centres
 from .old_names import moved
 from .preset_checks import check_settings
+from .thinning import with_values
 
 # isort: off
 from .vae import MLP, Dropout, GaussianHead, gaussian_log_prob
@@ -226,10 +227,7 @@ def encoder_input(
             scale = 1e4 if kind == "lognorm" else mean * y.shape[1]
             values = scale * values / total
         values, c = values.log1p(), v_mean
-    v = torch.sparse_csr_tensor(
-        y.crow_indices(), y.col_indices(), values, y.shape, check_invariants=False
-    )
-    return EncoderInput(v, c, b)
+    return EncoderInput(with_values(y, values), c, b)
 
 
 def mean_input(
