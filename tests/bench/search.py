@@ -38,6 +38,7 @@ CHANGES = {  # from `recommended` with K = None
     "no alignment": dict(align=0.0),
     "no input dropout": dict(input_dropout=0.0),
     "input dropout 0.25": dict(input_dropout=0.25),
+    "cells thinned for the encoder": dict(thin_to=0.2),
     "components start at random": dict(init="random"),
     "paper's bound": dict(bound="paper"),
     "encoder sees the batch": dict(encoder_batch=True),
