@@ -223,6 +223,7 @@ def picture(wide: int) -> dict:
         (code("t", table("<td>0.123456</td>")), "a table with 0.123456: round it"),
         (code("f()", picture(1301)), "has a picture of 1301 px"),
         (md("```sh\n" + 83 * "a" + "\n```"), "a line of 83 characters"),
+        (code("for f in g:\n    display(show_doc(f))"), "begin it with #| exec_doc"),
     ],
 )
 def test_faults_in_cells_are_told(cell, told):
