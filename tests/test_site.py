@@ -84,6 +84,7 @@ def test_signatures_that_say_nothing_are_mended():
     assert (
         crossref.signed("#### A.run\n\ndef _run(\n    x:int") == "#### A.run\n\ndef run(\n    x:int"
     )
+    assert crossref.signed("def f(\n    x:__main__.Part") == "def f(\n    x:Part"
     plain = "### f\n\ndef f(\n    x, *args, **kwargs\n):\n\ndef _g(\n"
     assert crossref.signed(plain) == plain
 

@@ -340,8 +340,9 @@ def signed(text: str) -> str:
     """What nbdev documents, with signatures that say something.
 
     That of a class whose fields nbdev does not see is its name; a method that was bound under
-    another name has that name."""
+    another name has that name; a type of this page has no module."""
     text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kw(?:arg|d)s\s*\):$", r"class \1", text)
+    text = text.replace("__main__.", "")  # where nbdev runs the cells
     bound = re.search(r"(?m)^#+ [\w.]+\.(\w+)$", text)
     if bound:
         text = re.sub(rf"(?m)^def _{bound[1]}\(", f"def {bound[1]}(", text)
