@@ -84,7 +84,8 @@ def test_signatures_that_say_nothing_are_mended():
     assert (
         crossref.signed("#### A.run\n\ndef _run(\n    x:int") == "#### A.run\n\ndef run(\n    x:int"
     )
-    assert crossref.signed("def f(\n    x:__main__.Part") == "def f(\n    x:Part"
+    long = "def f(\n    x:__main__.Part | gmvae_nb.match.Cells | collections.abc.Mapping"
+    assert crossref.signed(long) == "def f(\n    x:Part | Cells | Mapping"
     plain = "### f\n\ndef f(\n    x, *args, **kwargs\n):\n\ndef _g(\n"
     assert crossref.signed(plain) == plain
 
