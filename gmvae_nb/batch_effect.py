@@ -27,7 +27,7 @@ def log_normalised(
     scaled.data = np.log1p(scaled.data)
     return scaled
 
-
+# %% ../nbs/batch_effect.ipynb #355fc72f
 def principal_components(
     counts: csr_matrix,  # (N, G)
     total: np.ndarray,  # (N,) counts of each cell, over all genes
@@ -60,7 +60,7 @@ def dealt_within(
         dealt[cells] = rng.permutation(dealt[cells])
     return dealt
 
-
+# %% ../nbs/batch_effect.ipynb #d18cff73
 @working("batch effect")
 def batch_effect(
     before: np.ndarray,  # (N, d0), principal components of the counts
@@ -93,7 +93,7 @@ def batch_effect(
         }
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/batch_effect.ipynb #92d3381f
 def gained(
     effect: pd.DataFrame,  # from batch_effect
 ) -> float:  # NaN: there was nothing to gain
@@ -119,7 +119,7 @@ def effect_in_short(
         return "gone"
     return "smaller" if share >= SMALLER else "still there"
 
-
+# %% ../nbs/batch_effect.ipynb #c49b0723
 def effect_in_words(
     effect: pd.DataFrame,  # from batch_effect
 ) -> str:

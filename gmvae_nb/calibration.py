@@ -33,7 +33,7 @@ class Calibration(NamedTuple):
     ece: float  # expected calibration error, in [0, 1]
     bins: pd.DataFrame  # one row per bin that has cells
 
-
+# %% ../nbs/calibration.ipynb #11e47369
 def calibration(
     confidence: ArrayLike,  # (N,) in [0, 1]
     right: ArrayLike,  # (N,) bool

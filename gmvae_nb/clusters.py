@@ -36,7 +36,7 @@ def changes(
         by_chance = np.nan_to_num(2 * a * b / (a + b))
     return 2 * shared, by_chance
 
-
+# %% ../nbs/clusters.ipynb #63ad7035
 def agreement(changed: np.ndarray, by_chance: np.ndarray) -> np.ndarray:
     "Cohen's kappa of two looks (Cohen 1960); without cells it is minus infinity."
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -55,7 +55,7 @@ def one_population_p(
     "The chance of so few changes if two components were one population."
     return gammaincc(changed + 1, by_chance)
 
-
+# %% ../nbs/clusters.ipynb #cbc97599
 def told_apart(
     changed: np.ndarray,  # D, cells
     by_chance: np.ndarray,  # E, cells
@@ -142,7 +142,7 @@ class ClusterTree(NamedTuple):
     p: np.ndarray  # of one population, (K - 1,)
     n_clusters: int  # of which each pair is told apart
 
-
+# %% ../nbs/clusters.ipynb #220917a5
 def cluster_tree(
     shared: np.ndarray,  # from shared_cells, (K, K)
     alpha: float = ALPHA,  # over all pairs
@@ -167,7 +167,7 @@ def cluster_tree(
         merging.join(i, j)
     return ClusterTree(forks, kappa, p, n_clusters)
 
-
+# %% ../nbs/clusters.ipynb #7f130ce7
 def cut_tree(
     forks: np.ndarray,  # (K - 1, 2)
     n_clusters: int,  # from 1 to K
@@ -201,7 +201,7 @@ def number_by_size(
     rank[size.argsort(descending=True, stable=True)] = torch.arange(len(names))
     return rank[of]
 
-
+# %% ../nbs/clusters.ipynb #879936e8
 def merge_components(
     gamma: Tensor,  # responsibilities, (N, K)
     times: Tensor | None = None,  # how often each cell counts, (N,); None: once

@@ -106,7 +106,7 @@ def command(
 
     return decorate
 
-
+# %% ../nbs/command_line.ipynb #c9fcfe95
 def check_none_is_empty(
     options: dict[str, object],
     may_be_empty: tuple[str, ...],  # names of options
@@ -122,14 +122,14 @@ def check_none_is_empty(
                 "set: give it a value, or leave it out"
             )
 
-
+# %% ../nbs/command_line.ipynb #8840fd38
 def take_every_character() -> None:
     "A console that is not UTF-8 gets ? for characters that it has not."
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
-
+# %% ../nbs/command_line.ipynb #7e05b652
 def in_words(
     error: Exception,
 ) -> str | None:  # None: there are none for it
@@ -155,7 +155,7 @@ def in_words(
         return f"a file could not be written ({text[:300]}): make room"
     return None
 
-
+# %% ../nbs/command_line.ipynb #87c5ffbc
 def hdf5_has_failed(error: BaseException | None) -> bool:
     "Whether HDF5 could not write: it tries again when the process ends."
     while error is not None:
@@ -164,7 +164,7 @@ def hdf5_has_failed(error: BaseException | None) -> bool:
         error = error.__cause__ or error.__context__
     return False
 
-
+# %% ../nbs/command_line.ipynb #47ee6bf5
 def printable(text: str) -> str:
     "Characters that a terminal obeys, written as in JSON, and so not obeyed."
     return "".join(
@@ -172,7 +172,7 @@ def printable(text: str) -> str:
         for c in text
     )
 
-
+# %% ../nbs/command_line.ipynb #dcecc4d2
 def exit_code(
     error: Exception,  # of a kind in CODES, or of those above
 ) -> int:
@@ -186,7 +186,7 @@ def follows() -> bool:
     started = {"MASTER_ADDR", "WORLD_SIZE", "RANK"} <= os.environ.keys()
     return started and os.environ["RANK"] != "0"
 
-
+# %% ../nbs/command_line.ipynb #130f18d6
 def speaker(
     quiet: bool,
 ) -> Callable[[str], None]:
@@ -202,7 +202,7 @@ def speaker(
 
     return log
 
-
+# %% ../nbs/command_line.ipynb #92b71074
 def print_result(
     result: dict,
     text: str,  # the same for people
@@ -214,7 +214,7 @@ def print_result(
     print(printable(json_text(result) if json else text), flush=True)
     return result
 
-
+# %% ../nbs/command_line.ipynb #7fac6037
 def minutes(
     seconds: float,
 ) -> str:

@@ -193,7 +193,7 @@ def what_was_read(
         f"{cells:,} cells x {genes:,} genes; counts from {data.where}: {data.why}"
     )
 
-
+# %% ../nbs/commands.ipynb #e5503018
 def train_and_annotate(
     data,  # the Input
     out: Path,
@@ -221,7 +221,7 @@ def train_and_annotate(
         record_checksums(out, *PAGE_FILES)
     return model, obs, page
 
-
+# %% ../nbs/commands.ipynb #2903297b
 PRINTED = ("asw", "batch_asw", "ari_clusters", "nmi_leiden1")  # of all scores
 
 
@@ -624,7 +624,7 @@ def gmvae_sweep(
             f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
         )
 
-
+# %% ../nbs/commands.ipynb #92b802f6
 def print_table(
     folders: list[Path],  # of finished runs
     out: Path,

@@ -102,7 +102,7 @@ class Halves(NamedTuple):
         np.ndarray
     )  # (n,) theirs in the whole; none of a cell with an empty half
 
-
+# %% ../nbs/count_splitting.ipynb #e4d6062b
 @torch.no_grad()
 def halve_cells(
     network: GMVAENetwork,

@@ -32,7 +32,7 @@ def check_indices(
         why = " ".join(str(e).split())
         raise ValueError(f"{name} is damaged ({why}): get the file again.") from e
 
-
+# %% ../nbs/counts_on_disk.ipynb #824d3e95
 def check_parts(
     stored: h5py.Group,  # of a sparse matrix
 ) -> None:

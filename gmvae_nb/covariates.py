@@ -28,7 +28,7 @@ class Covariate(NamedTuple):
     key: str
     values: list[str] | None  # of a categorical one, sorted; None: continuous
 
-
+# %% ../nbs/covariates.ipynb #f840b8ed
 class Design(nn.Module):
     "What the decoder is told of a cell beside x (eq-covariates-design)."
 
@@ -93,7 +93,7 @@ class Design(nn.Module):
         self.mean.copy_(torch.from_numpy(values.mean(0)))
         self.std.copy_(torch.from_numpy(values.std(0)))
 
-
+# %% ../nbs/covariates.ipynb #ebfad222
 def batch_of(
     b: Tensor,  # codes, (N,), or a table, (N, 1 + P + Q)
 ) -> Tensor:  # batch codes alone, (N,) int64
@@ -133,7 +133,7 @@ def follows_from(a: np.ndarray, b: np.ndarray) -> bool:
     "Whether cells with the same b have the same a; each (N,)."
     return pd.Series(a).groupby(b).nunique().max() <= 1
 
-
+# %% ../nbs/covariates.ipynb #4a4c8bb2
 def check_told_once(
     columns: Mapping[str, np.ndarray],  # key -> codes or values, (N,)
     continuous: Sequence[str],  # keys of those that are values
@@ -158,7 +158,7 @@ def check_told_once(
             )
     return notes
 
-
+# %% ../nbs/covariates.ipynb #be51ad3d
 def find_covariates(
     adata: AnnData,
     batch_key: str | None,  # column of obs; None: one batch
@@ -263,7 +263,7 @@ def codes_of(
         )
     return [list(known).index(v) for v in wanted]
 
-
+# %% ../nbs/covariates.ipynb #8eb7ba04
 def settings_to_decode(
     batches: Sequence[str],  # the model's
     batch_key: str | None,
@@ -289,7 +289,7 @@ def settings_to_decode(
         options[column] = codes_of(values, known, what)
     return [dict(zip(options, chosen)) for chosen in product(*options.values())]
 
-
+# %% ../nbs/covariates.ipynb #e93eac3a
 def every_value(
     batches: Sequence[str],  # the model's
     batch_key: str | None,
@@ -303,7 +303,7 @@ def every_value(
         values[covariate.key] = next(means) if known is None else known
     return values
 
-
+# %% ../nbs/covariates.ipynb #1de0b27f
 def as_if(
     b: Tensor,  # codes, (N,), or a table, (N, 1 + P + Q)
     setting: Setting,

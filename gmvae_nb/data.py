@@ -204,7 +204,7 @@ def bmmc_multiome(
     obs: `batch` (13), `cell_type` (22), …"""
     return _bmmc("multiome", path)
 
-
+# %% ../nbs/00_data.ipynb #bfcb2e1a
 def bmmc_cite(
     # a local .h5ad or .h5ad.gz; None: download from GEO, once
     path: str | Path | None = None,

@@ -49,7 +49,7 @@ class GroupMeans(NamedTuple):
     variance: np.ndarray  # of the log of a total count, (L, G)
     depth: np.ndarray  # counts of all cells together, (L,)
 
-
+# %% ../nbs/differential.ipynb #da85d804
 @torch.no_grad()
 def group_means(
     network: GMVAENetwork,
@@ -84,7 +84,7 @@ def group_means(
     variance = square / mean.clamp_min(1e-12) ** 2
     return GroupMeans(share.numpy() / n, variance.numpy(), depth)
 
-
+# %% ../nbs/differential.ipynb #0f29f028
 def log_fold_change(
     means: GroupMeans,
     a: int,
@@ -105,7 +105,7 @@ class Shrunk(NamedTuple):
     std: np.ndarray  # (G,)
     proba: np.ndarray  # that it is larger than delta, up or down, (G,)
 
-
+# %% ../nbs/differential.ipynb #e8b05da6
 def shrink(
     lfc: np.ndarray,  # measured, (G,)
     error: np.ndarray,  # standard error of each, (G,)
@@ -136,7 +136,7 @@ def shrink(
     proba = (of * over).sum(1).clip(0, 1)  # rounding
     return Shrunk(of_all, np.sqrt(variance.clip(0)), proba)
 
-
+# %% ../nbs/differential.ipynb #3ba8443b
 def expected_fdr(
     proba: np.ndarray,  # of each gene, (G,)
 ) -> np.ndarray:  # (G,)
@@ -153,7 +153,7 @@ def found_share(
     "The share of cells in which each gene is found."
     return counts.getnnz(0) / max(1, counts.shape[0])
 
-
+# %% ../nbs/differential.ipynb #b72ee6ce
 def group_codes(
     labels: ArrayLike,  # of each cell; missing: of none, (N,)
 ) -> tuple[np.ndarray, list[str]]:  # codes, -1: none, (N,); names
@@ -168,7 +168,7 @@ def group_codes(
         )
     return known.codes.astype(np.int64), names
 
-
+# %% ../nbs/differential.ipynb #b146e794
 def differential_expression(
     model: GMVAE,
     adata: AnnData | Cells | None = None,  # None: the model's own cells
@@ -244,7 +244,7 @@ def differential_expression(
         tables.append(table.sort_values(order, ascending=False, kind="stable"))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../nbs/differential.ipynb #de9970b3
 def matched(model: GMVAE, adata: AnnData | Cells | None) -> Cells:
     "Cells as the model reads them; None: its own."
     if isinstance(adata, Cells):
@@ -255,7 +255,7 @@ def matched(model: GMVAE, adata: AnnData | Cells | None) -> Cells:
         raise ValueError("the model was loaded without cells: pass an AnnData")
     return as_cells(model.counts, model.batch)
 
-
+# %% ../nbs/differential.ipynb #53f7674a
 def compare_two(
     model: GMVAE,
     cells: Cells,
@@ -321,7 +321,7 @@ def rank_sum_p(
         z = np.where(variance > 0, sums / np.sqrt(variance), 0)
     return 2 * norm.sf(np.abs(z))
 
-
+# %% ../nbs/differential.ipynb #157b3849
 def split_markers(
     model: GMVAE,
     adata: AnnData | Cells | None = None,  # None: the model's held-out cells

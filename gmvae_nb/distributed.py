@@ -44,7 +44,7 @@ class SumOfAll(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
-
+# %% ../nbs/distributed.ipynb #cac5e6cc
 def own_part(
     t: Tensor,  # values of the own cells, along the first dimension; or a mean
     *dim: int,  # none: over everything, as torch.mean
@@ -53,7 +53,7 @@ def own_part(
     "The summand of a mean over the cells of all processes (eq-distributed-mean)."
     return t.mean(*dim) * share
 
-
+# %% ../nbs/distributed.ipynb #4d11cc41
 def mean_of_all(t: Tensor, *dim: int, share: float) -> Tensor:
     "The mean over the cells of all processes, with the gradient of the own part."
     whole: Tensor = SumOfAll.apply(own_part(t, *dim, share=share))
@@ -74,7 +74,7 @@ def sum_gradients(
         grad.copy_(of_all.view_as(grad))
     return whole[0]
 
-
+# %% ../nbs/distributed.ipynb #cfdbf573
 @contextmanager
 def together() -> Iterator[None]:
     "ConnectionError, in a sentence, where another process does not answer."
@@ -101,12 +101,12 @@ def shards_of(
     "Neighbours in the file stay together."
     return np.array_split(np.sort(rows), SHARDS)
 
-
+# %% ../nbs/distributed.ipynb #56749a2c
 def own_shards(rank: int, world: int) -> range:
     "Numbers of the shards of a process."
     return range(rank * SHARDS // world, (rank + 1) * SHARDS // world)
 
-
+# %% ../nbs/distributed.ipynb #57c9df85
 def cuts(
     n: int,  # cells of a shard
     n_steps: int,  # mini-batches
@@ -513,7 +513,7 @@ def current_team() -> Alone:
     "That of the `with joined()` that we are in; `Alone` outside of one."
     return _joined[-1] if _joined else Alone()
 
-
+# %% ../nbs/distributed.ipynb #e7526831
 @contextmanager
 def joined() -> Iterator[Alone]:
     """Trainings in here are shared with the processes that an engine has started.
@@ -553,7 +553,7 @@ def answering() -> Alone:
     "Who shares the cells of a question; `Alone` outside of `shared_answers`."
     return _answering[-1] if _answering else Alone()
 
-
+# %% ../nbs/distributed.ipynb #706db425
 @contextmanager
 def shared_answers() -> Iterator[Alone]:
     """What a model is asked in here is shared by the processes of `joined`.

@@ -76,7 +76,7 @@ class Found(NamedTuple):
     place: CountsLocation  # of the counts
     parts: list[dict[str, Any]]  # as of parts.join_files; none: one file
 
-
+# %% ../nbs/embed.ipynb #6c4978fe
 def join_to_embed(
     model: GMVAE,
     files: Sequence[str | Path],  # two or more
@@ -119,7 +119,7 @@ def join_to_embed(
     )
     return Found(joined.cells, None, joined.cells, place, joined.parts)
 
-
+# %% ../nbs/embed.ipynb #7d324425
 @contextmanager
 def open_to_embed(
     model: GMVAE,
@@ -180,7 +180,7 @@ def places_on_map(
 
     return answering().by_rows(len(latent), 1024, places).numpy()
 
-
+# %% ../nbs/embed.ipynb #7dd8b6c8
 def embed_file(
     model: GMVAE,
     path: str | Path | Sequence[str | Path],  # .h5ad files; they are only read

@@ -40,7 +40,7 @@ def kinds_of_covariates(
         found[f"{kind}_covariate_keys"].append(str(key))
     return found
 
-
+# %% ../nbs/estimator.ipynb #c724f930
 class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     """`GMVAE` under scikit-learn's names, for a matrix of raw counts.
 

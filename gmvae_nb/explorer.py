@@ -168,7 +168,7 @@ def narrowest(
     width = next(w for w in (1, 2, 4) if largest < 256**w)
     return values.astype(f"<u{width}")
 
-
+# %% ../nbs/explorer.ipynb #bdcbdbb2
 def pack(
     header: dict[str, Any],  # what JSON can hold
     blocks: Sequence[np.ndarray],  # from narrowest, of any shape
@@ -222,7 +222,7 @@ def pack_groups(
         )
     return packed
 
-
+# %% ../nbs/explorer.ipynb #16924072
 def pack_numbers(
     packer: Packer,
     obs: pd.DataFrame,  # gmvae_confidence, and gmvae_novelty of a newer run
@@ -251,7 +251,7 @@ def pack_numbers(
         numbers.append(dict(share, title=f"{kind} share", block=block))
     return numbers
 
-
+# %% ../nbs/explorer.ipynb #ac34f62a
 def pack_genes(
     packer: Packer,
     counts: csr_matrix,  # (N, G)
@@ -392,7 +392,7 @@ def cross_table(
         row["cells"] = [(int(c), c / n) for c in row["cells"]]
     return dict(title=title, names=names, rows=rows, words="")
 
-
+# %% ../nbs/explorer.ipynb #d66d5f92
 def absences(
     table: dict[str, Any],  # from cross_table
 ) -> str:  # sentences, or nothing
@@ -567,7 +567,7 @@ def with_sums(
         page = page.replace(f"'{tag.upper()}'", allowed, 1)
     return page
 
-
+# %% ../nbs/explorer.ipynb #634c4df7
 def explore_page(
     values: dict[str, Any],  # from explore_values
 ) -> str:  # HTML

@@ -60,7 +60,7 @@ def check_regular(
             "such file of ours: it was not written by gmvae_nb"
         )
 
-
+# %% ../nbs/files.ipynb #a9441935
 def file_state(
     path: str | Path,
 ) -> tuple[int, ...] | None:  # None: it is not there
@@ -286,7 +286,7 @@ def read_json(
         raise ValueError(f"{path} is not what was written there: {hint}")
     return found
 
-
+# %% ../nbs/files.ipynb #02fab006
 def _null_for_nan(value: object) -> object:
     "The same, with None for every number that is not finite."
     if isinstance(value, float):
@@ -302,14 +302,14 @@ def json_text(content: object) -> str:
     "JSON that every reader takes: null for NaN and infinity, which it has not."
     return json.dumps(_null_for_nan(content), indent=1, allow_nan=False)
 
-
+# %% ../nbs/files.ipynb #fc85fe26
 def nan_for_null(
     values: Mapping[str, float | None],  # as read from JSON
 ) -> dict[str, float]:
     "Numbers as they were before `json_text`: NaN where there is none."
     return {key: math.nan if v is None else v for key, v in values.items()}
 
-
+# %% ../nbs/files.ipynb #727c465e
 def write_json(path: str | Path, content: Mapping[str, object]) -> None:
     "A JSON object as a whole file; NaN is null in it."
     text = json_text(content) + "\n"
@@ -325,7 +325,7 @@ def write_checked_json(path: str | Path, content: Mapping[str, object]) -> None:
     digest = hashlib.sha256(json_text(content).encode()).hexdigest()
     write_json(path, {**content, CHECKSUM: digest})
 
-
+# %% ../nbs/files.ipynb #a9b227e8
 def is_as_written(
     path: Path,  # a file of JSON that exists
 ) -> bool | None:  # None: it has no checksum
@@ -380,7 +380,7 @@ def is_annotated(
     except (OSError, KeyError):
         return False
 
-
+# %% ../nbs/files.ipynb #619abe94
 def _is_hdf5(path: Path) -> bool:
     "Whether it can be opened; a file that was cut off cannot."
     import h5py
@@ -400,7 +400,7 @@ def listed_files(out: Path) -> set[str]:
         return set()
     return set(listed) if isinstance(listed, dict) else set()
 
-
+# %% ../nbs/files.ipynb #89facd64
 def file_of_model(
     folder: Path,  # of a run
     name: str,  # of a file in it
@@ -413,7 +413,7 @@ def file_of_model(
         raise ValueError(f"{path} is not of the model as it is now")
     return path
 
-
+# %% ../nbs/files.ipynb #e6bf4134
 def is_own_file(
     path: Path,
     listed: bool,  # in config.json, with a checksum
@@ -435,7 +435,7 @@ def is_own_file(
             return listed
     return listed and (not text or path.suffix == ".png")
 
-
+# %% ../nbs/files.ipynb #ed9eaeab
 def check_own_files(
     out: Path,
     names: Iterable[str] = tuple(OWN_FILES),

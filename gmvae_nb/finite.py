@@ -42,7 +42,7 @@ def bad_count(
             return f"the count of cell number {cell}, gene {gene!r}, is {value}"
     return ""
 
-
+# %% ../nbs/finite.ipynb #396ef2d8
 def bad_weight(
     network: GMVAENetwork,
     genes: Sequence[str],  # (G,)

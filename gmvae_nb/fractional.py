@@ -47,7 +47,7 @@ def all_alike(sums: np.ndarray) -> bool:
     "Whether there are several, and all are the same but for rounding."
     return len(sums) > 2 and bool(np.ptp(sums) < 1e-3 * sums.max())
 
-
+# %% ../nbs/fractional.ipynb #7c6a2567
 def have_units(y: csr_matrix) -> bool:
     "Whether the values of a cell are multiples of a number of its own."
     units, n_cells = [], 0
@@ -61,7 +61,7 @@ def have_units(y: csr_matrix) -> bool:
     several = len(units) >= 10 and len(units) > 0.5 * n_cells
     return several and len(set(units)) >= min(10, len(units) / 2)
 
-
+# %% ../nbs/fractional.ipynb #1d5eab5d
 def kind_of_values(
     y: csr_matrix,  # (n_cells, n_genes)
 ) -> str:  # FRACTIONAL, or what was done to the counts
@@ -99,7 +99,7 @@ def hashed(names: Sequence[str]) -> np.ndarray:  # (n,) uint64
     )
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
-
+# %% ../nbs/fractional.ipynb #ae3e7e8d
 def uniforms(
     y: csr_matrix,  # (n_cells, n_genes)
     cell_names: Sequence[str],
@@ -115,7 +115,7 @@ def uniforms(
     z ^= z >> np.uint64(31)
     return (z >> np.uint64(11)) * 2.0**-53
 
-
+# %% ../nbs/fractional.ipynb #8afeb2ee
 def round_fractions(
     y: csr_matrix,  # (n_cells, n_genes), canonical
     how: str,  # one of ROUNDING

@@ -127,7 +127,7 @@ def of_allowed(
         return log_p
     return log_p.masked_fill(~allowed, NOT_ALLOWED)
 
-
+# %% ../nbs/02_gmvae_loss.ipynb #4b3560cd
 def responsibilities(
     x: Tensor,  # draws of x, (M, N, D)
     means: Tensor,  # (M_w, N, K, D), M_w a divisor of M; or (1, 1, K, D)

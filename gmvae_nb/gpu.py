@@ -124,7 +124,7 @@ def carried(t: Tensor, device: torch.device) -> Tensor:
         return torch.sparse_csr_tensor(*parts, t.shape, check_invariants=False)
     return t.pin_memory().to(device, non_blocking=True)
 
-
+# %% ../nbs/gpu.ipynb #fc8950b7
 def minibatches_on(
     device: torch.device,
     counts: csr_matrix | CountsOnDisk,  # (N, G)
@@ -137,7 +137,7 @@ def minibatches_on(
     for y, b, here in minibatches(counts, batch, rows, size, rng=rng):
         yield carried(y, device), carried(b, device), here
 
-
+# %% ../nbs/gpu.ipynb #f633271e
 def counts_for(
     device: torch.device,
     counts: csr_matrix | CountsOnDisk,  # (N, G)

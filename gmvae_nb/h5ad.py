@@ -160,7 +160,7 @@ def decompress(
             f"{str(source)!r} is not a whole gzip file ({e}): get it again."
         ) from e
 
-
+# %% ../nbs/h5ad.ipynb #daf5fca2
 def decompressed(
     gz: Path,  # an .h5ad.gz
 ) -> Path:  # the .h5ad
@@ -210,7 +210,7 @@ def check_is_file(path: str | Path) -> None:
         ) from e
     raise ValueError(f"there is no file {str(path)!r}{folder}: check the path.")
 
-
+# %% ../nbs/h5ad.ipynb #f1310a6b
 def _why_not(path: Path, found: dict[str, Any]) -> ValueError | None:
     "The sentence for what was found; None: the file may be opened."
     name = repr(str(path))
@@ -278,7 +278,7 @@ def check_fits(n_bytes: int, what: str, advice: str) -> None:
             f"has {memory / 1e9:,.1f} GB: {advice}"
         )
 
-
+# %% ../nbs/h5ad.ipynb #00fa3614
 def matrices(f: h5py.File) -> list[h5py.Group | h5py.Dataset]:
     "X, layers and raw. ValueError for a sparse one that is not whole."
     layers = f.get("layers", {})
@@ -289,7 +289,7 @@ def matrices(f: h5py.File) -> list[h5py.Group | h5py.Dataset]:
             check_parts(matrix)
     return found
 
-
+# %% ../nbs/h5ad.ipynb #78078964
 def read_h5ad(
     path: str | Path,  # an .h5ad or .h5ad.gz file
     backed: bool = False,  # leave the matrices on disk

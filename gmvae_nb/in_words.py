@@ -76,12 +76,12 @@ def has_collapsed(run: Told) -> bool:
     information = row_of_weights(run.history)["mutual_information"]
     return run.K > 1 and bool(information <= COLLAPSED_BELOW)
 
-
+# %% ../nbs/in_words.ipynb #31c63508
 def kl_z_of(history: pd.DataFrame) -> pd.Series:
     "Of the held-out cells, or of the training cells if none are held out."
     return history.get("test_kl_z", history["train_kl_z"])
 
-
+# %% ../nbs/in_words.ipynb #5cab067c
 def mixture_sentence(run: Told) -> str:
     "How many components are in use, and what KL_z says of it."
     if run.K == 1:
@@ -148,7 +148,7 @@ def has_few(run: Told, n_types: int | None = None) -> bool:
     few = row_of_weights(run.history)["effective_K"] < (n_types or 0) / 2
     return has_collapsed(run) or (run.K > 1 and bool(few))
 
-
+# %% ../nbs/in_words.ipynb #bc9e0994
 def cause_sentence(run: Told) -> str:
     "Why a mixture has too few clusters, from its history."
     history, limit = run.history, np.log(run.K)
@@ -200,7 +200,7 @@ def settings_in_words(preset: Preset, other: Preset) -> str:
         return "the same prior, bound and start"
     return ", ".join(words)
 
-
+# %% ../nbs/in_words.ipynb #9624df2e
 def verdict(
     runs: Sequence[Told],  # one, or two to be compared
     n_types: int | None = None,  # None: no labels

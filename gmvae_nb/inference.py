@@ -61,7 +61,7 @@ def cells_in_order(
             )
         yield y.to(device), b.to(device), here
 
-
+# %% ../nbs/inference.ipynb #0237e792
 @torch.no_grad()
 def for_each_cell(
     network: GMVAENetwork,
@@ -119,7 +119,7 @@ def latent_means(
         network, cells, lambda y, b: network.encode(y, b).x_mean
     ).numpy()
 
-
+# %% ../nbs/inference.ipynb #abbc533f
 def w_means(
     network: GMVAENetwork,
     cells: Cells,
@@ -166,7 +166,7 @@ def merged_cluster_range(
         numbers.append(cluster_of.max().item() + 1)
     return np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()
 
-
+# %% ../nbs/inference.ipynb #0828ff7d
 def cluster_report(
     network: GMVAENetwork,
     cells: Cells,
@@ -234,7 +234,7 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
     }
     return pd.DataFrame(columns)
 
-
+# %% ../nbs/inference.ipynb #04a248ad
 def cluster_linkage(
     network: GMVAENetwork,
 ) -> np.ndarray:  # (n_clusters - 1, 4); no rows without a tree
@@ -255,7 +255,7 @@ def elbo(
         network, cells, lambda y, b: -neg_elbo(network(y, b, *noise))
     ).numpy()
 
-
+# %% ../nbs/inference.ipynb #530ad604
 def iwae(
     network: GMVAENetwork,
     cells: Cells,
@@ -287,7 +287,7 @@ def columns_of(
         )
     return column
 
-
+# %% ../nbs/inference.ipynb #7420e118
 def normalized_expression(
     network: GMVAENetwork,
     cells: Cells,

@@ -208,7 +208,7 @@ def kbet(
     )
     return score, table
 
-
+# %% ../nbs/kbet.ipynb #b1c1630d
 def kbet_by_cell(
     X: Embedding,  # arguments as of kbet
     batch: ArrayLike,

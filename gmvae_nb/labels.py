@@ -38,7 +38,7 @@ def label_codes(
     names = column.astype(str).where(column.notna(), None)
     return pd.Index(types).get_indexer(pd.Index(names, dtype=object))
 
-
+# %% ../nbs/labels.ipynb #41590925
 def known_types(
     adata: AnnData,
     labels_key: str,  # column of obs; missing: no label
@@ -113,7 +113,7 @@ def without_labels(
     nearest = torch.cdist(centres, centres[decided]).argmin(1).numpy()
     return new[decided[nearest]][group]
 
-
+# %% ../nbs/labels.ipynb #33ef3306
 def owners(
     x: Tensor,  # means of q(x|y), (N, D)
     codes: np.ndarray,  # type of each cell, (N,); -1: no label
@@ -141,7 +141,7 @@ def shares(
     found[rest] += 1
     return found
 
-
+# %% ../nbs/labels.ipynb #37e8402a
 def equal_shares(
     K: int,  # components
     n_types: int,  # T
@@ -174,7 +174,7 @@ def place_by_owner(
     m, s, size = (torch.cat(part) for part in zip(*parts))
     return m, s, size, torch.tensor(types)
 
-
+# %% ../nbs/labels.ipynb #98258c58
 def place_with_labels(
     network: GMVAENetwork,  # its types of components are set
     x_mean: Tensor,  # means of q(x|y), (N, D)
@@ -280,19 +280,19 @@ def label_probabilities(
 
     return for_each_cell(network, cells, probabilities).numpy()
 
-
+# %% ../nbs/labels.ipynb #5299f45e
 def best_labels(
     prob: pd.DataFrame,  # from GMVAE.predict_labels
 ) -> pd.Categorical:  # (N,)
     "The most probable type of each cell, or none of these."
     return pd.Categorical.from_codes(prob.to_numpy().argmax(1), prob.columns)
 
-
+# %% ../nbs/labels.ipynb #32ffa9b6
 def names_of_types(types: list[str]) -> dict[str, list[str]]:  # empty without
     "The names of the columns of gmvae_type_prob, for uns."
     return {"types": [*types, NONE]} if types else {}
 
-
+# %% ../nbs/labels.ipynb #d5646f78
 def label_columns(
     prob: pd.DataFrame,  # from GMVAE.predict_labels
     key: str = "gmvae",

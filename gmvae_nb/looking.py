@@ -36,7 +36,7 @@ except ImportError:  # there is none for this machine
 class UnsafeFile(ValueError):
     "A file that would do harm to whom it is read by."
 
-
+# %% ../nbs/looking.ipynb #3b3d3d51
 class UnknownCompression(ValueError):
     "A file that is whole, and compressed in a way that HDF5 here cannot undo."
 
@@ -71,7 +71,7 @@ def filters_of(dataset: h5py.Dataset, path: str) -> list[int]:
         raise UnsafeFile(f"{path} is compressed more than once")
     return found
 
-
+# %% ../nbs/looking.ipynb #7ef3b4b1
 def inflated(raw: bytes) -> Iterator[bytes]:
     "What deflate has shrunk, piece by piece. ValueError if it is not whole."
     unpacker = deflate.decompressobj()
@@ -82,7 +82,7 @@ def inflated(raw: bytes) -> Iterator[bytes]:
             raise ValueError("a block is cut off")
         yield piece
 
-
+# %% ../nbs/looking.ipynb #7afad517
 def unpacked_lzf(raw: bytes, size: int) -> bytes:
     """What lzf has shrunk, which must be `size` long.
 
@@ -132,14 +132,14 @@ class Stored(NamedTuple):
     chunks: int  # how many were written
     in_memory: int  # bytes
 
-
+# %% ../nbs/looking.ipynb #f37dd863
 def has_objects(dtype: np.dtype) -> bool:
     "Whether values, or fields of them, are kept elsewhere in the file."
     if dtype.fields:
         return any(has_objects(field[0]) for field in dtype.fields.values())
     return dtype.base.kind == "O"
 
-
+# %% ../nbs/looking.ipynb #007635f8
 def declared(dataset: h5py.Dataset, path: str, file_size: int) -> Stored:
     """What a dataset says of itself.
 
@@ -168,7 +168,7 @@ def declared(dataset: h5py.Dataset, path: str, file_size: int) -> Stored:
         )
     return Stored(dataset, path, filters, entry, chunks, n * in_memory)
 
-
+# %% ../nbs/looking.ipynb #e1e12db7
 def blocks_of(s: Stored) -> Iterator[tuple[list[int], Iterator[bytes]]]:
     """The chunks of a dataset: the filters that were used, and the pieces.
 
@@ -193,7 +193,7 @@ def in_order(filters: list[int], pieces: Iterator[bytes]) -> bytes:
         raw = np.frombuffer(raw, "u1").reshape(16, -1).T.tobytes()
     return raw
 
-
+# %% ../nbs/looking.ipynb #fad9f6ae
 def bytes_of_texts(
     s: Stored,  # of texts of any length
     read: Callable[[int, int], bytes],  # so many bytes of the file, from here on
@@ -224,7 +224,7 @@ def bytes_of_texts(
                 raise ValueError("a text is where no text is")
     return total
 
-
+# %% ../nbs/looking.ipynb #7a6ce106
 def bytes_of_records(dataset: h5py.Dataset) -> int:
     "The lengths of texts in the fields of a table of before anndata 0.7."
     total = 0
@@ -233,7 +233,7 @@ def bytes_of_records(dataset: h5py.Dataset) -> int:
             total += sum(len(v) for v in record if isinstance(v, bytes | str))
     return total
 
-
+# %% ../nbs/looking.ipynb #47c5d839
 def bytes_of_attributes(item: h5py.Group | h5py.Dataset) -> int:
     "What is read of them; HDF5 may stumble here over damage."
     total = 0
@@ -270,7 +270,7 @@ def everything(f: h5py.File) -> Iterator[tuple[str, h5py.Group | h5py.Dataset]]:
                 todo.append(item)
             yield path, item
 
-
+# %% ../nbs/looking.ipynb #b1670a0a
 def look_inside(s: Stored, read: Callable[[int, int], bytes]) -> int:
     "Unpacks what is packed, and tells the length of the texts."
     kind = s.dataset.dtype
@@ -289,7 +289,7 @@ def look_inside(s: Stored, read: Callable[[int, int], bytes]) -> int:
         raise ValueError(f"{s.path}: {e}") from e
     return 0
 
-
+# %% ../nbs/looking.ipynb #b063856a
 def memory_needed(
     f: h5py.File,
     memory: float = math.inf,  # bytes of the machine
@@ -405,7 +405,7 @@ def look_through(
             found = {"in_use": str(e)}
     return found
 
-
+# %% ../nbs/looking.ipynb #5b54ff25
 def main(path: str, memory: float = math.inf) -> None:
     "Prints as JSON what `look_through` finds."
     print(json.dumps(look_through(path, memory)))
@@ -417,7 +417,7 @@ def can_be_copied() -> bool:
         return False
     return signal.getsignal(signal.SIGCHLD) != signal.SIG_IGN
 
-
+# %% ../nbs/looking.ipynb #ea44b64d
 def run_in_copy(
     work: Callable[[], None],
 ) -> int:  # the number of that process
@@ -438,7 +438,7 @@ def run_in_copy(
     finally:
         os._exit(1)
 
-
+# %% ../nbs/looking.ipynb #2a2f36ec
 def look_in_copy(
     path: str,
     memory: float,  # bytes of the machine
@@ -536,7 +536,7 @@ def small_looker() -> Iterator[None]:
             looker.stop()
         del _lookers[before:]
 
-
+# %% ../nbs/looking.ipynb #02787f8f
 def look_in_small_copy(
     path: str,
     memory: float,  # bytes of the machine

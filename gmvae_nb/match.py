@@ -39,7 +39,7 @@ def first_names(names: Sequence[str]) -> str:
     "The first three of them."
     return f"{', '.join(names[:3])}{', …' * (len(names) > 3)}"
 
-
+# %% ../nbs/match.ipynb #ee990c36
 def other_gene_column(
     genes: Sequence[str],  # the model's
     columns: pd.DataFrame | None,  # var of the data
@@ -133,7 +133,7 @@ class Cells(NamedTuple):
     # batch, or covariate:value, of the data -> the known one it is treated as
     batches: dict[str, str]
 
-
+# %% ../nbs/match.ipynb #0bc500d0
 def as_cells(
     counts: csr_matrix | CountsOnDisk,  # (N, G) of the model's genes
     batch: np.ndarray,  # (N,) codes of the model's batches, or a table

@@ -205,7 +205,7 @@ def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:
 
     return float(normalized_mutual_info_score(labels, clusters))
 
-
+# %% ../nbs/05_metrics.ipynb #4356ba58
 def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Adjusted Rand index, at most 1, 0 on average by chance, by scikit-learn.
 
@@ -243,7 +243,7 @@ def nmi_leiden(
     curve = _curve(scores, resolutions, "resolution", "nmi")
     return float(curve.max()), curve
 
-
+# %% ../nbs/05_metrics.ipynb #5a935bb4
 def ari_kmeans(
     X: Embedding,  # (n, d)
     labels: ArrayLike,  # cell types (n,)
@@ -293,7 +293,7 @@ def ilisi(
     indices, weights = _lisi_neighbors(checked_embedding(X), neighbors)
     return float(np.median(_ilisi_cells(indices, weights, batch)))
 
-
+# %% ../nbs/05_metrics.ipynb #05bbb66b
 def clisi(
     X: Embedding,  # (n, d)
     labels: ArrayLike,  # cell type of each cell (n,)
@@ -366,7 +366,7 @@ def batch_variance(X: Embedding, batch: ArrayLike) -> float:
     codes, _ = integer_codes(batch, len(X), "batch")
     return _variance_share(X - X.mean(axis=0), codes, np.ones(len(X)))
 
-
+# %% ../nbs/05_metrics.ipynb #45ac25ab
 def _variance_share(X, codes, times) -> float:
     "`batch_variance` if every cell of the centred `X` was there so many `times`."
     n, B = len(X), codes.max() + 1

@@ -58,7 +58,7 @@ def model_digest(
         digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-
+# %% ../nbs/model_folder.ipynb #2a6886cf
 def weights_sha256(
     state: Mapping[str, Tensor],  # of a network, or of a folder
 ) -> str:  # 64 hexadecimal digits
@@ -78,7 +78,7 @@ def names_sha256(names: Sequence[str]) -> str:
     "sha256 of the names of cells, in order."
     return hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
 
-
+# %% ../nbs/model_folder.ipynb #c1a8b535
 def data_sha256(
     counts: csr_matrix | CountsOnDisk,  # (N, G)
     batch: np.ndarray,  # codes, (N,), or a table of `covariates`
@@ -137,7 +137,7 @@ def first_difference(
         )
     return ""
 
-
+# %% ../nbs/model_folder.ipynb #4ef985c1
 def same_history(
     rows: list[dict[str, Any]],
     others: list[dict[str, Any]],
@@ -176,7 +176,7 @@ def write_model(
     )
     describe_model(folder, config, rows)
 
-
+# %% ../nbs/model_folder.ipynb #d3e54867
 def describe_model(
     folder: Path,  # with the weights in it
     config: dict[str, Any],
@@ -207,7 +207,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     return found if isinstance(found, dict) else {}
 
-
+# %% ../nbs/model_folder.ipynb #49d23ffd
 def record_checksums(
     folder: str | Path,  # with a config.json
     *names: str,  # of files in it
@@ -219,7 +219,7 @@ def record_checksums(
     config.setdefault("sha256", {}).update(sums)
     write_checked_json(folder / "config.json", config)
 
-
+# %% ../nbs/model_folder.ipynb #77740e13
 def forget_checksums(
     folder: str | Path,
     *names: str,  # of files that are going to be written
@@ -350,7 +350,7 @@ def check_tensors(
     if bad:
         raise ValueError(f"{bad} is not finite")
 
-
+# %% ../nbs/model_folder.ipynb #20d1bb62
 def check_model(
     config: dict[str, Any],
     rows: list[dict[str, Any]],  # history
@@ -392,7 +392,7 @@ def read_header(
         header: dict[str, Any] = json.loads(file.read(length))
     return header
 
-
+# %% ../nbs/model_folder.ipynb #bc41d456
 def check_size(
     path: Path,  # model.safetensors
     names: Sequence[str],  # of its tensors
@@ -508,13 +508,13 @@ def checksum(file: Path) -> str:
         return ""
     return sha256_of(file)
 
-
+# %% ../nbs/model_folder.ipynb #5a6f0ead
 def describe_again(folder: str | Path) -> None:
     "Write config.json and history.csv anew, from the model that they belong to."
     config, rows, _ = read_model(folder)
     describe_model(Path(folder), config, rows)
 
-
+# %% ../nbs/model_folder.ipynb #b77eb62c
 def mend(folder: Path) -> None:
     "`describe_again`, if what stands beside the model is not as it was written."
     if not (folder / "model.safetensors").exists():
@@ -528,7 +528,7 @@ def mend(folder: Path) -> None:
     if not is_whole or history != listed.get("history.csv"):
         describe_again(folder)
 
-
+# %% ../nbs/model_folder.ipynb #f398747e
 def how_to_mend(
     folder: Path,
     name: str,  # of a file that is not as it was written
@@ -547,7 +547,7 @@ def how_to_mend(
         )
     return "make it again from the model, or get it again"
 
-
+# %% ../nbs/model_folder.ipynb #2c9abcb8
 def listed_checksums(
     folder: Path,
     config: Mapping[str, Any],  # of the model in it
@@ -590,7 +590,7 @@ def files_are_whole(
             return False
     return True
 
-
+# %% ../nbs/model_folder.ipynb #7a2427c1
 def check_files(
     folder: Path,  # of a run
     names: Sequence[str],  # of files in it
@@ -629,7 +629,7 @@ def is_same_as_written(
         metadata = file.metadata()
     return path.read_bytes() == to_bytes(dict(state), metadata)
 
-
+# %% ../nbs/model_folder.ipynb #dbdc388e
 def unlisted_model(
     folder: Path,
     config: Mapping[str, Any],  # of the model
@@ -664,7 +664,7 @@ def unlisted_model(
         f"{str(folder)!r}) in Python"
     )
 
-
+# %% ../nbs/model_folder.ipynb #31b1a517
 def verify(
     folder: str | Path,  # of a run, or of a model
 ) -> dict[str, list[str]]:

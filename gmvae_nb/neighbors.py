@@ -49,7 +49,7 @@ def checked_embedding(X: Embedding) -> np.ndarray:
         )
     return X
 
-
+# %% ../nbs/neighbors.ipynb #6141bcc9
 def integer_codes(
     values: ArrayLike,  # one name per cell (n,)
     n: int,  # number of cells
@@ -224,12 +224,12 @@ def knn(X: Embedding, k: int, *, progress: bool = False) -> Neighbors:
         distances[cells, 1:] = dist[others].reshape(-1, k - 1)
     return indices, distances
 
-
+# %% ../nbs/neighbors.ipynb #c4c17368
 def canonical_order(X: np.ndarray) -> np.ndarray:
     "The permutation that sorts the rows of `X` by their coordinates."
     return np.lexsort(X.T[::-1])
 
-
+# %% ../nbs/neighbors.ipynb #071b677a
 def nearest_cells(
     X: np.ndarray,  # embedding (n, d)
     k: int,
@@ -302,7 +302,7 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> sp.csr_matrix:
     G.sort_indices()
     return G
 
-
+# %% ../nbs/neighbors.ipynb #89526fb3
 def neighbor_graph(
     X: np.ndarray,  # embedding (n, d)
     n_neighbors: int,  # of each cell, itself included

@@ -229,7 +229,7 @@ def encoder_input(
         values, c = values.log1p(), v_mean
     return EncoderInput(with_values(y, values), c, b)
 
-
+# %% ../nbs/network.ipynb #75eaa32b
 def mean_input(
     y: Tensor,  # counts, (N, G), sparse CSR
     mean: Tensor,  # of all training counts, ()

@@ -35,7 +35,7 @@ class Looks(NamedTuple):
     rec: np.ndarray  # -log p(y|x) under q, nats, (N,)
     u: np.ndarray  # mean and log std of q(x|y), (N, 2 n_x)
 
-
+# %% ../nbs/novelty.ipynb #1990149f
 def look_at(
     network: GMVAENetwork,
     cells: Cells,
@@ -67,7 +67,7 @@ def within_clusters(
     cov = (n * cov + D * diagonal) / (n + D)
     return centres, np.linalg.inv(np.linalg.cholesky(cov)).T
 
-
+# %% ../nbs/novelty.ipynb #1ac86517
 def distance(
     u: np.ndarray,  # (n, D)
     centres: np.ndarray,  # (K, D)
@@ -100,7 +100,7 @@ def among_like(
     std = np.sqrt((square - mean**2).clip(1e-12))
     return (value - mean) / std
 
-
+# %% ../nbs/novelty.ipynb #2039e877
 class Known(NamedTuple):
     "What is kept of the cells that a model was trained on."
 
@@ -112,7 +112,7 @@ class Known(NamedTuple):
     place: np.ndarray  # log D, (m,)
     held_out: np.ndarray  # whether they were held out, ()
 
-
+# %% ../nbs/novelty.ipynb #cc58bf48
 def score(
     total: np.ndarray,  # (n,)
     rec: np.ndarray,  # (n,)
@@ -124,7 +124,7 @@ def score(
     z_D = among_like(place, total, known.place, known.total)
     return np.maximum(z_D, z_R - 1)
 
-
+# %% ../nbs/novelty.ipynb #e28ffaff
 def novelty(
     looks: Looks,  # of n cells
     known: Known,
@@ -146,7 +146,7 @@ def own_looks(
     with own_threads():
         return look_at(model.network, cells, noise)
 
-
+# %% ../nbs/novelty.ipynb #3cd6c946
 def novelty_of_own(
     model: GMVAE,  # with its cells
 ) -> tuple[np.ndarray, Known]:  # novelty, (N,) float32; what new cells need
@@ -170,7 +170,7 @@ def novelty_of_own(
     known = Known(*of_clusters, *others, place, np.array(held_out))
     return novelty(looks, known), known
 
-
+# %% ../nbs/novelty.ipynb #4a13968c
 def novelty_of(
     model: GMVAE,
     cells: AnnData | Cells,  # with all of the model's batches, or matched
@@ -187,13 +187,13 @@ def compared_with(known: Known) -> str:
     kind = "held-out" if known.held_out else "training"
     return f"the share of {known.total.size:,} {kind} cells that are less unlike"
 
-
+# %% ../nbs/novelty.ipynb #3ef13f36
 def write_known(folder: str | Path, known: Known) -> None:
     "Write novelty.npz."
     path = Path(folder) / "novelty.npz"
     write_atomically(path, lambda tmp: np.savez(tmp, **known._asdict()))
 
-
+# %% ../nbs/novelty.ipynb #20e53df5
 def read_known(
     folder: str | Path,  # of a run
     n_x: int,  # dimensions of the model's embedding

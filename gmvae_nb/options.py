@@ -15,7 +15,7 @@ from typing import NamedTuple
 def store_true() -> None:
     "The type of an option that is given or not, and takes no value."
 
-
+# %% ../nbs/options.ipynb #f2067e29
 class Param(NamedTuple):
     "The annotation of an argument of a command."
 

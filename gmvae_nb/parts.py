@@ -107,7 +107,7 @@ class Part(NamedTuple):
     notes: list[str]  # what was done, one sentence each
     round_counts: str | None  # how fractional counts were made whole
 
-
+# %% ../nbs/parts.ipynb #7c5e06c9
 def read_part(
     file: str | Path,  # an .h5ad file; it is only read
     name: str,  # of the part
@@ -214,7 +214,7 @@ def in_columns(
     y.sort_indices()
     return y
 
-
+# %% ../nbs/parts.ipynb #c0f8bfca
 def joined_counts(
     matrices: list[csr_matrix],  # of the parts; empty afterwards
     positions: Sequence[np.ndarray],  # as for in_columns
@@ -255,7 +255,7 @@ def in_one_kind(
             obs[key] = pd.Categorical(text)
     return obs
 
-
+# %% ../nbs/parts.ipynb #0b41bf0a
 def joined_names(
     parts: Sequence[Part],
 ) -> tuple[list[pd.Index], list[str]]:  # of the cells of each part; a note
@@ -272,7 +272,7 @@ def joined_names(
         f"{with_file[0][0]!r}"
     ]
 
-
+# %% ../nbs/parts.ipynb #88493432
 class Joined(NamedTuple):
     "The cells of several files."
 
@@ -281,7 +281,7 @@ class Joined(NamedTuple):
     notes: list[str]  # what was matched, one sentence each
     round_counts: str | None  # how fractional counts were made whole
 
-
+# %% ../nbs/parts.ipynb #4a851fc1
 def join_files(
     files: Sequence[str | Path],  # two or more .h5ad files; they are only read
     *,
@@ -359,7 +359,7 @@ def batch_of(
     "The column with the batch: of several files the file, if none is named."
     return FILE_KEY if batch_key is None and len(files) > 1 else batch_key
 
-
+# %% ../nbs/parts.ipynb #cc7a3a5b
 def read_files(
     files: Sequence[str | Path],  # as of named_files
     *,

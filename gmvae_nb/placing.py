@@ -68,7 +68,7 @@ def em_turn(
     used = total[:, None] > 1e-9
     return torch.where(used, mean, m), torch.where(used, std, s)
 
-
+# %% ../nbs/placing.ipynb #5578e7ec
 def fit_components(
     x_mean: Tensor,  # means of q(x|y), (N, D)
     x_std: Tensor,  # and standard deviations

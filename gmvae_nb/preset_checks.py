@@ -26,7 +26,7 @@ def one_of(*choices: str) -> Allowed:
 
     return Allowed(f"one of {', '.join(choices)}", holds)
 
-
+# %% ../nbs/preset_checks.ipynb #c1d015a0
 def whole(least: int, most: int) -> Allowed:
     "A whole number from `least` to `most`."
 
@@ -36,7 +36,7 @@ def whole(least: int, most: int) -> Allowed:
 
     return Allowed(f"a whole number, {least} or more, at most {most:,}", holds)
 
-
+# %% ../nbs/preset_checks.ipynb #37da32bc
 def number(words: str, inside: Callable[[float], bool]) -> Allowed:
     "A number, of a range."
 
@@ -48,14 +48,14 @@ def number(words: str, inside: Callable[[float], bool]) -> Allowed:
 
     return Allowed(words, holds)
 
-
+# %% ../nbs/preset_checks.ipynb #feadf9ac
 def from_0(most: float) -> Allowed:
     "A number from 0 to `most`."
     return number(
         f"a number, 0 or more, at most {most:,}", lambda v: 0 <= v <= most
     )
 
-
+# %% ../nbs/preset_checks.ipynb #1e9d7342
 def above_0(most: float) -> Allowed:
     "A number above 0, up to `most`."
     words = f"a number above 0, at most {most:,}"
@@ -120,7 +120,7 @@ def shown(value: Any) -> str:
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number of thousands of digits"
 
-
+# %% ../nbs/preset_checks.ipynb #62cabc5a
 def check_settings(
     settings: Mapping[str, Any],  # field -> value, of a Preset
 ) -> None:

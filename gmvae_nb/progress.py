@@ -26,7 +26,7 @@ def on_screen(stream: TextIO) -> bool:
     in_notebook = type(stream).__module__.startswith("ipykernel")
     return in_notebook or stream.isatty()
 
-
+# %% ../nbs/progress.ipynb #95baadd3
 SILENT = ContextVar("silent", default=False)
 
 
@@ -41,7 +41,7 @@ def silence(
     finally:
         SILENT.reset(before)
 
-
+# %% ../nbs/progress.ipynb #98fa8e6e
 class Progress(tqdm):
     """tqdm's bar; where none can be drawn, a line each minute and a last one.
 

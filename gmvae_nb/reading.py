@@ -145,7 +145,7 @@ def note_on_empty_genes(
         f"are left out, the first is {names[empty.argmax()]!r}"
     ]
 
-
+# %% ../nbs/reading.ipynb #beea46f4
 def numbered_names(
     names: pd.Index,  # of genes; some may occur again
 ) -> tuple[pd.Index, list[str]]:  # each occurs once; a sentence, or nothing
@@ -159,7 +159,7 @@ def numbered_names(
     )
     return make_index_unique(names), [note]
 
-
+# %% ../nbs/reading.ipynb #9f8ee99b
 def choose_genes(
     counts: csr_matrix,  # (n_cells, n_genes)
     names: pd.Index,  # of the genes
@@ -189,7 +189,7 @@ def gene_columns(
         var = pd.concat([var, others[missing].reindex(var.index)], axis=1)
     return var
 
-
+# %% ../nbs/reading.ipynb #429bcdb5
 def gene_names(
     var: pd.DataFrame,  # from gene_columns
     gene_key: str | None,  # column with the names; None: the index
@@ -226,7 +226,7 @@ def split_subset(
         f"{list(columns)}"
     )
 
-
+# %% ../nbs/reading.ipynb #f56e771e
 def subset_rows(
     obs: pd.DataFrame,
     subset: str,  # as for split_subset
@@ -270,7 +270,7 @@ def check_labels(
         )
     return [f"{of} have a label in {labels_key}: these are scored, all are used"]
 
-
+# %% ../nbs/reading.ipynb #940055ec
 def check_no_cell_is_empty(
     counts: csr_matrix,  # (n_cells, n_genes) of the genes that were chosen
     names: pd.Index,  # of the cells
@@ -285,7 +285,7 @@ def check_no_cell_is_empty(
             "mask_var, or leave them out to train on all genes"
         )
 
-
+# %% ../nbs/reading.ipynb #dbd3e0cd
 LIKE_MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")
 
 
@@ -310,7 +310,7 @@ def notes_on_names(
             )
     return notes
 
-
+# %% ../nbs/reading.ipynb #1d66410c
 def counts_in_memory(
     adata: AnnData,  # its matrices may be on disk
     path: Path | None,  # of the file, for the message
@@ -329,7 +329,7 @@ def counts_in_memory(
         y = y.read(0, len(adata)).astype(np.float32, copy=False)
     return place, y
 
-
+# %% ../nbs/reading.ipynb #64ef4eab
 def genes_of(
     adata: AnnData,
     place: CountsLocation,  # of the counts
@@ -342,7 +342,7 @@ def genes_of(
     names, renamed = numbered_names(names[is_gene])
     return is_gene, names, [*place.notes, *notes, *renamed]
 
-
+# %% ../nbs/reading.ipynb #1b2cdced
 def check_unchanged(
     path: str | Path,
     before: tuple[int, ...] | None,  # its file_state when reading began
@@ -354,7 +354,7 @@ def check_unchanged(
             "when it is complete"
         )
 
-
+# %% ../nbs/reading.ipynb #2074599a
 def read_input(
     data: str | Path | AnnData,  # .h5ad file, data set by name, or cells
     *,
@@ -456,7 +456,7 @@ def genes_in(
         )
     return keep & adata.var[mask_var].to_numpy(), notes
 
-
+# %% ../nbs/reading.ipynb #03e0c7d9
 def counts_to_train_on(
     adata: AnnData,
     layer: str | None = None,  # layer with the counts; None: X

@@ -22,7 +22,7 @@ class ReferenceMap(NamedTuple):
     latent: np.ndarray  # X_gmvae, (N, d)
     place: np.ndarray  # X_gmvae_umap, (N, 2)
 
-
+# %% ../nbs/reference_map.ipynb #ca3001a4
 def place_on_map(
     latent: np.ndarray,  # of new cells, (n, d)
     reference: ReferenceMap,

@@ -274,7 +274,7 @@ def most_frequent(
         return None, None
     return cells_of.index[0], cells_of.iloc[0] / cells_of.sum()
 
-
+# %% ../nbs/report.ipynb #9198f8cb
 def cluster_row(
     name: str,
     obs: pd.DataFrame,  # gmvae_cluster, gmvae_confidence, gmvae_unsure
@@ -440,7 +440,7 @@ def get_labels(
     text = column.astype(str).astype(object)
     return pd.Categorical(text.where(column.notna(), None))
 
-
+# %% ../nbs/report.ipynb #1c4b739d
 def told_types(
     cells: AnnData,  # annotated
 ) -> pd.Categorical | None:  # (N,)
@@ -449,7 +449,7 @@ def told_types(
         return None
     return pd.Categorical(cells.obs["gmvae_type"])
 
-
+# %% ../nbs/report.ipynb #8e5cdc0b
 def read_report_input(
     out: Path,  # the folder of a finished run
 ) -> ReportInput:
@@ -494,7 +494,7 @@ def report_counts(
     is_gene, _ = gene_features(where.adata.var)
     return counts[:, is_gene], list(numbered_names(names[is_gene])[0])
 
-
+# %% ../nbs/report.ipynb #05bb5145
 def report_markers(
     report: ReportInput,
 ) -> pd.DataFrame:  # from marker_genes
@@ -531,7 +531,7 @@ def legend_of(
         colours, names = [*colours, "#cccccc"], [*names, "none"]
     return names, colours, codes
 
-
+# %% ../nbs/report.ipynb #1c845bd3
 def group_map(
     title: str,
     groups: pd.Categorical,  # (n,) of the cells on the map
@@ -818,7 +818,7 @@ def write_report(
             write_page(out / name, page)
     return out / "report.html"
 
-
+# %% ../nbs/report.ipynb #c5d06ca3
 def write_page(file: Path, text: str) -> None:
     "A text file, whole or not at all."
     write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))

@@ -42,7 +42,7 @@ class Stream(IntEnum):
     MAP = 13  # which cells UMAP sees, of many
     THINNING = 14  # of what the encoder sees, in an epoch
 
-
+# %% ../nbs/reproducible.ipynb #950c6b63
 def seed_sequence(
     seed: int,
     use: Stream,
@@ -56,12 +56,12 @@ def numpy_stream(seed: int, use: Stream, *key: int) -> np.random.Generator:
     "numpy's random numbers for one use."
     return np.random.default_rng(seed_sequence(seed, use, *key))
 
-
+# %% ../nbs/reproducible.ipynb #3a852482
 def stream_seed(seed: int, use: Stream, *key: int) -> int:  # below 2^32
     "A seed for a library that wants a number."
     return int(seed_sequence(seed, use, *key).generate_state(1)[0])
 
-
+# %% ../nbs/reproducible.ipynb #e740bf83
 def torch_stream(
     seed: int,
     use: Stream,
@@ -93,7 +93,7 @@ def n_threads() -> int:
         warnings.simplefilter("ignore")  # cores that cannot be told from threads
         return max(1, joblib.cpu_count(only_physical_cores=True))
 
-
+# %% ../nbs/reproducible.ipynb #338e2c48
 @contextmanager
 def own_threads() -> Iterator[None]:
     "`n_threads()` threads, of torch and of what else computes here."

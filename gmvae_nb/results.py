@@ -227,7 +227,7 @@ def read_run(
             f"gmvae_train ({error!r})"
         ) from None
 
-
+# %% ../nbs/06_results.ipynb #448644e2
 def collect_runs(
     folders: Sequence[str | Path],  # folders with a metrics.json
 ) -> pd.DataFrame:  # one row per run
@@ -251,7 +251,7 @@ def mean_and_sd(
     sd = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{sd}"
 
-
+# %% ../nbs/06_results.ipynb #a15fc409
 def results_table(
     runs: pd.DataFrame | Sequence[str | Path],  # from collect_runs, or folders
 ) -> pd.DataFrame:  # text cells "mean ± sd", one row per data, preset and K

@@ -133,7 +133,7 @@ def run_settings(
         **({"supervise": supervise} if supervise else {}),
     )
 
-
+# %% ../nbs/runs.ipynb #be6c9355
 def note_on_many(
     K: int | None,  # components; None: the data choose
 ) -> list[str]:  # a sentence, or nothing
@@ -145,7 +145,7 @@ def note_on_many(
         "and memory that grow with its square; no K leaves the number to the data"
     ]
 
-
+# %% ../nbs/runs.ipynb #8db2de06
 def check_numbers(K: int | None, seed: int) -> None:
     "ValueError for a K or a seed that something later on does not take."
     if K is not None and not 1 <= K <= 10_000:
@@ -188,7 +188,7 @@ def stored_settings(
         return None
     return read_run_json(path).get("settings", {})
 
-
+# %% ../nbs/runs.ipynb #2419230d
 def claim_folder(
     out: Path,  # made if need be
     settings: Mapping[str, object],  # what training depends on
@@ -222,7 +222,7 @@ def claim_folder(
             "choose another folder"
         )
 
-
+# %% ../nbs/runs.ipynb #d873c3e0
 def compare_settings(
     out: Path,  # for the message
     stored: Mapping[str, object],  # of the run in it
@@ -244,7 +244,7 @@ def compare_settings(
             f"{old.get(key)!r}, now {new.get(key)!r}): choose another folder"
         )
 
-
+# %% ../nbs/runs.ipynb #d4e0e66a
 def compare_model(
     out: Path,  # the folder of the run
     model: GMVAE,
@@ -301,7 +301,7 @@ def finished_run(
     except KeyError:  # of an older version: to be made again
         return False
 
-
+# %% ../nbs/runs.ipynb #64b8af5f
 def with_alpha(preset: Preset, alpha: float | None) -> Preset:
     "The preset with another chance to split one population. None: as it is."
     if alpha is None:
@@ -313,7 +313,7 @@ def with_alpha(preset: Preset, alpha: float | None) -> Preset:
         )
     return replace(preset, alpha=alpha)
 
-
+# %% ../nbs/runs.ipynb #30f7b456
 def fitting_preset(
     preset: Preset,
     n_cells: int,
@@ -323,7 +323,7 @@ def fitting_preset(
     n_train = len(split_cells(n_cells)[0]) if hold_out else n_cells
     return fit_batch_size(preset, n_train)
 
-
+# %% ../nbs/runs.ipynb #885efb97
 def epochs_in_all(
     preset: Preset,
     n_cells: int,
@@ -344,7 +344,7 @@ class RunScores(NamedTuple):
     table: list[dict]  # of the latent space, with intervals
     note: str  # why there are none, or of which cells, or nothing
 
-
+# %% ../nbs/runs.ipynb #f7f0fdd7
 def score_run(
     model: GMVAE,
     cells: AnnData,  # to be scored
@@ -634,7 +634,7 @@ def add_columns(
             order.append(name)
     table.attrs["column-order"] = order
 
-
+# %% ../nbs/runs.ipynb #e3d6b3ec
 def add_arrays(
     f: h5py.File,
     obsm: Mapping[str, np.ndarray],  # key -> (N, d)
@@ -661,7 +661,7 @@ def add_arrays(
                 del group[name]
             write_elem(group, name, value)
 
-
+# %% ../nbs/runs.ipynb #63fc5d39
 def write_annotated(
     source: str | Path | AnnData,  # an .h5ad file, only read, or cells
     target: str | Path,  # the annotated copy; replaced if it exists
@@ -716,7 +716,7 @@ def write_annotated(
 
     write_atomically(target, write)
 
-
+# %% ../nbs/runs.ipynb #15fa104a
 def write_cells(cells: AnnData, path: Path) -> None:
     "An h5ad of cells in memory. ValueError, naming what cannot be written."
     nullable = anndata.settings.override(allow_write_nullable_strings=True)
@@ -738,7 +738,7 @@ def write_cells(cells: AnnData, path: Path) -> None:
             "what is named there"
         ) from error
 
-
+# %% ../nbs/runs.ipynb #9fd299d5
 def check_annotation(
     data: Input,
     target: Path,  # what write_annotated is going to write
@@ -794,7 +794,7 @@ def model_of_run(
         )
     return dict(model_sha256=ours, epochs=len(model.history))
 
-
+# %% ../nbs/runs.ipynb #89dc9913
 def keep_cells(
     out: Path,
     obs: Mapping[str, object],
@@ -808,7 +808,7 @@ def keep_cells(
     write_atomically(path, lambda path: np.savez(path, **obsm))
     record_checksums(out, "annotated_cells.csv", "annotated_cells.npz")
 
-
+# %% ../nbs/runs.ipynb #02a0047c
 def annotate_run(
     model: GMVAE,
     data: Input,

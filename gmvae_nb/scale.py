@@ -35,12 +35,12 @@ def checked_batch_size(preset: Preset, batch_size: int | None) -> Preset:
         )
     return with_batch_size(preset, batch_size)
 
-
+# %% ../nbs/scale.ipynb #e70072e0
 def started_again() -> bool:
     "Whether torchrun starts this process once more, after one of them died."
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
-
+# %% ../nbs/scale.ipynb #f25c0049
 def follow_run(
     data: Input,
     out: str | Path,  # the first process's folder; not looked at
@@ -128,7 +128,7 @@ def train_on_workers(
         finally:
             shutil.rmtree(out / ".ray", ignore_errors=True)
 
-
+# %% ../nbs/scale.ipynb #3f89475f
 def finished_cells(
     out: Path,  # the folder of a finished run
 ) -> tuple[GMVAE, pd.DataFrame, Path]:  # model, obs of its cells, page

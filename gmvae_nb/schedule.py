@@ -56,7 +56,7 @@ def fit_batch_size(
     )
     return replace(preset, batch_size=n_train), [note]
 
-
+# %% ../nbs/schedule.ipynb #65f5b4ab
 def with_batch_size(
     preset: Preset,
     batch_size: int,  # cells of a mini-batch
@@ -108,7 +108,7 @@ class Course(NamedTuple):
             f"rests for the {self.total - self.learning} that follow"
         )
 
-
+# %% ../nbs/schedule.ipynb #d99fb702
 def planned_course(
     preset: Preset,
     max_epochs: int,  # of this training
@@ -117,7 +117,7 @@ def planned_course(
     learning = math.ceil((1 - preset.refit) * max_epochs)
     return Course(learning, learning, max_epochs)
 
-
+# %% ../nbs/schedule.ipynb #a4e3dab8
 def epochs_before_placing(
     max_epochs: int,  # of this training
 ) -> int:
@@ -157,7 +157,7 @@ def is_watched(
     "Whether there is a watch, and there are held-out cells to watch."
     return preset.patience > 0 and len(rows) > 0 and "test_neg_elbo" in rows[0]
 
-
+# %% ../nbs/schedule.ipynb #92a0df7e
 def course_of(
     preset: Preset,
     max_epochs: int,  # planned
@@ -209,7 +209,7 @@ def best_so_far(
     loss = [row["test_neg_elbo"] for row in rows[start:]]
     return start + 1 + loss.index(min(loss))
 
-
+# %% ../nbs/schedule.ipynb #bc0b239e
 def kept_epoch(
     preset: Preset,
     max_epochs: int,  # planned
@@ -231,7 +231,7 @@ def row_of_weights(
     last = history.iloc[-1]
     return history.iloc[int(last.get("weights_of", len(history))) - 1]
 
-
+# %% ../nbs/schedule.ipynb #2264131a
 def went_back(
     history: pd.DataFrame,  # GMVAE.history
 ) -> bool:

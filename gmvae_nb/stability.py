@@ -34,7 +34,7 @@ def jaccard(
     either = np.add.outer(both.sum(1).to_numpy(), both.sum(0).to_numpy()) - both
     return both / either
 
-
+# %% ../nbs/stability.ipynb #b9bce9d8
 def cluster_stability(
     clusters: ArrayLike,  # of each cell, (N,)
     others: Sequence[ArrayLike],  # the same by other runs, at least one
@@ -61,7 +61,7 @@ def read_by_other(
     dictionary = prob.T @ other / np.where(cells > 0, cells, 1)  # P(k|l)
     return other @ dictionary.T
 
-
+# %% ../nbs/stability.ipynb #28f27611
 def seed_confidence(
     prob: np.ndarray,  # of our clusters, (N, K)
     others: Sequence[np.ndarray],  # of other runs, each (N, its clusters)
@@ -86,7 +86,7 @@ class Stability(NamedTuple):
     n_clusters: list[int]  # that have cells; of each run, this one's first
     ari: np.ndarray  # of each pair of runs, (S (S - 1) / 2,)
 
-
+# %% ../nbs/stability.ipynb #23b5d1d3
 def compare_seeds(
     prob: np.ndarray,  # of the run's clusters, (N, K)
     others: Sequence[np.ndarray],  # of other runs, each (N, its clusters)
@@ -145,7 +145,7 @@ def data_of_run(
         )
     return model, data._replace(cells=cells, sha256=sha256, subset=told["subset"])
 
-
+# %% ../nbs/stability.ipynb #a514789e
 SEED_FILES = ("seed_clusters.csv", "seed_cells.csv")
 
 

@@ -61,7 +61,7 @@ def train_or_reason(
         return str(error)
     return ""
 
-
+# %% ../nbs/many_runs.ipynb #b7a06ac4
 def train_serially(
     runs: Iterable[dict],
     data: Input,

@@ -30,7 +30,7 @@ def text_cell(
         return value
     return f"'{value}" if _FORMULA.match(value) else value
 
-
+# %% ../nbs/tables.ipynb #2d6f5f05
 def original_text(
     value: object,  # from text_cell
 ) -> object:
@@ -52,7 +52,7 @@ def write_table(
     table.columns = [text_cell(column) for column in table.columns]
     write_atomically(path, lambda whole: table.to_csv(whole, index=False))
 
-
+# %% ../nbs/tables.ipynb #ef09f37e
 def read_table(
     path: str | Path,  # from write_table
     **options: object,  # of pandas.read_csv

@@ -26,7 +26,7 @@ def thin(
     kept = torch.binomial(whole, share, generator=generator)
     return kept + share * (values - whole)
 
-
+# %% ../nbs/thinning.ipynb #6b27a4da
 def with_values(
     y: Tensor,  # sparse CSR, (N, G)
     values: Tensor,  # (k,)

@@ -49,7 +49,7 @@ def overview() -> str:
         lines.append(f"  {name.replace('_', ' ', 1):<{width}}  {does}")
     return "\n".join(lines)
 
-
+# %% ../nbs/umbrella.ipynb #5852768e
 def gmvae() -> None:
     "Runs the command that the first word names; without one, lists them."
     take_every_character()

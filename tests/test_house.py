@@ -123,6 +123,21 @@ def test_figures_are_6_in_wide_at_most_with_text_of_7_points_and_the_colours_of_
     assert not [png[:64] for png in pngs if dots_per_inch(png) != 200]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_cell_whose_source_is_shown_has_one_public_name(page):
+    "Of several, nbdev documents the last above the source, and the others below it, backwards."
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    shown = [text for text in code if re.search(r"(?m)^#\|\s*exports\b", text)]
+    assert [names for names in map(public_names, shown) if len(names) > 1] == []
+
+
+def public_names(source: str) -> list[str]:
+    "Of the functions and classes in a cell."
+    nodes = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return [node.name for node in nodes if not node.name.startswith("_")]
+
+
 def dots_per_inch(png: bytes) -> int:
     "Of a PNG's chunk pHYs, which says how many dots a metre has; 0 without one."
     at = png.find(b"pHYs")

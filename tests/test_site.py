@@ -84,6 +84,8 @@ def test_signatures_that_say_nothing_are_mended():
     assert (
         crossref.signed("#### A.run\n\ndef _run(\n    x:int") == "#### A.run\n\ndef run(\n    x:int"
     )
+    long = "def f(\n    x:__main__.Part | gmvae_nb.match.Cells | collections.abc.Mapping"
+    assert crossref.signed(long) == "def f(\n    x:Part | Cells | Mapping"
     plain = "### f\n\ndef f(\n    x, *args, **kwargs\n):\n\ndef _g(\n"
     assert crossref.signed(plain) == plain
 
@@ -223,6 +225,7 @@ def picture(wide: int) -> dict:
         (code("t", table("<td>0.123456</td>")), "a table with 0.123456: round it"),
         (code("f()", picture(1301)), "has a picture of 1301 px"),
         (md("```sh\n" + 83 * "a" + "\n```"), "a line of 83 characters"),
+        (code("for f in g:\n    display(show_doc(f))"), "begin it with #| exec_doc"),
     ],
 )
 def test_faults_in_cells_are_told(cell, told):

@@ -33,6 +33,10 @@ PICTURE = re.compile(r"!\[(?=[^\n]*?\]\([^)]*\)\{#(fig-[\w-]+))")
 KEY = r"@(\w+(?:[-:.]\w+)*)"
 GROUP = re.compile(rf"\[([^\[\]]*?(?<![\w@]){KEY}[^\[\]]*)\](?![(\[{{])")
 BARE = re.compile(rf"(?<![\w@/.\\]){KEY}")
+# the module of a type; nbdev runs the cells in __main__
+LONG_NAME = re.compile(
+    r"\b(?:__main__|anndata\._core\.anndata|collections\.abc|gmvae_nb\.\w+|pathlib)\.(?=[A-Z])"
+)
 NAMED = re.compile(
     r"(?<![\w@#/-])(?:eq|fig|tbl)-[a-z][\w-]*\w"
 )  # a label without @, as docstrings have it
@@ -340,8 +344,9 @@ def signed(text: str) -> str:
     """What nbdev documents, with signatures that say something.
 
     That of a class whose fields nbdev does not see is its name; a method that was bound under
-    another name has that name."""
+    another name has that name; a type is named without its module."""
     text = re.sub(r"(?m)^def (\w+)\(\s*\*args, \*\*kw(?:arg|d)s\s*\):$", r"class \1", text)
+    text = LONG_NAME.sub("", text)
     bound = re.search(r"(?m)^#+ [\w.]+\.(\w+)$", text)
     if bound:
         text = re.sub(rf"(?m)^def _{bound[1]}\(", f"def {bound[1]}(", text)

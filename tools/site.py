@@ -97,6 +97,8 @@ def source_problems(cells: list[dict]) -> list[str]:
         found += [f"{name} {problem}" for problem in output_problems(outputs)]
         if cell["cell_type"] == "markdown":
             found += [f"a line of {len(line)} characters: {line}" for line in long_lines(source)]
+        if re.search(r"(?m)^[^#\n]+\bshow_doc\(", source) and "#| exec_doc" not in source:
+            found.append(f"{name} documents nothing, or what once was: begin it with #| exec_doc")
         if documented and cell["cell_type"] == "code" and mixes_imports(source):
             found.append(f"{name} imports beside other code: give the imports a cell of their own")
     # nbdev turns the cell with the title into front matter: of its words, only these reach the page
