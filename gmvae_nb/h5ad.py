@@ -194,7 +194,13 @@ def decompressed(
     )
 
 # %% ../nbs/h5ad.ipynb #5b016b14
-_ARCHIVE_STARTS = (b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")
+_ARCHIVE_STARTS = (
+    b"PK\x03\x04",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+    b"7z\xbc\xaf",
+)
 
 
 def other_content(
@@ -331,12 +337,12 @@ def _check_no_slash(layer: h5py.Group) -> None:
     "ValueError for what a layer becomes that has / in its name."
     inside = [name for name in layer if isinstance(layer[name], h5py.Group)]
     if inside and "data" not in layer:
-        whole, plain = f"{layer.name[1:]}/{inside[0]}", layer.name[1:]
+        place = layer.name[1:]
+        there, here = f"{place}/{inside[0]}", f"{place}_{inside[0]}"
         raise ValueError(
-            f"{plain} is no matrix: the layer was named {whole[7:]!r}, and "
-            "anndata reads no names with a slash; give it another one, with h5py: "
-            f"f.move({whole!r}, {whole[:7] + whole[7:].replace('/', '_')!r}); "
-            f"del f[{plain!r}]"
+            f"{place} is no matrix: a layer was named {there[7:]!r}, and anndata "
+            "reads no names with a slash; give it another one, with h5py: "
+            f"f.move({there!r}, {here!r}); del f[{place!r}]"
         )
 
 
