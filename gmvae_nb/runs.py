@@ -184,16 +184,17 @@ WRITTEN_COLUMNS = (
 
 
 def check_keys(
+    written: Sequence[str],  # columns of obs that will be
     **keys: str | Sequence[str] | None,  # argument -> columns of obs
 ) -> None:
-    "ValueError for a column that the run is going to replace."
+    "ValueError for a column that is going to be replaced."
     for argument, named in keys.items():
         columns = [named] if isinstance(named, str) else named or []
         for column in columns:
-            if column in WRITTEN_COLUMNS:
+            if column in written:
                 raise ValueError(
-                    f"{argument}={column!r} is a column that is written by the "
-                    "run itself: give it another name first, with "
+                    f"{argument}={column!r} is a column that is going to be "
+                    "written, with the results: give it another name first, with "
                     f"adata.obs['my_{column}'] = adata.obs.pop({column!r})"
                 )
 
@@ -529,6 +530,7 @@ def train_run(
         )
     check_numbers(K, seed)
     check_keys(
+        WRITTEN_COLUMNS,
         batch_key=batch_key,
         labels_key=labels_key,
         supervise=supervise,

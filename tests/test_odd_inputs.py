@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import command_line, runs
+from gmvae_nb import command_line, runs, tl
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
@@ -45,7 +45,7 @@ def test_a_column_that_the_run_writes_is_no_key_of_it(tmp_path, role):
     a.obs["gmvae_cluster"] = pd.Categorical(["0", "1"] * 20)
     key = "gmvae_cluster" if role != "categorical" else ["gmvae_cluster"]
     name = "categorical_covariate_keys" if role == "categorical" else role
-    with pytest.raises(ValueError, match="gmvae_cluster.*written by the run.*another name"):
+    with pytest.raises(ValueError, match="gmvae_cluster.*going to be written.*another name"):
         train_run(read_input(a), tmp_path / "run", **LESS, **{name: key})
     assert not (tmp_path / "run").exists()
 
@@ -57,6 +57,26 @@ def test_the_columns_that_a_run_writes_are_those_that_are_refused(tmp_path, monk
     data = read_input(a)
     trained = train_run(data, tmp_path, **LESS | {"K": 4}, supervise="known")
     assert set(annotate_run(trained, data, tmp_path).columns) == set(WRITTEN_COLUMNS)
+
+
+def test_results_in_memory_never_replace_what_they_were_made_with(trained):
+    a = cells(40)
+    before = a.obs["batch"].copy()
+    for key, added in (("batch", "batch"), ("batch_type", "batch")):
+        a.obs["batch_type"] = before
+        with pytest.raises(ValueError, match=f"batch_key='{key}' .*going to be written"):
+            tl.gmvae(a, batch_key=key, key_added=added, max_epochs=1)
+    assert a.obs["batch"].equals(before)
+
+
+def test_a_map_of_another_shape_is_kept_and_costs_no_training(monkeypatch):
+    monkeypatch.setattr(tl, "umap", lambda X, seed: X[:, :2])
+    a = cells(40)
+    a.obsm["X_umap"], a.obsm["X_gmvae_umap"] = np.ones((40, 3)), np.zeros((40, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tl.gmvae(a, K=3, preset=SMALL, max_epochs=1, progress=False)
+    assert (a.obsm["X_umap"] == 1).all() and a.obsm["X_gmvae_umap"].any()
 
 
 # --- labels that changed ------------------------------------------------------------------------
