@@ -1870,7 +1870,7 @@ MUTANTS = [
     ),
     Mutant(
         "columns that a run writes as its keys",
-        "if column in WRITTEN_COLUMNS:",
+        "if column in written:",
         "if False:",
         ODD,
         "column_that_the_run_writes_is",
