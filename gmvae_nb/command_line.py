@@ -232,7 +232,9 @@ def check_table(
     start: str = "data,preset,K,seed,",  # of such a table
     what: str = "table of runs",
 ) -> None:
-    "ValueError if the file is there and is no such table."
+    "ValueError if the file is there and is no such table, or is a folder."
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
     if overwrite or not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -616,7 +616,7 @@ def gmvae_sweep(
     trainer = partial(train_serially, data=read)
     if ray_address is not None:
         trainer = partial(train_on_ray, data=read, address=ray_address, grid=out)
-    failed = train_grid(grid, trainer, log)
+    failed = train_grid(grid, trainer, log, read)
     folders = [run["out"] for run in grid]
     print_table([f for f in folders if (f / "metrics.json").exists()], out, json)
     if failed:
@@ -786,6 +786,8 @@ def map_of_pairs(
     "What `--map_batch` says, as a mapping."
     found, keys = {}, {covariate.key for covariate in covariates}
     for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"map_batch {pair!r} is not of the form new=known")
         new, known = pair.rsplit("=", 1)
         key, _, value = new.partition(":")
         if key in keys and value:
@@ -825,10 +827,7 @@ def gmvae_embed(
     json: JSON = False,
 ):
     "Embed and cluster the cells of other files with a model trained before."
-    log, pairs = speaker(quiet), map_batch or []
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"map_batch {pair!r} is not of the form new=known")
+    log = speaker(quiet)
     log("importing")
     from .distributed import shared_answers
     from .embed import embed_file, name_of_copy
@@ -846,7 +845,7 @@ def gmvae_embed(
             model,
             files,
             out,
-            map_batch=map_of_pairs(pairs, model.covariates),
+            map_batch=map_of_pairs(map_batch or [], model.covariates),
             batch_key=batch_key,
             layer=layer,
             gene_key=gene_key,
@@ -896,8 +895,8 @@ VERIFY = """examples:
   gmvae_verify run                       one run
   gmvae_verify sweep/K*                  all runs of a sweep
 
-exit codes: 0 all files are as they were written, 2 a file is damaged, missing, or
-not what was written"""
+exit codes: 0 all files are as they were written, but for what a stopped write has
+left, which is said; 2 a file is damaged, missing, or not what was written"""
 
 # %% ../nbs/commands.ipynb #c0de0a11
 @command(VERIFY, reads_cells=False)

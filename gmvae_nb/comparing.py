@@ -105,6 +105,7 @@ def compare_in_file(
     before = file_state(path)
     with open_data(path) as (_, adata), warnings.catch_warnings(record=True) as w:
         warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support")
         names = groups_of(adata.obs, group, against, subset)
         place = find_counts(adata, layer, round_counts)
         cells = cells_for(model, adata, place, batch_key, gene_key)

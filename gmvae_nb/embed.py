@@ -169,6 +169,16 @@ def _check_csv(path: Path, target: Path, csv: Path) -> None:
         )
 
 
+def _check_not_of_model(target: Path, run: Path) -> None:
+    "ValueError for a file that the model is read from."
+    for name in ("model.safetensors", "config.json"):
+        if target.absolute() == (run / name).absolute():
+            raise ValueError(
+                f"{target} is of the model that the cells are embedded with: "
+                "name another file"
+            )
+
+
 def places_on_map(
     latent: np.ndarray,  # (N, d)
     reference: ReferenceMap,
@@ -206,15 +216,14 @@ def embed_file(
     there and is not such a copy."""
     files = [path] if isinstance(path, str | Path) else list(path)
     target = Path(target)
-    if not 0 <= min_matched <= 1:
-        raise ValueError(
-            f"min_matched is {min_matched}; expected a share from 0 to 1"
-        )
 
     def check_path(path: Path) -> None:
         _check_copy(path, target, overwrite)
         if csv is not None:
             _check_csv(path, target, Path(csv))
+        for written in (target, csv):
+            if run is not None and written is not None:
+                _check_not_of_model(Path(written), Path(run))
 
     how: dict[str, Any] = dict(layer=layer, round_counts=round_counts)
     opened: AbstractContextManager[Found]

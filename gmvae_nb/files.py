@@ -447,6 +447,11 @@ def check_own_files(
     listed = listed_files(out)
     for name in names:
         path = out / name
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, where a run writes a file: choose another "
+                "folder for the run, or move it away"
+            )
         if overwrite or not path.exists() or is_own_file(path, name in listed):
             continue
         raise ValueError(
@@ -551,6 +556,11 @@ def locked_folder(
         raise BlockingIOError(
             f"{_signed_by(path)} trains in {folder}: wait until it is done, "
             "or stop it"
+        ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise OSError(
+            f"{folder} cannot be made, a file is in its place: name another "
+            "folder"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:

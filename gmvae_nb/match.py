@@ -17,7 +17,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
-from .counts import get_counts
+from .counts import check_is_cells, get_counts
 from .counts_on_disk import CountsOnDisk, MatchedCounts, take_genes
 from .covariates import Covariate, numbers
 from .data import get_categories
@@ -71,6 +71,10 @@ def match_genes(
     """Match genes by name; those that occur again get a number, as in training.
 
     ValueError if fewer than `min_matched` of the model's genes are there."""
+    if not 0 <= min_matched <= 1:
+        raise ValueError(
+            f"min_matched is {min_matched}; expected a share from 0 to 1"
+        )
     index = make_index_unique(pd.Index(names).astype(str))
     position = index.get_indexer(pd.Index(genes))
     missing = [gene for gene, at in zip(genes, position) if at < 0]
@@ -222,6 +226,7 @@ def match_cells(
     Counts on disk stay there. ValueError for counts that are none, too few of
     the model's genes, a column that is not there, or a value that the model does
     not know. A UserWarning says which genes are missing."""
+    check_is_cells(adata)
     match = match_genes(genes, adata.var_names, min_matched, adata.var)
     if match.missing:
         warnings.warn(

@@ -23,6 +23,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from .kbet import kbet, kbet_by_cell
+from .preset_checks import check_seed, is_whole
 from .progress import Progress
 
 # isort: off
@@ -596,6 +597,12 @@ def _checked_cells(
     adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
 ) -> _Cells:
     "The arguments of `evaluate`, checked."
+    if not hasattr(adata, "obsm"):
+        raise ValueError(
+            "expected an AnnData with an embedding in obsm, found "
+            f"{type(adata).__name__}: make one with anndata.AnnData(obs=labels, "
+            "obsm={'X_gmvae': embedding})"
+        )
     columns = dict(batch_key=batch_key, labels_key=labels_key, clusters=clusters)
     _check_keys(adata, dict(embed=embed, baseline=baseline), columns)
     labelled, note = _labelled(adata, labels_key)
@@ -612,11 +619,15 @@ def _checked_cells(
 
     labels, label_codes, n_labels = column(labels_key)
     batch, batch_codes, n_batches = column(batch_key)
-    if n_labels == n:
-        raise ValueError(
-            f"obs[{labels_key!r}] holds {n_labels} label(s) for {n} cells; "
-            "the scores need labels that are shared by cells"
-        )
+    for key, number, name in (
+        (labels_key, n_labels, "label"),
+        (batch_key, n_batches, "batch"),
+    ):
+        if number == n and key is not None:
+            raise ValueError(
+                f"obs[{key!r}] holds {number} {name}(s) for {n} cells; the "
+                f"scores need a {name} to be shared by cells"
+            )
     if n_labels == n_batches == 1:
         raise ValueError(
             f"there is nothing to compare: one label (labels_key={labels_key!r}) "
@@ -626,7 +637,9 @@ def _checked_cells(
     if clusters is not None:
         values, _, n_values = column(clusters)
         n_clusters = n_values if n_clusters is None else n_clusters
-    if n_clusters is not None and not 1 <= n_clusters <= n:
+    if n_clusters is not None and not (
+        is_whole(n_clusters) and 1 <= n_clusters <= n
+    ):
         raise ValueError(
             f"n_clusters is {n_clusters}, expected 1 to {n}, the number of cells"
         )
@@ -818,6 +831,7 @@ def evaluate(
     missing key, NaN in the embedding or in a batch or cluster, neither labels nor
     batches to compare, or a label for every cell.
     """
+    check_seed(seed)
     cells = _checked_cells(
         adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
     )

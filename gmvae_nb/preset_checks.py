@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDEST', 'WIDTH', 'DRAWS', 'LONG', 'SHARE', 'WIDTHS', 'SWITCH', 'ALLOWED', 'Allowed', 'one_of', 'whole', 'number',
-           'from_0', 'above_0', 'is_widths', 'shown', 'check_settings']
+           'from_0', 'above_0', 'is_widths', 'shown', 'check_settings', 'is_whole', 'check_seed']
 
 # %% ../nbs/preset_checks.ipynb #feba1dc2
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 # %% ../nbs/preset_checks.ipynb #ff669820
@@ -148,4 +149,18 @@ def check_settings(
             'original_reshape is True; init="data", align, merge and '
             'prior="offsets" need components that keep their places: '
             "original_reshape=False"
+        )
+
+# %% ../nbs/preset_checks.ipynb #e671cce7
+def is_whole(value: Any) -> bool:
+    "Whether it is a whole number, of Python or numpy; True is none."
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+# %% ../nbs/preset_checks.ipynb #13c8f437
+def check_seed(seed: Any) -> None:
+    "ValueError for a seed that k-means or UMAP does not take."
+    if not is_whole(seed) or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"seed is {shown(seed)}; expected a whole number from 0 to "
+            f"{2**32 - 1:,}, as k-means and UMAP take it"
         )

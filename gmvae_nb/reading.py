@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA_SETS', 'LIKE_MISSING', 'Input', 'fingerprint', 'variable_genes', 'open_data', 'note_on_empty_genes',
            'numbered_names', 'choose_genes', 'gene_columns', 'gene_names', 'split_subset', 'subset_rows',
-           'check_labels', 'check_no_cell_is_empty', 'notes_on_names', 'counts_in_memory', 'genes_of',
-           'check_unchanged', 'read_input', 'genes_in', 'counts_to_train_on']
+           'check_labels', 'check_no_cell_is_empty', 'note_on_batches', 'notes_on_names', 'counts_in_memory',
+           'genes_of', 'check_unchanged', 'read_input', 'genes_in', 'counts_to_train_on']
 
 # %% ../nbs/reading.ipynb #67715121
 import hashlib
@@ -33,6 +33,7 @@ from .data import get_categories, load_data
 # isort: on
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad
+from .preset_checks import is_whole
 
 # %% ../nbs/reading.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -84,8 +85,10 @@ def variable_genes(
     import scanpy as sc
 
     n_cells, n_genes = counts.shape
-    if n_top_genes < 1:
-        raise ValueError(f"n_top_genes is {n_top_genes}; expected 1 or more")
+    if not is_whole(n_top_genes) or n_top_genes < 1:
+        raise ValueError(
+            f"n_top_genes is {n_top_genes!r}; expected a whole number, 1 or more"
+        )
     if n_top_genes >= n_genes:
         return np.ones(n_genes, dtype=bool)
     if batch is None:
@@ -121,6 +124,11 @@ def open_data(
     "The file, if it is one, and the cells, as long as the `with` lasts."
     if isinstance(data, AnnData):
         yield None, data
+    elif not isinstance(data, str | Path):
+        raise ValueError(
+            "expected a file, a data set or an AnnData, found "
+            f"{type(data).__name__}: make one with anndata.AnnData(counts)"
+        )
     elif str(data) in DATA_SETS:
         yield None, load_data(data)
     else:
@@ -286,6 +294,19 @@ def check_no_cell_is_empty(
         )
 
 # %% ../nbs/reading.ipynb #dbd3e0cd
+def note_on_batches(
+    batch: pd.Series,  # of the cells
+) -> list[str]:  # a sentence, or nothing
+    "That a column looks like a name of each cell, not of a batch."
+    n_batches, n_cells = batch.nunique(), len(batch)
+    if n_batches <= max(1, n_cells // 2):
+        return []
+    return [
+        f"{batch.name} names {n_batches:,} batches for {n_cells:,} cells: is it "
+        "a batch, or a name of each cell?"
+    ]
+
+# %% ../nbs/reading.ipynb #1d66410c
 LIKE_MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")
 
 
@@ -310,7 +331,7 @@ def notes_on_names(
             )
     return notes
 
-# %% ../nbs/reading.ipynb #1d66410c
+# %% ../nbs/reading.ipynb #64ef4eab
 def counts_in_memory(
     adata: AnnData,  # its matrices may be on disk
     path: Path | None,  # of the file, for the message
@@ -329,7 +350,7 @@ def counts_in_memory(
         y = y.read(0, len(adata)).astype(np.float32, copy=False)
     return place, y
 
-# %% ../nbs/reading.ipynb #64ef4eab
+# %% ../nbs/reading.ipynb #1b2cdced
 def genes_of(
     adata: AnnData,
     place: CountsLocation,  # of the counts
@@ -342,7 +363,7 @@ def genes_of(
     names, renamed = numbered_names(names[is_gene])
     return is_gene, names, [*place.notes, *notes, *renamed]
 
-# %% ../nbs/reading.ipynb #1b2cdced
+# %% ../nbs/reading.ipynb #2074599a
 def check_unchanged(
     path: str | Path,
     before: tuple[int, ...] | None,  # its file_state when reading began
@@ -354,7 +375,7 @@ def check_unchanged(
             "when it is complete"
         )
 
-# %% ../nbs/reading.ipynb #2074599a
+# %% ../nbs/reading.ipynb #9fc4c28b
 def read_input(
     data: str | Path | AnnData,  # .h5ad file, data set by name, or cells
     *,
@@ -375,7 +396,7 @@ def read_input(
 
     Labels are for scores and colours only: some cells may have none. ValueError,
     in one sentence, for data or a key that cannot be used."""
-    before = None if isinstance(data, AnnData) else file_state(data)
+    before = file_state(data) if isinstance(data, str | Path) else None
     rows = None
     with open_data(data) as (path, adata):
         file_sha256 = None if path is None else sha256_of(path)
@@ -398,6 +419,8 @@ def read_input(
     names = batch_key, labels_key, *(categorical_covariate_keys or ())
     keys = dict.fromkeys(key for key in names if key)
     notes += confounded
+    if batch_key is not None:
+        notes += note_on_batches(adata.obs[batch_key])
     notes += notes_on_names(adata.obs_names, adata.obs[list(keys)])
     is_gene, genes, done = genes_of(adata, place, gene_key)
     notes += done

@@ -30,8 +30,8 @@ def checked_batch_size(preset: Preset, batch_size: int | None) -> Preset:
         return preset
     if not 1 <= batch_size <= 1_000_000:
         raise ValueError(
-            f"batch_size is {batch_size}; expected the cells of a mini-batch, 1 "
-            "or more"
+            f"batch_size is {batch_size}; expected the cells of a mini-batch, "
+            "from 1 to 1,000,000"
         )
     return with_batch_size(preset, batch_size)
 

@@ -11,12 +11,12 @@ __all__ = ['LEAST_WAIT', 'epochs_wanted', 'check_epochs', 'fit_batch_size', 'wit
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from .network import Preset
+from .preset_checks import LONG, is_whole, shown
 
 # %% ../nbs/schedule.ipynb #748218c8
 def epochs_wanted(
@@ -35,10 +35,10 @@ def epochs_wanted(
 # %% ../nbs/schedule.ipynb #5ced000b
 def check_epochs(max_epochs: Any) -> None:
     "ValueError for what is no number of epochs."
-    is_bool = isinstance(max_epochs, bool)
-    if not isinstance(max_epochs, Integral) or is_bool or max_epochs < 0:
+    if not is_whole(max_epochs) or not 0 <= max_epochs <= LONG:
         raise ValueError(
-            f"max_epochs is {max_epochs!r}; expected a whole number, 0 or more"
+            f"max_epochs is {shown(max_epochs)}; expected a whole number, 0 or "
+            f"more, at most {LONG:,}"
         )
 
 # %% ../nbs/schedule.ipynb #5eed0503

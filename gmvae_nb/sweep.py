@@ -21,22 +21,23 @@ from . import __version__
 from .files import LOCK_FILE, is_locked, locked_folder
 from .reading import Input
 from .reproducible import n_threads
-from .runs import finished_run, train_run, versions
+from .runs import finished_run, labels_sha256, train_run, versions
 
 # %% ../nbs/many_runs.ipynb #6d0b2a09
 def train_grid(
     runs: Iterable[dict],  # arguments of train_run: out, K, seed, max_epochs, …
     trainer: Callable[[Iterable[dict]], Iterable[tuple[dict, str]]],
     log: Callable[[str], None],
+    data: Input | None = None,  # whose labels may be others now; None: are not
 ) -> list[str]:  # those that failed, with the reason
     "Train each run that is not finished, or go on with it."
     runs, failed = list(runs), []
 
     def unfinished() -> Iterator[dict]:
         for i, run in enumerate(runs, 1):
-            finished = finished_run(
-                run["out"], run["max_epochs"], run.get("labels_key")
-            )
+            key = run.get("labels_key")
+            labels = None if data is None else labels_sha256(data, key)
+            finished = finished_run(run["out"], run["max_epochs"], key, labels)
             ending = " is finished" if finished else ""
             log(f"{i} of {len(runs)}: {run['out'].name}{ending}")
             if not finished:

@@ -9,6 +9,7 @@ __all__ = ['gmvae']
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -18,7 +19,7 @@ from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
 from .reading import read_input
-from .runs import annotate, umap
+from .runs import annotate, check_keys, umap
 from .train import GMVAE
 
 # %% ../nbs/tl.ipynb #5eed2a08
@@ -52,6 +53,11 @@ def gmvae(
     obsm[key_type_prob].
     A UserWarning says what was left out. ValueError for counts or a key that
     cannot be used; then nothing is written."""
+    ends = "", "_confidence", "_novelty", "_type", "_type_probability"
+    keys = dict(batch_key=batch_key, labels_key=labels_key)
+    keys |= dict(categorical_covariate_keys=categorical_covariate_keys)
+    keys |= dict(continuous_covariate_keys=continuous_covariate_keys)
+    check_keys([f"{key_added}{end}" for end in ends], **keys)
     chosen = dict(batch_key=batch_key, layer=layer)
     options = dict(n_top_genes=n_top_genes, round_counts=round_counts)
     data = read_input(adata, **chosen, **options)
@@ -74,7 +80,8 @@ def gmvae(
     place = umap(obsm["X_gmvae"], seed)
     old = f"X_{key_added}_umap"
     is_ours = "X_umap" not in adata.obsm or (
-        old in adata.obsm and (adata.obsm["X_umap"] == adata.obsm[old]).all()
+        old in adata.obsm
+        and np.array_equal(adata.obsm["X_umap"], adata.obsm[old])
     )
     adata.obs[key_added] = pd.Series(obs["gmvae_cluster"], adata.obs_names)
     adata.obs[f"{key_added}_confidence"] = obs["gmvae_confidence"]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +34,7 @@ from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell
 from .match import told_of_cells
+from .preset_checks import check_seed
 from .progress import Progress
 
 # isort: off
@@ -837,11 +837,7 @@ class GMVAE(Questions):
             )
         if types:
             check_room_for_types(int(K), preset, types)
-        is_whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-        if not is_whole or not 0 <= seed < 2**32:
-            raise ValueError(
-                f"seed is {seed!r}; expected a whole number from 0 to 2^32 - 1"
-            )
+        check_seed(seed)
         named = categorical_covariate_keys, continuous_covariate_keys
         covariates, confounded = find_covariates(adata, batch_key, *named)
         counts, genes, notes = counts_to_train_on(adata, layer, mask_var)

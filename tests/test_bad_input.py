@@ -145,7 +145,7 @@ BAD |= {
     ),
     "no such layer": (lambda: fit(cells(), layer="counts"), "no 'counts': it has"),
     "layer of another kind": (lambda: fit(cells(), layer=5), "no 5: it has"),
-    "no X": (lambda: fit(no_X()), "adata.X is None: name the layer"),
+    "no X": (lambda: fit(no_X()), "adata.X is None and there are no layers"),
     "zero cell": (
         lambda: fit(counts(lambda y: y.__setitem__(5, 0))),
         "1 cell without a single count, the first is 'cell5'",
@@ -407,7 +407,7 @@ FILES = {
     "not there": (lambda t: read_input(t / "gone.h5ad"), "there is no file"),
     "a folder": (lambda t: read_input(t), "there is no file"),
     "text": (lambda t: read_input(text(b"hello")(t)), "is no h5ad file"),
-    "empty": (lambda t: read_input(text(b"")(t)), "is no h5ad file"),
+    "empty": (lambda t: read_input(text(b"")(t)), "is empty: get it again"),
     "a table": (lambda t: read_input(text(b"a,b\n1,2", "t.csv")(t)), "is no h5ad file"),
     "half a gzip": (
         lambda t: load_data(text(gzip.compress(bytes(9999))[:30], "g.h5ad.gz")(t)),

@@ -37,6 +37,7 @@ NOVELTY = "tests/test_novelty.py"
 LABELS = "tests/test_labels.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
+ODD = "tests/test_odd_inputs.py"
 OFFSETS = "tests/test_offsets.py"
 BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
@@ -865,14 +866,14 @@ MUTANTS = [
     ),
     Mutant(
         "K and seed are looked at when they are used",
-        "if K is not None and not 1 <= K <= 10_000:",
+        "if K is not None and not (is_whole(K) and 1 <= K <= 10_000):",
         "if False:",
         FOLDERS,
         "one_bad_K",
     ),
     Mutant(
         "any seed",
-        "if not 0 <= seed < 2**32:",
+        "if not is_whole(seed) or not 0 <= seed < 2**32:",
         "if False:",
         FOLDERS,
         "seed_that_k_means",
@@ -1326,8 +1327,8 @@ MUTANTS = [
     ),
     Mutant(
         "sparse matrices without lists",
-        "if isinstance(matrix, h5py.Group): check_parts(matrix)",
-        "pass",
+        "_check_no_slash(matrix) check_parts(matrix)",
+        "_check_no_slash(matrix)",
         LOOKING,
         "without_its_lists",
     ),
@@ -1866,6 +1867,76 @@ MUTANTS = [
         "False",
         "tests/test_commands.py",
         "as_it_was_called",
+    ),
+    Mutant(
+        "columns that a run writes as its keys",
+        "if column in written:",
+        "if False:",
+        ODD,
+        "column_that_the_run_writes_is",
+    ),
+    Mutant(
+        "labels that have changed",
+        "if then != labels:",
+        "if False:",
+        ODD,
+        "labels_have_changed",
+    ),
+    Mutant(
+        "any seed of scores",
+        "check_seed(seed) cells = _checked_cells(",
+        "cells = _checked_cells(",
+        ODD,
+        "seed_of_scores",
+    ),
+    Mutant(
+        "distances that overflow",
+        "if most > MOST_COORDINATE:",
+        "if False:",
+        ODD,
+        "no_distances",
+    ),
+    Mutant(
+        "embeddings that are no numbers",
+        'if X.dtype.kind not in "biuf":',
+        "if False:",
+        ODD,
+        "no_distances",
+    ),
+    Mutant(
+        "a batch for every cell",
+        '(batch_key, n_batches, "batch"),',
+        "",
+        ODD,
+        "batch_for_every_cell",
+    ),
+    Mutant(
+        "folders in the place of files",
+        'if path.is_dir(): raise ValueError( f"{path} is a folder, where',
+        'if False: raise ValueError( f"{path} is a folder, where',
+        ODD,
+        "name_of_a_file",
+    ),
+    Mutant(
+        "a model replaced by what it has embedded",
+        "if target.absolute() == (run / name).absolute():",
+        "if False:",
+        ODD,
+        "replace_the_model",
+    ),
+    Mutant(
+        "get it again, whatever is in the file",
+        "if other := other_format(path) or other_content(path):",
+        "if other := other_format(path):",
+        ODD,
+        "get_it_again",
+    ),
+    Mutant(
+        "the name of a sample in a folder of Cell Ranger",
+        'if prefix else ""',
+        'if False else ""',
+        ODD,
+        "has_the_prefix",
     ),
 ]
 
