@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'cells_in_order', 'for_each_cell', 'shared_noise',
-           'latent_means', 'w_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table',
-           'cluster_linkage', 'elbo', 'iwae', 'columns_of', 'normalized_expression', 'draw_nb', 'posterior_predictive']
+           'latent_means', 'latent_draws', 'w_means', 'cluster_probabilities', 'merged_cluster_range', 'cluster_report',
+           'fork_table', 'cluster_linkage', 'elbo', 'iwae', 'columns_of', 'normalized_expression', 'draw_nb',
+           'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,23 @@ def latent_means(
     return for_each_cell(
         network, cells, lambda y, b: network.encode(y, b).x_mean
     ).numpy()
+
+# %% ../nbs/inference.ipynb #1dra0002
+def latent_draws(
+    network: GMVAENetwork,
+    cells: Cells,
+    seed: int,
+) -> np.ndarray:  # (N, n_x)
+    "One draw of q(x|y) for each cell, with noise of its own (eq-inference-draw)."
+
+    def posterior(y: Tensor, b: Tensor) -> Tensor:
+        q = network.encode(y, b)
+        return torch.stack([q.x_mean, q.x_log_std], dim=1)
+
+    mean, log_std = for_each_cell(network, cells, posterior).unbind(1)
+    generator = torch_stream(seed, Stream.DRAW)
+    eps = torch.randn(mean.shape, dtype=mean.dtype, generator=generator)
+    return reparametrize(mean, log_std, eps).numpy()
 
 # %% ../nbs/inference.ipynb #abbc533f
 def w_means(

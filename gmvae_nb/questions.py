@@ -100,9 +100,14 @@ def _get_latent_representation(
     adata: AnnData | Cells | None = None,  # None: the model's own cells
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
+    give_mean: bool = True,  # False: one draw, for Leiden
 ) -> np.ndarray:  # (N, n_x)
-    "The embedding: the mean of q(x|y) of each cell."
-    return self._ask(inference.latent_means, adata, map_batch)
+    """The embedding: the mean of q(x|y) of each cell, or one draw.
+
+    A draw is fixed by the model's seed and the cell's place among the cells."""
+    if give_mean:
+        return self._ask(inference.latent_means, adata, map_batch)
+    return self._ask(inference.latent_draws, adata, map_batch, self.seed)
 
 
 @renamed_argument("n_draws", "n_samples")

@@ -41,6 +41,7 @@ class Stream(IntEnum):
     HALVES = 12  # of the counts of a cell, that know nothing of each other
     MAP = 13  # which cells UMAP sees, of many
     THINNING = 14  # of what the encoder sees, in an epoch
+    DRAW = 15  # of x, one for each cell of a trained model
 
 # %% ../nbs/reproducible.ipynb #950c6b63
 def seed_sequence(
