@@ -12,14 +12,17 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from gmvae_nb.counts_on_disk import take_genes
 from gmvae_nb.embed import embed_file
 from gmvae_nb.h5ad import open_h5ad
+from gmvae_nb.inference import cells_in_order
 from gmvae_nb.match import Cells
 from gmvae_nb.network import PRESETS, is_planned
 from gmvae_nb.reading import read_input
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
+from scipy.stats import kstest
 
 from test_train import TINY, simulated
 
@@ -55,6 +58,20 @@ def with_genes(adata, keep, extra=0):
     var = pd.DataFrame(index=[f"other{i}" for i in range(extra)])
     unknown = ad.AnnData(ones, obs=adata.obs, var=var)
     return ad.concat([known, unknown], axis=1, merge="same")
+
+
+def test_a_draw_is_as_unsure_as_the_model_and_each_cell_has_its_own(model):
+    model, cells = copy.deepcopy(model), model._own_cells()
+    with torch.no_grad():
+        model.network.q_x.linear.bias[model.preset.n_x :] -= 1  # more sure of it
+    q = model.network.encode(*next(iter(cells_in_order(model.network, cells)))[:2])
+    drawn = model.get_latent_representation(give_mean=False)[: len(q.x_mean)]
+    eps = (drawn - q.x_mean.detach().numpy()) / q.x_log_std.exp().detach().numpy()
+    chance = kstest(eps.ravel(), "norm").pvalue
+    assert chance > 0.01
+    assert np.ptp(eps, axis=0).min() > 1  # of the cells, in each dimension
+    again = model.get_latent_representation(give_mean=False)
+    np.testing.assert_array_equal(again[: len(drawn)], drawn)
 
 
 def test_missing_genes_are_zeros_and_said_and_extra_ones_are_ignored(model):

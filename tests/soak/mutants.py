@@ -37,6 +37,7 @@ NOVELTY = "tests/test_novelty.py"
 LABELS = "tests/test_labels.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
+NEW_CELLS = "tests/test_new_cells.py"
 ODD = "tests/test_odd_inputs.py"
 OFFSETS = "tests/test_offsets.py"
 BATCH_EFFECT = "tests/test_batch_effect.py"
@@ -58,6 +59,20 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "noise of a draw that is the cell's own",
+        "eps = torch.randn(mean.shape, dtype=mean.dtype, generator=generator)",
+        "eps = torch.randn(mean[:1].shape, dtype=mean.dtype, generator=generator)",
+        NEW_CELLS,
+        "as_unsure_as_the_model",
+    ),
+    Mutant(
+        "spread of a draw",
+        "return torch.stack([q.x_mean, q.x_log_std], dim=1)",
+        "return torch.stack([q.x_mean, q.x_log_std / 2], dim=1)",
+        NEW_CELLS,
+        "as_unsure_as_the_model",
+    ),
     Mutant(
         "bars of a quiet command",
         'with silence(bool(kwargs.get("quiet"))):',
