@@ -338,6 +338,7 @@ def test_a_run_says_what_its_decoder_was_told(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Sparse CSR")
+        warnings.filterwarnings("ignore", "The 'mode.chained_assignment'")  # anndata, pandas 3
         model = train_run(given, tmp_path / "run", K=3, preset=SMALL, max_epochs=1,
                           progress=False, **keys)  # fmt: skip
     told = json.loads((tmp_path / "run/run.json").read_text())
