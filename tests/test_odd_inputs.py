@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 import warnings
 
 import anndata as ad
@@ -17,13 +19,20 @@ from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
 from gmvae_nb.embed import embed_file
-from gmvae_nb.files import check_own_files, locked_folder
+from gmvae_nb.files import check_own_files, is_locked, locked_folder
 from gmvae_nb.h5ad import checked_h5ad, other_format
 from gmvae_nb.match import match_genes
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.neighbors import checked_embedding
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import WRITTEN_COLUMNS, annotate_run, check_numbers, epochs_in_all, train_run
+from gmvae_nb.runs import (
+    WRITTEN_COLUMNS,
+    annotate_run,
+    check_numbers,
+    claim_folder,
+    epochs_in_all,
+    train_run,
+)
 from gmvae_nb.scale import checked_batch_size
 
 from hazards import SMALL, cells, model
@@ -332,6 +341,78 @@ def test_new_cells_never_replace_the_model_that_they_are_embedded_with(name, tra
         with pytest.raises(ValueError, match=f"{name} is of the model"):
             embed_file(trained, tmp_path / "new.h5ad", **out, run=folder, overwrite=True)
     assert (folder / name).read_bytes() == before
+
+
+# --- a lock that is none, and a folder that nothing came of -------------------------------------
+
+FOREIGN = {"text": b"my lock", "long": b"x" * 5000, "one byte": b"1", "binary": bytes(range(99))}
+
+
+@pytest.mark.parametrize("kind", [*FOREIGN, "folder"])
+def test_a_file_of_the_name_of_the_lock_is_nobody_elses(tmp_path, kind):
+    lock = tmp_path / ".lock"
+    if kind == "folder":
+        lock.mkdir()
+    else:
+        lock.write_bytes(FOREIGN[kind])
+    for enter in (locked_folder(tmp_path).__enter__, lambda: claim_folder(tmp_path, {}, False)):
+        with pytest.raises(ValueError, match=r"\.lock (is|has) .*folder|gmvae_nb"):
+            enter()
+    with pytest.raises(ValueError, match=r"\.lock"):
+        is_locked(tmp_path)
+    assert lock.is_dir() or lock.read_bytes() == FOREIGN[kind]
+
+
+def test_the_lock_of_a_run_is_one_of_ours_however_it_ended(tmp_path):
+    for content in (b"", b"\0process 7 on elsewhere"):
+        (tmp_path / ".lock").write_bytes(content)
+        with locked_folder(tmp_path):
+            pass
+
+
+REFUSED = ["--device nonsense", "--max_epochs 0", "--batch_key no", "--supervise no", "--K 0"]
+REFUSED += ["--genes no", "--subset a=b", "--layer no", "--batch_size 0", "--seed -1"]
+REFUSED += ["--alpha 7", "--preset no", "--n_top_genes 0", "--labels_key no"]
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path, capsys):
+    cells(40).write_h5ad(tmp_path / "mine.h5ad")
+    (tmp_path / "there").mkdir()
+    for words in REFUSED:
+        for out in ("new/run", "there"):
+            call = [tmp_path / "mine.h5ad", "--quiet", "--out", tmp_path / out, *words.split()]
+            assert shell(capsys, "gmvae_train", *call)[0] == 2, words
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine.h5ad", "there"]
+
+
+def test_a_folder_is_kept_with_what_is_in_it(tmp_path):
+    for write in (lambda: None, lambda: (tmp_path / "a/run/mine").write_text("mine")):
+        with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path / "a/run"):
+            write()
+            raise KeyboardInterrupt
+        assert (tmp_path / "a").exists() == (tmp_path / "a/run/mine").exists()
+    with pytest.raises(OSError), locked_folder(tmp_path / "a/run"):  # whose lock is an old one
+        raise OSError
+    assert (tmp_path / "a/run/.lock").exists() and (tmp_path / "a/run/mine").exists()
+
+
+def test_who_waits_for_a_folder_that_goes_away_makes_it_anew(tmp_path):
+    entered, threads = [], []
+
+    def enter():
+        with locked_folder(tmp_path / "run", wait=True) as lock:
+            lock.check()
+            entered.append((tmp_path / "run/.lock").exists())
+
+    with pytest.raises(KeyError), locked_folder(tmp_path / "run"):
+        for _ in range(2):
+            threads.append(threading.Thread(target=enter))
+            threads[-1].start()
+        time.sleep(0.3)
+        raise KeyError
+    for thread in threads:
+        thread.join()
+    assert entered == [True, True]
 
 
 # --- small words --------------------------------------------------------------------------------
