@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 # %% ../nbs/files.ipynb #9b0f1005
+from .preset_checks import as_path
 from .progress import Progress
 
 # %% ../nbs/files.ipynb #aa0c4802
@@ -589,7 +590,7 @@ def locked_folder(
     BlockingIOError, naming the process, if one is in it and `wait` is false. A
     thread that is in it may enter again, and has the same lock. A folder that was
     made, and in which an error came before anything else, is deleted again."""
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     here = os.getpid(), threading.get_ident(), os.path.realpath(folder)
     if here in _HELD:
         _HELD[here].check()

@@ -39,6 +39,7 @@ from .files import write_atomically, write_checked_json
 # isort: on
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
+from .preset_checks import as_path
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
 FORMAT = 5  # raised when an older reader would misread a newer folder
@@ -157,7 +158,7 @@ def write_model(
     state: dict[str, Tensor],
 ) -> None:
     "Write the folder. FloatingPointError for weights that are not finite."
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     bad = not_finite(state)
     if bad:
         raise FloatingPointError(
@@ -438,7 +439,7 @@ def read_model(
 
     Raises ValueError, in one sentence, for anything that is not a model of
     ours."""
-    path = Path(folder) / "model.safetensors"
+    path = as_path(folder, "folder") / "model.safetensors"
     if not path.exists():
         raise ValueError(
             f"{path} does not exist; expected a folder written by GMVAE.save"
@@ -673,7 +674,7 @@ def verify(
     files: those that are as they were written; notes: what else there is to say,
     one sentence each. ValueError, naming the file, for one that is damaged,
     missing, of another run, or not what was written."""
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     config, _, state = read_model(folder)
     sums, notes = listed_checksums(folder, config), []
     whole = {name for name in sums if checksum(folder / name) == sums[name]}

@@ -18,13 +18,18 @@ from gmvae_nb import command_line, runs, tl
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
+from gmvae_nb.data import load_data
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import check_own_files, is_locked, locked_folder
-from gmvae_nb.h5ad import checked_h5ad, other_format
+from gmvae_nb.h5ad import checked_h5ad, other_format, read_h5ad
 from gmvae_nb.match import match_genes
 from gmvae_nb.metrics import evaluate
+from gmvae_nb.model_folder import describe_again, read_model, verify
 from gmvae_nb.neighbors import checked_embedding
-from gmvae_nb.reading import read_input
+from gmvae_nb.parts import named_files, read_files
+from gmvae_nb.reading import read_input, split_subset
+from gmvae_nb.report import write_report
+from gmvae_nb.results import collect_runs
 from gmvae_nb.runs import (
     WRITTEN_COLUMNS,
     annotate_run,
@@ -34,6 +39,8 @@ from gmvae_nb.runs import (
     train_run,
 )
 from gmvae_nb.scale import checked_batch_size
+from gmvae_nb.stability import try_seeds
+from gmvae_nb.train import GMVAE
 
 from hazards import SMALL, cells, model
 
@@ -413,6 +420,78 @@ def test_who_waits_for_a_folder_that_goes_away_makes_it_anew(tmp_path):
     for thread in threads:
         thread.join()
     assert entered == [True, True]
+
+
+# --- paths, keys and models that are none -------------------------------------------------------
+
+NO_PATHS = [None, 3, 2.5, b"x", ["a"], {}]
+
+
+@pytest.mark.parametrize("thing", NO_PATHS, ids=repr)
+def test_what_is_no_path_is_told_wherever_one_is_expected(thing, trained, tmp_path):
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    new, data = tmp_path / "new.h5ad", read_input(cells(40))
+    calls = [GMVAE.load, trained.save, verify, read_model, describe_again, write_report]
+    calls += [try_seeds, read_h5ad, load_data, lambda x: train_run(data, x, **LESS)]
+    calls += [lambda x: embed_file(trained, new, x), lambda x: annotate_run(trained, data, x)]
+    calls += [lambda x: locked_folder(x).__enter__(), lambda x: compare_in_file(trained, x, "b=0")]
+    if thing is not None:  # for none
+        calls += [lambda x: embed_file(trained, new, tmp_path / "out.h5ad", csv=x)]
+        calls += [lambda x: embed_file(trained, new, tmp_path / "out.h5ad", run=x)]
+        calls += [lambda x: model(preset=SMALL).train(2, out=x)]
+    if not isinstance(thing, list | dict):  # of several
+        calls += [collect_runs, named_files, read_files]
+        calls += [lambda x: embed_file(trained, x, tmp_path / "out.h5ad")]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"expected (a path|paths)"):
+            call(thing)
+    assert os.listdir(tmp_path) == ["new.h5ad"]
+
+
+@pytest.mark.parametrize("thing", [3, [], b"x", ["a"], {}], ids=repr)
+def test_what_is_no_name_is_told_wherever_one_is_expected(thing, trained, tmp_path):
+    a = cells(40)
+    a.obsm["X_gmvae"] = np.zeros((40, 2))
+    data = read_input(a)
+    calls = [lambda x, k=k: evaluate(a, **{k: x}) for k in ("embed", "baseline", "clusters")]
+    calls += [lambda x, k=k: evaluate(a, **{k: x}) for k in ("batch_key", "labels_key")]
+    calls += [lambda x, k=k: read_input(a, **{k: x}) for k in ("labels_key", "gene_key", "subset")]
+    roles = ("batch_key", "labels_key", "supervise")
+    calls += [lambda x, k=k: train_run(data, tmp_path / "r", **LESS, **{k: x}) for k in roles]
+    calls += [lambda x, k=k: tl.gmvae(a, **{k: x}) for k in ("batch_key", "key_added")]
+    calls += [lambda x: compare_in_file(trained, tmp_path / "new.h5ad", x)]
+    calls += [lambda x: GMVAE(a, 3, device=x)]
+    if not isinstance(thing, list | dict):  # of several
+        calls += [lambda x: GMVAE(a, 3, categorical_covariate_keys=x)]
+        calls += [lambda x: train_run(data, "r", **LESS, continuous_covariate_keys=x)]
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    for call in calls:
+        with pytest.raises(ValueError, match="expected (a text|a list|'cpu')|is not a column"):
+            call(thing)
+    assert os.listdir(tmp_path) == ["new.h5ad"]
+
+
+def test_no_embedding_and_no_group_are_told():
+    a = cells(40)
+    with pytest.raises(ValueError, match="embed is None; expected a text"):
+        evaluate(a, embed=None)
+    with pytest.raises(ValueError, match="group is None; expected a text"):
+        split_subset(None, ["a"], "group")
+
+
+@pytest.mark.parametrize("thing", [None, "run", 3, {}], ids=repr)
+def test_what_is_no_model_is_told(thing, tmp_path):
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    with pytest.raises(ValueError, match="expected a GMVAE, found .*GMVAE.load"):
+        embed_file(thing, tmp_path / "new.h5ad", tmp_path / "out.h5ad")
+    with pytest.raises(ValueError, match="expected a GMVAE, found .*GMVAE.load"):
+        compare_in_file(thing, tmp_path / "new.h5ad", "batch=0")
+
+
+@pytest.mark.parametrize("thing", [3, "a=b", ["a=b"]], ids=repr)
+def test_what_maps_no_batches_is_told(thing, trained):
+    with pytest.raises(ValueError, match="map_batch is .*expected a dict"):
+        trained.match_cells(cells(30), map_batch=thing)
 
 
 # --- small words --------------------------------------------------------------------------------
