@@ -30,13 +30,12 @@ from .files import listed_files, sha256_of
 # isort: on
 from .h5ad import open_h5ad
 from .labels import names_of_types
-from gmvae_nb.match import (
-    MIN_MATCHED,
-    MapBatch,
-    check_is_map,
-    first_names,
-    match_genes,
-)
+
+# isort: off
+from .match import MIN_MATCHED, MapBatch, check_is_map
+from .match import first_names, match_genes
+
+# isort: on
 from .model_folder import weights_sha256
 from .new_batches import notes_on_new, with_new_batches
 from .novelty import compared_with, novelty_of, read_known
@@ -44,7 +43,12 @@ from .parts import EMBEDDED, FILE_KEY, Part, join_files, part_names
 from .preset_checks import as_path, as_paths
 from .reading import gene_columns, gene_names
 from .reference_map import ReferenceMap, place_on_map, read_map
-from .runs import UNSURE_BELOW, annotate, write_annotated
+
+# isort: off
+from .runs import UNSURE_BELOW, WRITTEN_COLUMNS, annotate
+from .runs import check_keys, write_annotated
+
+# isort: on
 from .tables import cell_table, write_table
 from .train import GMVAE
 
@@ -240,6 +244,7 @@ def embed_file(
     there and is not such a copy."""
     check_is_model(model)
     check_is_map(map_batch)
+    check_keys(WRITTEN_COLUMNS, batch_key=batch_key)
     files, target = as_paths(path), as_path(target, "target")
     _check_paths(run=run, csv=csv)
 

@@ -6,7 +6,7 @@
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
            'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
            'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'file_of_model', 'is_own_file', 'check_own_files', 'check_target', 'check_lock', 'FolderLock',
+           'file_of_model', 'is_own_file', 'holds_run', 'check_own_files', 'check_target', 'check_lock', 'FolderLock',
            'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
@@ -435,6 +435,13 @@ def is_own_file(
         except ValueError:
             return listed
     return listed and (not text or path.suffix == ".png")
+
+# %% ../nbs/files.ipynb #48fce44b
+def holds_run(out: Path) -> bool:
+    "Whether a command made what is in the folder, also if run.json is lost."
+    listed = listed_files(out)
+    names = "run.json", "metrics.json", "annotated.h5ad", "report.html"
+    return any(name in listed or is_own_file(out / name, False) for name in names)
 
 # %% ../nbs/files.ipynb #ed9eaeab
 def check_own_files(

@@ -38,7 +38,7 @@ from .data import get_categories
 # isort: off
 from .files import OWN_FILES, PAGE_FILES, check_own_files
 from .files import check_room, check_target
-from .files import is_as_written
+from .files import holds_run, is_as_written
 from .files import is_own_file, listed_files, locked_folder, read_json
 from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
@@ -241,6 +241,8 @@ def claim_folder(
     is_run = run.exists() or listed
     if overwrite and run.exists() and not is_own_file(run, listed):
         is_run = False
+    elif resume and holds_run(out):
+        is_run = True
     if not is_run:
         if (out / "model.safetensors").exists():
             raise ValueError(

@@ -494,6 +494,17 @@ def test_what_maps_no_batches_is_told(thing, trained):
         trained.match_cells(cells(30), map_batch=thing)
 
 
+def test_new_cells_keep_the_column_that_their_batches_are_in(trained, tmp_path, capsys):
+    trained.save(tmp_path / "model")
+    a = cells(30)
+    a.obs["gmvae_cluster"] = a.obs["batch"]
+    a.write_h5ad(tmp_path / "new.h5ad")
+    words = tmp_path / "model", tmp_path / "new.h5ad", "--batch_key", "gmvae_cluster"
+    code, err = shell(capsys, "gmvae_embed", *words)
+    assert code == 2 and "batch_key='gmvae_cluster' is a column that is going to be" in err
+    assert sorted(os.listdir(tmp_path)) == ["model", "new.h5ad"]
+
+
 # --- small words --------------------------------------------------------------------------------
 
 
