@@ -98,11 +98,13 @@ def compare_in_file(
 
     from .counts import find_counts
     from .differential import differential_expression
-    from .embed import cells_for
+    from .embed import cells_for, check_is_model
     from .files import file_state
+    from .preset_checks import as_path
     from .reading import check_unchanged, open_data
 
-    before = file_state(path)
+    check_is_model(model)
+    before = file_state(as_path(path))
     with open_data(path) as (_, adata), warnings.catch_warnings(record=True) as w:
         warnings.simplefilter("always", UserWarning)
         warnings.filterwarnings("ignore", "Sparse CSR tensor support")

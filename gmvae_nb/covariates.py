@@ -20,6 +20,7 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from .data import get_categories
+from .preset_checks import check_texts
 
 # %% ../nbs/covariates.ipynb #22c00008
 class Covariate(NamedTuple):
@@ -171,6 +172,7 @@ def find_covariates(
     holds what cannot be used, is the same in all cells, or says what another
     does."""
     for role, keys in (("categorical", categorical), ("continuous", continuous)):
+        check_texts(**{f"{role}_covariate_keys": keys})
         if isinstance(keys, str):
             raise ValueError(
                 f"{role}_covariate_keys is {keys!r}; expected a list: [{keys!r}]"

@@ -31,6 +31,7 @@ from . import files
 from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
+from .preset_checks import as_path
 from .progress import Progress
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
@@ -226,9 +227,9 @@ def load_data(
         "bmmc_multiome": bmmc_multiome,
         "bmmc_cite": bmmc_cite,
     }
+    path = as_path(data, "data").expanduser()
     if str(data) in named:
         return named[str(data)]()
-    path = Path(data).expanduser()
     if not path.is_file() and not (path.is_dir() and other_format(path)):
         raise ValueError(
             f"data={str(data)!r} is neither one of {', '.join(named)} nor a file "

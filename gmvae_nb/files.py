@@ -6,8 +6,8 @@
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
            'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
            'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'file_of_model', 'is_own_file', 'check_own_files', 'check_target', 'FolderLock', 'locked_folder',
-           'is_locked']
+           'file_of_model', 'is_own_file', 'holds_run', 'check_own_files', 'check_target', 'check_lock', 'FolderLock',
+           'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -29,6 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 # %% ../nbs/files.ipynb #9b0f1005
+from .preset_checks import as_path
 from .progress import Progress
 
 # %% ../nbs/files.ipynb #aa0c4802
@@ -435,6 +436,13 @@ def is_own_file(
             return listed
     return listed and (not text or path.suffix == ".png")
 
+# %% ../nbs/files.ipynb #48fce44b
+def holds_run(out: Path) -> bool:
+    "Whether a command made what is in the folder, also if run.json is lost."
+    listed = listed_files(out)
+    names = "run.json", "metrics.json", "annotated.h5ad", "report.html"
+    return any(name in listed or is_own_file(out / name, False) for name in names)
+
 # %% ../nbs/files.ipynb #ed9eaeab
 def check_own_files(
     out: Path,
@@ -444,6 +452,7 @@ def check_own_files(
     """ValueError if one of these files is there, and no run has written it.
 
     A file is known by what is in it, a damaged one by its line in config.json."""
+    check_lock(out)
     listed = listed_files(out)
     for name in names:
         path = out / name
@@ -476,6 +485,24 @@ def check_target(
 
 # %% ../nbs/files.ipynb #2c659e32
 LOCK_FILE = ".lock"
+
+# %% ../nbs/files.ipynb #b6546765
+def check_lock(folder: Path) -> None:
+    "ValueError if a file of the lock's name is there that is none of ours."
+    path = folder / LOCK_FILE
+    try:
+        check_regular(path, most=1000)
+        size = path.stat().st_size
+        with open(path, "rb", buffering=0) as file:
+            file.seek(1)
+            note = file.read(8)
+    except OSError:
+        return  # there is none, or whoever locks it will say why not
+    if size and note != b"process ":
+        raise ValueError(
+            f"{path} is not the lock of a run, and would be replaced: move it "
+            "away, or choose another folder"
+        )
 
 # %% ../nbs/files.ipynb #8b4d439a
 #| code-fold: true
@@ -530,6 +557,35 @@ class FolderLock:
 # of this process: process, thread and folder -> lock
 _HELD: dict[tuple[int, int, str], FolderLock] = {}
 
+# %% ../nbs/files.ipynb #c906c490
+#| code-fold: true
+def _nothing_written(folder: Path) -> Callable[[FileLock], None]:
+    "Deletes the lock and the folders that were not there, if nothing else is."
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    before = set() if folder in made else {p.name for p in folder.iterdir()}
+
+    def undo(lock: FileLock) -> None:
+        with contextlib.suppress(OSError):
+            if {p.name for p in folder.iterdir()} - before != {LOCK_FILE}:
+                return
+            _delete_with_lock(lock)
+            for path in made:
+                path.rmdir()
+
+    return undo
+
+
+def _enter(folder: Path, lock: FileLock, wait: bool) -> None:
+    "Lock the folder, which is made if need be, also while one waits for it."
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=wait, poll_interval=0.5)
+            return
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+
 # %% ../nbs/files.ipynb #df8c8ffb
 @contextlib.contextmanager
 def locked_folder(
@@ -539,18 +595,20 @@ def locked_folder(
     """Keeps everybody else out of the folder for as long as the `with` lasts.
 
     BlockingIOError, naming the process, if one is in it and `wait` is false. A
-    thread that is in it may enter again, and has the same lock."""
-    folder = Path(folder)
+    thread that is in it may enter again, and has the same lock. A folder that was
+    made, and in which an error came before anything else, is deleted again."""
+    folder = as_path(folder, "folder")
     here = os.getpid(), threading.get_ident(), os.path.realpath(folder)
     if here in _HELD:
         _HELD[here].check()
         yield _HELD[here]
         return
+    check_lock(folder)
     path = folder / LOCK_FILE
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=wait, poll_interval=0.5)
+        undo = _nothing_written(folder)
+        _enter(folder, lock, wait)
         _sign(path)
     except Timeout:
         raise BlockingIOError(
@@ -571,6 +629,9 @@ def locked_folder(
     try:
         _HELD[here] = FolderLock(folder)
         yield _HELD[here]
+    except BaseException:
+        undo(lock)
+        raise
     finally:
         _HELD.pop(here, None)
         lock.release()
@@ -578,6 +639,7 @@ def locked_folder(
 # %% ../nbs/files.ipynb #104e68b4
 def is_locked(folder: Path) -> bool:
     "Whether anybody is in the folder, this thread included."
+    check_lock(folder)
     path = folder / LOCK_FILE
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:

@@ -30,7 +30,7 @@ def check_device(
     try:
         found = torch.empty(0, device=device).device
         why = "it lacks double precision, or sparse tensors"
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         found, why = None, f"{str(error).splitlines()[0]:.100}"
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(

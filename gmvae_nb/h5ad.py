@@ -29,6 +29,7 @@ from .files import write_atomically
 # isort: off
 from .looking import can_be_copied, is_old_layout
 from .looking import look_in_copy, look_in_small_copy
+from .preset_checks import as_path
 
 # isort: on
 from .progress import Progress
@@ -307,7 +308,7 @@ def checked_h5ad(
     """A file that may be opened.
 
     ValueError, in one sentence, if it is damaged or unsafe."""
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     check_is_file(path)
     if path.suffix == ".gz":
         if other := other_content(path):

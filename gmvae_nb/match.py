@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIN_MATCHED', 'MapBatch', 'GeneMatch', 'first_names', 'other_gene_column', 'match_genes', 'map_batches', 'Cells',
-           'as_cells', 'known_codes', 'told_of_cells', 'match_cells']
+           'as_cells', 'check_is_map', 'known_codes', 'told_of_cells', 'match_cells']
 
 # %% ../nbs/match.ipynb #48d140a7
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -151,6 +151,14 @@ def as_cells(
 MapBatch = Mapping[str, str | Mapping[str, str]]
 
 
+def check_is_map(map_batch: Any) -> None:
+    "ValueError for what is no dict, nor None."
+    if not isinstance(map_batch, Mapping | None):
+        raise ValueError(
+            f"map_batch is {map_batch!r:.100}; expected a dict, new: known"
+        )
+
+
 def known_codes(
     adata: AnnData,
     key: str,  # column of obs
@@ -178,6 +186,7 @@ def told_of_cells(
     map_batch: MapBatch | None = None,  # as for match_cells
 ) -> tuple[np.ndarray, dict[str, str]]:  # batch and batches, as in Cells
     "Batch and covariates of cells. ValueError for what the model does not know."
+    check_is_map(map_batch)
     of_batch, of_others = {}, {}
     for name, to in (map_batch or {}).items():
         if isinstance(to, str):

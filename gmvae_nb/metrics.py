@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from .kbet import kbet, kbet_by_cell
-from .preset_checks import check_seed, is_whole
+from .preset_checks import check_seed, check_texts, is_whole, shown
 from .progress import Progress
 
 # isort: off
@@ -604,6 +604,11 @@ def _checked_cells(
             "obsm={'X_gmvae': embedding})"
         )
     columns = dict(batch_key=batch_key, labels_key=labels_key, clusters=clusters)
+    check_texts(baseline=baseline, **columns)
+    if not isinstance(embed, str):
+        raise ValueError(
+            f"embed is {shown(embed)}; expected a text, a key of obsm"
+        )
     _check_keys(adata, dict(embed=embed, baseline=baseline), columns)
     labelled, note = _labelled(adata, labels_key)
     X = checked_embedding(adata.obsm[embed])[labelled]

@@ -8,7 +8,8 @@ __all__ = ['FORMAT', 'MAY_DIFFER', 'LABELS', 'ADDED_SETTINGS', 'ADDED_TENSORS', 
            'write_model', 'describe_model', 'read_config', 'record_checksums', 'forget_checksums', 'expected_tensors',
            'read_preset', 'check_config', 'check_tensors', 'check_model', 'read_header', 'check_size', 'read_model',
            'epoch_seconds', 'checksum', 'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole',
-           'check_files', 'is_same_as_written', 'unlisted_model', 'verify']
+           'check_files', 'is_same_as_written', 'unlisted_model', 'made_by_command', 'missing_list', 'unlike_written',
+           'unlike_history', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
 import hashlib
@@ -32,13 +33,14 @@ from .counts_on_disk import CountsOnDisk, row_blocks
 from .covariates import covariates_of
 
 # isort: off
-from .files import LOCK_FILE, MOST_TEXT, check_regular
+from .files import LOCK_FILE, MOST_TEXT, check_regular, holds_run
 from .files import is_as_written, is_temporary, sha256_of
 from .files import write_atomically, write_checked_json
 
 # isort: on
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
+from .preset_checks import as_path
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
 FORMAT = 5  # raised when an older reader would misread a newer folder
@@ -157,7 +159,7 @@ def write_model(
     state: dict[str, Tensor],
 ) -> None:
     "Write the folder. FloatingPointError for weights that are not finite."
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     bad = not_finite(state)
     if bad:
         raise FloatingPointError(
@@ -438,7 +440,7 @@ def read_model(
 
     Raises ValueError, in one sentence, for anything that is not a model of
     ours."""
-    path = Path(folder) / "model.safetensors"
+    path = as_path(folder, "folder") / "model.safetensors"
     if not path.exists():
         raise ValueError(
             f"{path} does not exist; expected a folder written by GMVAE.save"
@@ -536,9 +538,10 @@ def how_to_mend(
 ) -> str:
     "What to do about it, for the end of a sentence."
     if is_run:
+        first = "delete it and " if (folder / name).exists() else ""
         return (
-            "delete it and run the same command again (gmvae_train with "
-            "--resume), which makes it anew"
+            f"{first}run the same command again (gmvae_train with --resume), "
+            "which makes it anew"
         )
     if name in ("config.json", "history.csv"):
         return (
@@ -639,12 +642,6 @@ def unlisted_model(
 
     ValueError if the model is another, or damaged."""
     path, listed = folder / "model.safetensors", read_config(folder)
-    if not listed:
-        return (
-            "config.json is missing: a write was stopped before it, or it was "
-            "deleted; train on with --resume, or write it anew with "
-            f"gmvae_nb.model_folder.describe_again({str(folder)!r}) in Python"
-        )
     difference = first_difference(listed, json.loads(json.dumps(config)))
     if difference:
         raise ValueError(
@@ -664,6 +661,53 @@ def unlisted_model(
         f"{str(folder)!r}) in Python"
     )
 
+# %% ../nbs/model_folder.ipynb #212b9462
+def made_by_command(folder: Path) -> bool:
+    "Whether a command made the folder, and can make what is lost again."
+    return (folder / "run.json").exists() or holds_run(folder)
+
+# %% ../nbs/model_folder.ipynb #ec8ce912
+def missing_list(folder: Path) -> str:
+    "What to say of a folder without config.json."
+    path = folder / "config.json"
+    return (
+        f"{path} is missing, and with it the checksums of the other files (it "
+        "was deleted, or the first write was stopped before it): "
+        f"{how_to_mend(folder, path.name, made_by_command(folder))}"
+    )
+
+# %% ../nbs/model_folder.ipynb #19b5b462
+def unlike_written(
+    folder: Path,
+    name: str,  # of a file that has not its checksum
+) -> str:
+    "What to say of it."
+    is_there = (folder / name).exists()
+    found = "not what was written (its sha256 differs)" if is_there else "missing"
+    how = how_to_mend(folder, name, made_by_command(folder))
+    return f"{folder / name} is {found}: {how}"
+
+# %% ../nbs/model_folder.ipynb #1de984d4
+def unlike_history(
+    folder: Path,
+    rows: list[dict[str, Any]],  # history of the model
+) -> list[str]:  # a sentence, or nothing
+    "What is wrong with history.csv, of which no checksum is known."
+    path, wanted = folder / "history.csv", pd.DataFrame(rows)
+    wanted = wanted.drop(columns="seconds", errors="ignore")
+    try:
+        check_regular(path)
+        found = pd.read_csv(path, float_precision="round_trip")[[*wanted]]
+        is_same = found.to_csv() == wanted.to_csv()
+    except FileNotFoundError:
+        return [unlike_written(folder, path.name)]
+    except (KeyError, ValueError, OSError):  # pandas' own errors are ValueErrors
+        is_same = not rows  # pandas reads no empty table
+    if is_same:
+        return []
+    how = how_to_mend(folder, path.name, made_by_command(folder))
+    return [f"{path} is damaged, or not the history of the model: {how}"]
+
 # %% ../nbs/model_folder.ipynb #31b1a517
 def verify(
     folder: str | Path,  # of a run, or of a model
@@ -673,30 +717,43 @@ def verify(
     files: those that are as they were written; notes: what else there is to say,
     one sentence each. ValueError, naming the file, for one that is damaged,
     missing, of another run, or not what was written."""
-    folder = Path(folder)
-    config, _, state = read_model(folder)
-    sums, notes = listed_checksums(folder, config), []
+    folder = as_path(folder, "folder")
+    faults, notes = [], []
+    config, sums, is_listed = {}, {}, False
+    try:
+        config, rows, state = read_model(folder)
+    except ValueError as error:
+        faults.append(str(error))
+        if not (folder / "config.json").exists():
+            raise  # there is nothing to look at
+    try:
+        sums = listed_checksums(folder, config or read_config(folder))
+        is_listed = (folder / "config.json").exists()
+    except ValueError as error:
+        faults.append(str(error))
+    else:
+        if not is_listed:
+            faults.append(missing_list(folder))
     whole = {name for name in sums if checksum(folder / name) == sums[name]}
-    wrong = sums.keys() - whole
-    if "model.safetensors" not in whole:
-        notes.append(unlisted_model(folder, config, state))
-        wrong -= {"model.safetensors", "history.csv"}
-    if wrong:
-        name = min(wrong)
-        is_there = (folder / name).exists()
-        found = (
-            "not what was written (its sha256 differs)" if is_there else "missing"
-        )
-        is_run = "run.json" in sums or (folder / "run.json").exists()
-        raise ValueError(
-            f"{folder / name} is {found}: {how_to_mend(folder, name, is_run)}"
-        )
+    wrong = sums.keys() - whole - {"model.safetensors"}
+    if config and not is_listed:
+        faults += unlike_history(folder, rows)
+    elif config and "model.safetensors" not in whole:
+        try:
+            notes.append(unlisted_model(folder, config, state))
+        except ValueError as error:
+            faults.append(str(error))
+        if (folder / "history.csv").exists():
+            wrong -= {"history.csv"}
     run = folder / "run.json"
-    if run.exists() and is_as_written(run) is False:
-        raise ValueError(
+    if "run.json" not in wrong and run.exists() and is_as_written(run) is False:
+        faults.append(
             f"{run} is damaged, or was changed (its checksum differs): "
             f"{how_to_mend(folder, run.name, is_run=True)}"
         )
+    faults += [unlike_written(folder, name) for name in sorted(wrong)]
+    if faults:
+        raise ValueError("; ".join(faults))
     known = {*sums, "model.safetensors", "config.json", LOCK_FILE}
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if is_temporary(file.name):

@@ -23,6 +23,7 @@ from scipy.sparse import csr_matrix
 
 from .files import file_state, is_annotated, listed_files, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
+from .preset_checks import as_paths
 
 # isort: off
 from .reading import DATA_SETS, Input, check_unchanged
@@ -54,7 +55,7 @@ def named_files(
     ValueError for a folder without such files, for a pattern that none fits, and
     for a file that is named twice."""
     found: list[str] = []
-    for word in [words] if isinstance(words, str | Path) else words:
+    for word in as_paths(words):
         path = Path(word).expanduser()
         if path.is_dir() and not other_format(path):
             files = _h5ad_among(list(path.iterdir()))
@@ -370,6 +371,7 @@ def read_files(
     """The cells of one file or several, ready for `train_run`.
 
     ValueError for what `read_input` and `join_files` refuse."""
+    files = as_paths(files)
     if len(files) == 1:
         return read_input(files[0], batch_key=batch_key, **options)
     batch_key = batch_of(files, batch_key)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['WIDEST', 'WIDTH', 'DRAWS', 'LONG', 'SHARE', 'WIDTHS', 'SWITCH', 'ALLOWED', 'Allowed', 'one_of', 'whole', 'number',
-           'from_0', 'above_0', 'is_widths', 'shown', 'check_settings', 'is_whole', 'check_seed']
+           'from_0', 'above_0', 'is_widths', 'shown', 'check_settings', 'is_whole', 'check_seed', 'as_path', 'as_paths',
+           'check_texts']
 
 # %% ../nbs/preset_checks.ipynb #feba1dc2
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 # %% ../nbs/preset_checks.ipynb #ff669820
@@ -164,3 +166,38 @@ def check_seed(seed: Any) -> None:
             f"seed is {shown(seed)}; expected a whole number from 0 to "
             f"{2**32 - 1:,}, as k-means and UMAP take it"
         )
+
+# %% ../nbs/preset_checks.ipynb #ffb4c656
+def as_path(path: Any, role: str = "path") -> Path:
+    "A path of a text or a path. ValueError for anything else."
+    if not isinstance(path, (str, Path)):
+        raise ValueError(
+            f"{role} is {shown(path)}; expected a path, as a text or pathlib.Path"
+        )
+    return Path(path)
+
+# %% ../nbs/preset_checks.ipynb #a9882118
+def as_paths(paths: Any, role: str = "paths") -> list[Any]:
+    "One path, or several, as a list. ValueError for anything else."
+    listed = [paths] if isinstance(paths, (str, Path)) else paths
+    if not isinstance(listed, Iterable) or isinstance(listed, bytes):
+        raise ValueError(
+            f"{role} is {shown(paths)}; expected a path, or a list of them"
+        )
+    listed = list(listed)
+    for path in listed:
+        as_path(path, role)
+    return listed
+
+# %% ../nbs/preset_checks.ipynb #843965b5
+def check_texts(**named: Any) -> None:
+    "ValueError for a name that is no text, or names (`…_keys`) that are no list."
+    for role, value in named.items():
+        if role.endswith("_keys"):
+            words = "a list of texts"
+            holds = isinstance(value, Collection)
+            holds = holds and all(isinstance(v, str) for v in value)
+        else:
+            words, holds = "a text", isinstance(value, str)
+        if not holds and value is not None:
+            raise ValueError(f"{role} is {shown(value)}; expected {words}")

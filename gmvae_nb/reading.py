@@ -33,7 +33,7 @@ from .data import get_categories, load_data
 # isort: on
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad
-from .preset_checks import is_whole
+from .preset_checks import check_texts, is_whole
 
 # %% ../nbs/reading.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -220,6 +220,10 @@ def split_subset(
     role: str = "subset",  # what it is for, named in errors
 ) -> tuple[str, str]:  # column, and what stands behind its =
     "The column is what stands before the first = that follows on one's name."
+    if not isinstance(subset, str):
+        raise ValueError(
+            f"{role} is {subset!r:.100}; expected a text, column=value"
+        )
     parts = subset.split("=")
     for i in range(1, len(parts)):
         if "=".join(parts[:i]) in columns:
@@ -396,6 +400,7 @@ def read_input(
 
     Labels are for scores and colours only: some cells may have none. ValueError,
     in one sentence, for data or a key that cannot be used."""
+    check_texts(labels_key=labels_key, gene_key=gene_key)
     before = file_state(data) if isinstance(data, str | Path) else None
     rows = None
     with open_data(data) as (path, adata):

@@ -51,6 +51,7 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import read_preset, weights_sha256
 
 # isort: on
+from .preset_checks import as_path
 from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
@@ -792,7 +793,7 @@ def write_report(
     """
     from .explorer import explore_page, explore_values, find_genes
 
-    out = Path(out)
+    out = as_path(out, "out")
     read_run_json(out / "run.json")  # a folder that is none is not made
     with locked_folder(out) as lock:
         report = read_report_input(out)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .files import nan_for_null, write_atomically
+from .preset_checks import as_paths
 
 # %% ../nbs/06_results.ipynb #c42f90d3
 def plot_loss(
@@ -234,7 +235,7 @@ def collect_runs(
     """Finished runs: data, preset, K, seed, scores of the latent space, terms.
 
     ValueError for a folder without a readable metrics.json."""
-    rows = [read_run(Path(folder)) for folder in folders]
+    rows = [read_run(Path(folder)) for folder in as_paths(folders, "folders")]
     if not rows:
         return pd.DataFrame()
     order = ["data", "preset", "K", "seed"]

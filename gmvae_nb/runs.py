@@ -38,7 +38,7 @@ from .data import get_categories
 # isort: off
 from .files import OWN_FILES, PAGE_FILES, check_own_files
 from .files import check_room, check_target
-from .files import is_as_written
+from .files import holds_run, is_as_written
 from .files import is_own_file, listed_files, locked_folder, read_json
 from .files import sha256_of, write_atomically, write_checked_json
 from .files import write_json
@@ -58,9 +58,10 @@ from .model_folder import record_checksums, weights_sha256
 
 # isort: on
 from .network import ELBO_TERMS, Preset, get_preset
-from .preset_checks import check_seed, is_whole, shown
 
 # isort: off
+from .preset_checks import as_path, check_seed, check_texts
+from .preset_checks import is_whole, shown
 from .novelty import novelty_of_own
 from .novelty import write_known
 
@@ -187,7 +188,8 @@ def check_keys(
     written: Sequence[str],  # columns of obs that will be
     **keys: str | Sequence[str] | None,  # argument -> columns of obs
 ) -> None:
-    "ValueError for a column that is going to be replaced."
+    "ValueError for what is no name, or a column that is going to be replaced."
+    check_texts(**keys)
     for argument, named in keys.items():
         columns = [named] if isinstance(named, str) else named or []
         for column in columns:
@@ -239,6 +241,8 @@ def claim_folder(
     is_run = run.exists() or listed
     if overwrite and run.exists() and not is_own_file(run, listed):
         is_run = False
+    elif resume and holds_run(out):
+        is_run = True
     if not is_run:
         if (out / "model.safetensors").exists():
             raise ValueError(
@@ -522,7 +526,8 @@ def train_run(
     are scored, and there are no terms of held-out cells. Fewer cells than a
     mini-batch shrink it, and the notes in run.json say so. ValueError for a
     folder with files that were not made by such a run, unless `overwrite`."""
-    out, name = Path(out), preset if isinstance(preset, str) else "custom"
+    out = as_path(out, "out")
+    name = preset if isinstance(preset, str) else "custom"
     if not isinstance(data, Input):
         raise ValueError(
             f"expected an Input, found {type(data).__name__}: give what "
@@ -874,7 +879,7 @@ def annotate_run(
 
     What cannot be written there is kept in annotated_cells.csv and .npz, and the
     error says so."""
-    out, names = Path(out), data.cells.obs_names
+    out, names = as_path(out, "out"), data.cells.obs_names
     counts = model.counts
     if isinstance(counts, csr_matrix):
         if fingerprint(counts, names, data.cells.var_names) != data.sha256:

@@ -19,6 +19,7 @@ from .covariates import keys_of
 from .files import check_own_files, locked_folder
 from .metrics import ari
 from .model_folder import forget_checksums, record_checksums
+from .preset_checks import as_path
 from .reading import Input, fingerprint, read_input
 from .runs import check_numbers, read_run_json, train_run
 from .tables import write_table
@@ -163,7 +164,7 @@ def try_seeds(
     Writes `seed_clusters.csv` (from `cluster_stability`) and `seed_cells.csv`
     (barcode, cluster, confidence, seed_confidence). ValueError for a seed that
     is the run's own, and if the run's cells are not there any more."""
-    run = Path(run)
+    run = as_path(run, "run")
     model, data = data_of_run(run)
     told = read_run_json(run / "run.json")
     if seeds is None:

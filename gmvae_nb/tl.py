@@ -18,6 +18,7 @@ from .inference import cluster_linkage
 from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
+from .preset_checks import check_texts
 from .reading import read_input
 from .runs import annotate, check_keys, umap
 from .train import GMVAE
@@ -57,6 +58,7 @@ def gmvae(
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     keys |= dict(categorical_covariate_keys=categorical_covariate_keys)
     keys |= dict(continuous_covariate_keys=continuous_covariate_keys)
+    check_texts(key_added=key_added)
     check_keys([f"{key_added}{end}" for end in ends], **keys)
     chosen = dict(batch_key=batch_key, layer=layer)
     options = dict(n_top_genes=n_top_genes, round_counts=round_counts)

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from gmvae_nb import commands, embed, reading, runs
+from gmvae_nb.command_line import COMMANDS
 from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import LOCK_FILE
@@ -299,6 +300,64 @@ def test_what_is_said_about_a_damaged_file_mends_it(run, name, how):
     assert (run / "model.safetensors").read_bytes() == weights
     if how == "gone":  # every file is whole again: once for each of them
         gmvae_report(str(run))
+
+
+LOST = [
+    ("config.json",),
+    ("run.json",),
+    ("history.csv",),
+    ("config.json", "run.json"),
+    ("config.json", "run.json", "history.csv", "metrics.json"),
+]
+
+
+@pytest.mark.parametrize("lost", LOST, ids=range(len(LOST)))
+def test_a_file_that_is_missing_is_damage_and_what_is_said_brings_it_back(run, lost, capsys):
+    weights = (run / "model.safetensors").read_bytes()
+    for name in lost:
+        (run / name).unlink()
+    sys.argv = ["gmvae_verify", str(run)]
+    with pytest.raises(SystemExit) as end:
+        COMMANDS["gmvae_verify"]()
+    said = capsys.readouterr().err
+    # without a list, only what the model tells of is known to be missing
+    told = lost if len(lost) == 1 else {*lost} & {"config.json", "history.csv"}
+    assert end.value.code == 2 and all(f"{name} is missing" in said for name in told)
+    assert "run the same command again (gmvae_train with --resume)" in said
+    again(run)
+    assert verify(run)["notes"] == [] and {*lost} <= {*verify(run)["files"], "config.json"}
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_every_damaged_file_is_named_at_once(run):
+    flipped(run / "history.csv", 30, 1)
+    flipped(run / "run.json", 30, 1)
+    flipped(run / "model.safetensors", (run / "model.safetensors").stat().st_size - 5, 1)
+    (run / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="model.safetensors.*history.csv.*metrics.json.*run.json"):
+        verify(run)
+    (run / "config.json").unlink()
+    with pytest.raises(ValueError, match="model.safetensors is not a model"):
+        verify(run)
+
+
+@pytest.mark.parametrize("damage", ["history", "run", "none"])
+def test_without_its_list_the_other_files_of_a_run_are_still_checked(run, damage):
+    (run / "config.json").unlink()
+    changes = {
+        "history": ("history.csv", r"\n\d", "\n7"),
+        "run": ("run.json", '"seed": 0', '"seed": 7'),
+    }
+    if damage in changes:
+        name, old, new = changes[damage]
+        text = (run / name).read_text()
+        (run / name).write_text(re.sub(old, new, text, count=1))
+        assert (run / name).read_text() != text
+    with pytest.raises(ValueError, match="config.json is missing") as error:
+        verify(run)
+    words = {"history": "not the history of the model", "run": "run.json is damaged", "none": "zz"}
+    found = {kind for kind, said in words.items() if said in str(error.value)}
+    assert found == {damage} - {"none"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "metrics.json", "history.csv"])

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 import warnings
 
 import anndata as ad
@@ -16,15 +18,29 @@ from gmvae_nb import command_line, runs, tl
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
+from gmvae_nb.data import load_data
 from gmvae_nb.embed import embed_file
-from gmvae_nb.files import check_own_files, locked_folder
-from gmvae_nb.h5ad import checked_h5ad, other_format
+from gmvae_nb.files import check_own_files, is_locked, locked_folder
+from gmvae_nb.h5ad import checked_h5ad, other_format, read_h5ad
 from gmvae_nb.match import match_genes
 from gmvae_nb.metrics import evaluate
+from gmvae_nb.model_folder import describe_again, read_model, verify
 from gmvae_nb.neighbors import checked_embedding
-from gmvae_nb.reading import read_input
-from gmvae_nb.runs import WRITTEN_COLUMNS, annotate_run, check_numbers, epochs_in_all, train_run
+from gmvae_nb.parts import named_files, read_files
+from gmvae_nb.reading import read_input, split_subset
+from gmvae_nb.report import write_report
+from gmvae_nb.results import collect_runs
+from gmvae_nb.runs import (
+    WRITTEN_COLUMNS,
+    annotate_run,
+    check_numbers,
+    claim_folder,
+    epochs_in_all,
+    train_run,
+)
 from gmvae_nb.scale import checked_batch_size
+from gmvae_nb.stability import try_seeds
+from gmvae_nb.train import GMVAE
 
 from hazards import SMALL, cells, model
 
@@ -332,6 +348,161 @@ def test_new_cells_never_replace_the_model_that_they_are_embedded_with(name, tra
         with pytest.raises(ValueError, match=f"{name} is of the model"):
             embed_file(trained, tmp_path / "new.h5ad", **out, run=folder, overwrite=True)
     assert (folder / name).read_bytes() == before
+
+
+# --- a lock that is none, and a folder that nothing came of -------------------------------------
+
+FOREIGN = {"text": b"my lock", "long": b"x" * 5000, "one byte": b"1", "binary": bytes(range(99))}
+
+
+@pytest.mark.parametrize("kind", [*FOREIGN, "folder"])
+def test_a_file_of_the_name_of_the_lock_is_nobody_elses(tmp_path, kind):
+    lock = tmp_path / ".lock"
+    if kind == "folder":
+        lock.mkdir()
+    else:
+        lock.write_bytes(FOREIGN[kind])
+    for enter in (locked_folder(tmp_path).__enter__, lambda: claim_folder(tmp_path, {}, False)):
+        with pytest.raises(ValueError, match=r"\.lock (is|has) .*folder|gmvae_nb"):
+            enter()
+    with pytest.raises(ValueError, match=r"\.lock"):
+        is_locked(tmp_path)
+    assert lock.is_dir() or lock.read_bytes() == FOREIGN[kind]
+
+
+def test_the_lock_of_a_run_is_one_of_ours_however_it_ended(tmp_path):
+    for content in (b"", b"\0process 7 on elsewhere"):
+        (tmp_path / ".lock").write_bytes(content)
+        with locked_folder(tmp_path):
+            pass
+
+
+REFUSED = ["--device nonsense", "--max_epochs 0", "--batch_key no", "--supervise no", "--K 0"]
+REFUSED += ["--genes no", "--subset a=b", "--layer no", "--batch_size 0", "--seed -1"]
+REFUSED += ["--alpha 7", "--preset no", "--n_top_genes 0", "--labels_key no"]
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path, capsys):
+    cells(40).write_h5ad(tmp_path / "mine.h5ad")
+    (tmp_path / "there").mkdir()
+    for words in REFUSED:
+        for out in ("new/run", "there"):
+            call = [tmp_path / "mine.h5ad", "--quiet", "--out", tmp_path / out, *words.split()]
+            assert shell(capsys, "gmvae_train", *call)[0] == 2, words
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["mine.h5ad", "there"]
+
+
+def test_a_folder_is_kept_with_what_is_in_it(tmp_path):
+    for write in (lambda: None, lambda: (tmp_path / "a/run/mine").write_text("mine")):
+        with pytest.raises(KeyboardInterrupt), locked_folder(tmp_path / "a/run"):
+            write()
+            raise KeyboardInterrupt
+        assert (tmp_path / "a").exists() == (tmp_path / "a/run/mine").exists()
+    with pytest.raises(OSError), locked_folder(tmp_path / "a/run"):  # whose lock is an old one
+        raise OSError
+    assert (tmp_path / "a/run/.lock").exists() and (tmp_path / "a/run/mine").exists()
+
+
+def test_who_waits_for_a_folder_that_goes_away_makes_it_anew(tmp_path):
+    entered, threads = [], []
+
+    def enter():
+        with locked_folder(tmp_path / "run", wait=True) as lock:
+            lock.check()
+            entered.append((tmp_path / "run/.lock").exists())
+
+    with pytest.raises(KeyError), locked_folder(tmp_path / "run"):
+        for _ in range(2):
+            threads.append(threading.Thread(target=enter))
+            threads[-1].start()
+        time.sleep(0.3)
+        raise KeyError
+    for thread in threads:
+        thread.join()
+    assert entered == [True, True]
+
+
+# --- paths, keys and models that are none -------------------------------------------------------
+
+NO_PATHS = [None, 3, 2.5, b"x", ["a"], {}]
+
+
+@pytest.mark.parametrize("thing", NO_PATHS, ids=repr)
+def test_what_is_no_path_is_told_wherever_one_is_expected(thing, trained, tmp_path):
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    new, data = tmp_path / "new.h5ad", read_input(cells(40))
+    calls = [GMVAE.load, trained.save, verify, read_model, describe_again, write_report]
+    calls += [try_seeds, read_h5ad, load_data, lambda x: train_run(data, x, **LESS)]
+    calls += [lambda x: embed_file(trained, new, x), lambda x: annotate_run(trained, data, x)]
+    calls += [lambda x: locked_folder(x).__enter__(), lambda x: compare_in_file(trained, x, "b=0")]
+    if thing is not None:  # for none
+        calls += [lambda x: embed_file(trained, new, tmp_path / "out.h5ad", csv=x)]
+        calls += [lambda x: embed_file(trained, new, tmp_path / "out.h5ad", run=x)]
+        calls += [lambda x: model(preset=SMALL).train(2, out=x)]
+    if not isinstance(thing, list | dict):  # of several
+        calls += [collect_runs, named_files, read_files]
+        calls += [lambda x: embed_file(trained, x, tmp_path / "out.h5ad")]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"expected (a path|paths)"):
+            call(thing)
+    assert os.listdir(tmp_path) == ["new.h5ad"]
+
+
+@pytest.mark.parametrize("thing", [3, [], b"x", ["a"], {}], ids=repr)
+def test_what_is_no_name_is_told_wherever_one_is_expected(thing, trained, tmp_path):
+    a = cells(40)
+    a.obsm["X_gmvae"] = np.zeros((40, 2))
+    data = read_input(a)
+    calls = [lambda x, k=k: evaluate(a, **{k: x}) for k in ("embed", "baseline", "clusters")]
+    calls += [lambda x, k=k: evaluate(a, **{k: x}) for k in ("batch_key", "labels_key")]
+    calls += [lambda x, k=k: read_input(a, **{k: x}) for k in ("labels_key", "gene_key", "subset")]
+    roles = ("batch_key", "labels_key", "supervise")
+    calls += [lambda x, k=k: train_run(data, tmp_path / "r", **LESS, **{k: x}) for k in roles]
+    calls += [lambda x, k=k: tl.gmvae(a, **{k: x}) for k in ("batch_key", "key_added")]
+    calls += [lambda x: compare_in_file(trained, tmp_path / "new.h5ad", x)]
+    calls += [lambda x: GMVAE(a, 3, device=x)]
+    if not isinstance(thing, list | dict):  # of several
+        calls += [lambda x: GMVAE(a, 3, categorical_covariate_keys=x)]
+        calls += [lambda x: train_run(data, "r", **LESS, continuous_covariate_keys=x)]
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    for call in calls:
+        with pytest.raises(ValueError, match="expected (a text|a list|'cpu')|is not a column"):
+            call(thing)
+    assert os.listdir(tmp_path) == ["new.h5ad"]
+
+
+def test_no_embedding_and_no_group_are_told():
+    a = cells(40)
+    with pytest.raises(ValueError, match="embed is None; expected a text"):
+        evaluate(a, embed=None)
+    with pytest.raises(ValueError, match="group is None; expected a text"):
+        split_subset(None, ["a"], "group")
+
+
+@pytest.mark.parametrize("thing", [None, "run", 3, {}], ids=repr)
+def test_what_is_no_model_is_told(thing, tmp_path):
+    cells(30).write_h5ad(tmp_path / "new.h5ad")
+    with pytest.raises(ValueError, match="expected a GMVAE, found .*GMVAE.load"):
+        embed_file(thing, tmp_path / "new.h5ad", tmp_path / "out.h5ad")
+    with pytest.raises(ValueError, match="expected a GMVAE, found .*GMVAE.load"):
+        compare_in_file(thing, tmp_path / "new.h5ad", "batch=0")
+
+
+@pytest.mark.parametrize("thing", [3, "a=b", ["a=b"]], ids=repr)
+def test_what_maps_no_batches_is_told(thing, trained):
+    with pytest.raises(ValueError, match="map_batch is .*expected a dict"):
+        trained.match_cells(cells(30), map_batch=thing)
+
+
+def test_new_cells_keep_the_column_that_their_batches_are_in(trained, tmp_path, capsys):
+    trained.save(tmp_path / "model")
+    a = cells(30)
+    a.obs["gmvae_cluster"] = a.obs["batch"]
+    a.write_h5ad(tmp_path / "new.h5ad")
+    words = tmp_path / "model", tmp_path / "new.h5ad", "--batch_key", "gmvae_cluster"
+    code, err = shell(capsys, "gmvae_embed", *words)
+    assert code == 2 and "batch_key='gmvae_cluster' is a column that is going to be" in err
+    assert sorted(os.listdir(tmp_path)) == ["model", "new.h5ad"]
 
 
 # --- small words --------------------------------------------------------------------------------

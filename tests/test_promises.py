@@ -274,7 +274,8 @@ def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
     assert "after 2 epochs, is newer than config.json" in newer and "killed has left" in left
     (tmp_path / "history.csv").unlink()
     (tmp_path / "config.json").unlink()
-    assert verify(tmp_path)["files"] == ["model.safetensors"]
+    with pytest.raises(ValueError, match="config.json is missing.*first write was stopped"):
+        verify(tmp_path)
 
 
 def test_a_write_that_was_stopped_after_the_last_epoch_is_ended_by_the_next_call(tmp_path):
