@@ -6,7 +6,7 @@
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
            'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
            'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'file_of_model', 'is_own_file', 'holds_run', 'check_own_files', 'check_target', 'check_lock', 'FolderLock',
+           'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files', 'check_target', 'FolderLock',
            'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
@@ -443,6 +443,27 @@ def holds_run(out: Path) -> bool:
     names = "run.json", "metrics.json", "annotated.h5ad", "report.html"
     return any(name in listed or is_own_file(out / name, False) for name in names)
 
+# %% ../nbs/files.ipynb #2c659e32
+LOCK_FILE = ".lock"
+
+# %% ../nbs/files.ipynb #b6546765
+def check_lock(folder: Path) -> None:
+    "ValueError if a file of the lock's name is there that is none of ours."
+    path = folder / LOCK_FILE
+    try:
+        check_regular(path, most=1000)
+        size = path.stat().st_size
+        with open(path, "rb", buffering=0) as file:
+            file.seek(1)
+            note = file.read(8)
+    except OSError:
+        return  # there is none, or whoever locks it will say why not
+    if size and note != b"process ":
+        raise ValueError(
+            f"{path} is not the lock of a run, and would be replaced: move it "
+            "away, or choose another folder"
+        )
+
 # %% ../nbs/files.ipynb #ed9eaeab
 def check_own_files(
     out: Path,
@@ -481,27 +502,6 @@ def check_target(
         raise ValueError(
             f"{target} is the input, which is never changed: choose another "
             "name or folder"
-        )
-
-# %% ../nbs/files.ipynb #2c659e32
-LOCK_FILE = ".lock"
-
-# %% ../nbs/files.ipynb #b6546765
-def check_lock(folder: Path) -> None:
-    "ValueError if a file of the lock's name is there that is none of ours."
-    path = folder / LOCK_FILE
-    try:
-        check_regular(path, most=1000)
-        size = path.stat().st_size
-        with open(path, "rb", buffering=0) as file:
-            file.seek(1)
-            note = file.read(8)
-    except OSError:
-        return  # there is none, or whoever locks it will say why not
-    if size and note != b"process ":
-        raise ValueError(
-            f"{path} is not the lock of a run, and would be replaced: move it "
-            "away, or choose another folder"
         )
 
 # %% ../nbs/files.ipynb #8b4d439a
