@@ -559,13 +559,14 @@ _HELD: dict[tuple[int, int, str], FolderLock] = {}
 
 # %% ../nbs/files.ipynb #c906c490
 #| code-fold: true
-def _nothing_written(folder: Path) -> Callable[[FileLock], None]:
+def _nothing_written(folder: Path) -> Callable[[FileLock, FolderLock], None]:
     "Deletes the lock and the folders that were not there, if nothing else is."
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     before = set() if folder in made else {p.name for p in folder.iterdir()}
 
-    def undo(lock: FileLock) -> None:
+    def undo(lock: FileLock, held: FolderLock) -> None:
         with contextlib.suppress(OSError):
+            held.check()  # or it is somebody else's by now
             if {p.name for p in folder.iterdir()} - before != {LOCK_FILE}:
                 return
             _delete_with_lock(lock)
@@ -626,11 +627,11 @@ def locked_folder(
                 f"{path} could not be written ({error.strerror or error}): "
                 "get the right to write there, or name another folder"
             ) from error
+    held = _HELD[here] = FolderLock(folder)
     try:
-        _HELD[here] = FolderLock(folder)
-        yield _HELD[here]
+        yield held
     except BaseException:
-        undo(lock)
+        undo(lock, held)
         raise
     finally:
         _HELD.pop(here, None)
