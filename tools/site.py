@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -235,7 +236,9 @@ def fetch_katex() -> Path | None:
         command = ["npm", "pack", "--silent", KATEX]
         if subprocess.run(command, cwd=folder, capture_output=True).returncode:
             return None
-        shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
+        # Python has it from 3.11.4 on
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        shutil.unpack_archive(next(folder.glob("*.tgz")), folder, **safely)
     return dist
 
 

@@ -1490,7 +1490,7 @@ MUTANTS = [
     ),
     Mutant(
         "the folder of a refused run left",
-        "undo(lock)",
+        "undo(lock, held)",
         "pass",
         ODD,
         "leaves_no_folder or kept_with",
