@@ -96,11 +96,11 @@ def compare_in_file(
     file that changes while it is read."""
     import warnings
 
+    from .arguments import as_path
     from .counts import find_counts
     from .differential import differential_expression
     from .embed import cells_for, check_is_model
     from .files import file_state
-    from .preset_checks import as_path
     from .reading import check_unchanged, open_data
 
     check_is_model(model)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from anndata import AnnData
 from torch import Tensor, nn
 
+from .arguments import check_texts
 from .data import get_categories
-from .preset_checks import check_texts
 
 # %% ../nbs/covariates.ipynb #22c00008
 class Covariate(NamedTuple):

@@ -28,10 +28,10 @@ from matplotlib.colors import LogNorm
 from scipy import sparse
 
 from . import files
+from .arguments import as_path
 from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
-from .preset_checks import as_path
 from .progress import Progress
 
 # %% ../nbs/00_data.ipynb #fcf0de8d

@@ -36,11 +36,11 @@ from .match import MIN_MATCHED, MapBatch, check_is_map
 from .match import first_names, match_genes
 
 # isort: on
+from .arguments import as_path, as_paths
 from .model_folder import weights_sha256
 from .new_batches import notes_on_new, with_new_batches
 from .novelty import compared_with, novelty_of, read_known
 from .parts import EMBEDDED, FILE_KEY, Part, join_files, part_names
-from .preset_checks import as_path, as_paths
 from .reading import gene_columns, gene_names
 from .reference_map import ReferenceMap, place_on_map, read_map
 

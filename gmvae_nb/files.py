@@ -29,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 # %% ../nbs/files.ipynb #9b0f1005
-from .preset_checks import as_path
+from .arguments import as_path
 from .progress import Progress
 
 # %% ../nbs/files.ipynb #aa0c4802

@@ -29,7 +29,7 @@ from .files import write_atomically
 # isort: off
 from .looking import can_be_copied, is_old_layout
 from .looking import look_in_copy, look_in_small_copy
-from .preset_checks import as_path
+from .arguments import as_path
 
 # isort: on
 from .progress import Progress

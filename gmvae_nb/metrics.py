@@ -22,8 +22,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from .arguments import check_seed, check_texts, is_whole, shown
 from .kbet import kbet, kbet_by_cell
-from .preset_checks import check_seed, check_texts, is_whole, shown
 from .progress import Progress
 
 # isort: off

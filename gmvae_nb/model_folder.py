@@ -38,9 +38,9 @@ from .files import is_as_written, is_temporary, sha256_of
 from .files import write_atomically, write_checked_json
 
 # isort: on
+from .arguments import as_path
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
-from .preset_checks import as_path
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
 FORMAT = 5  # raised when an older reader would misread a newer folder

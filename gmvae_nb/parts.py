@@ -21,9 +21,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from .arguments import as_paths
 from .files import file_state, is_annotated, listed_files, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
-from .preset_checks import as_paths
 
 # isort: off
 from .reading import DATA_SETS, Input, check_unchanged

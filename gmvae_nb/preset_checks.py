@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['WIDEST', 'WIDTH', 'DRAWS', 'LONG', 'SHARE', 'WIDTHS', 'SWITCH', 'ALLOWED', 'Allowed', 'one_of', 'whole', 'number',
-           'from_0', 'above_0', 'is_widths', 'shown', 'check_settings', 'is_whole', 'check_seed', 'as_path', 'as_paths',
-           'check_texts']
+           'from_0', 'above_0', 'is_widths', 'check_settings']
 
 # %% ../nbs/preset_checks.ipynb #feba1dc2
-from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Integral
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from .arguments import shown
 
 # %% ../nbs/preset_checks.ipynb #ff669820
 class Allowed(NamedTuple):
@@ -115,14 +114,6 @@ ALLOWED: dict[str, Allowed] = {
 }
 # fmt: on
 
-# %% ../nbs/preset_checks.ipynb #8b64a51f
-def shown(value: Any) -> str:
-    "A value for a sentence, whatever it is."
-    try:
-        return f"{value!r:.100}"
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return "a number of thousands of digits"
-
 # %% ../nbs/preset_checks.ipynb #62cabc5a
 def check_settings(
     settings: Mapping[str, Any],  # field -> value, of a Preset
@@ -152,52 +143,3 @@ def check_settings(
             'prior="offsets" need components that keep their places: '
             "original_reshape=False"
         )
-
-# %% ../nbs/preset_checks.ipynb #e671cce7
-def is_whole(value: Any) -> bool:
-    "Whether it is a whole number, of Python or numpy; True is none."
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-# %% ../nbs/preset_checks.ipynb #13c8f437
-def check_seed(seed: Any) -> None:
-    "ValueError for a seed that k-means or UMAP does not take."
-    if not is_whole(seed) or not 0 <= seed < 2**32:
-        raise ValueError(
-            f"seed is {shown(seed)}; expected a whole number from 0 to "
-            f"{2**32 - 1:,}, as k-means and UMAP take it"
-        )
-
-# %% ../nbs/preset_checks.ipynb #ffb4c656
-def as_path(path: Any, role: str = "path") -> Path:
-    "A path of a text or a path. ValueError for anything else."
-    if not isinstance(path, (str, Path)):
-        raise ValueError(
-            f"{role} is {shown(path)}; expected a path, as a text or pathlib.Path"
-        )
-    return Path(path)
-
-# %% ../nbs/preset_checks.ipynb #a9882118
-def as_paths(paths: Any, role: str = "paths") -> list[Any]:
-    "One path, or several, as a list. ValueError for anything else."
-    listed = [paths] if isinstance(paths, (str, Path)) else paths
-    if not isinstance(listed, Iterable) or isinstance(listed, bytes):
-        raise ValueError(
-            f"{role} is {shown(paths)}; expected a path, or a list of them"
-        )
-    listed = list(listed)
-    for path in listed:
-        as_path(path, role)
-    return listed
-
-# %% ../nbs/preset_checks.ipynb #843965b5
-def check_texts(**named: Any) -> None:
-    "ValueError for a name that is no text, or names (`…_keys`) that are no list."
-    for role, value in named.items():
-        if role.endswith("_keys"):
-            words = "a list of texts"
-            holds = isinstance(value, Collection)
-            holds = holds and all(isinstance(v, str) for v in value)
-        else:
-            words, holds = "a text", isinstance(value, str)
-        if not holds and value is not None:
-            raise ValueError(f"{role} is {shown(value)}; expected {words}")

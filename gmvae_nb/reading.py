@@ -31,9 +31,9 @@ from .counts import get_counts
 from .data import get_categories, load_data
 
 # isort: on
+from .arguments import check_texts, is_whole
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad
-from .preset_checks import check_texts, is_whole
 
 # %% ../nbs/reading.ipynb #ca9a6e94
 class Input(NamedTuple):

@@ -51,7 +51,7 @@ from .model_folder import check_files, forget_checksums
 from .model_folder import read_preset, weights_sha256
 
 # isort: on
-from .preset_checks import as_path
+from .arguments import as_path
 from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior

@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from .arguments import as_paths
 from .files import nan_for_null, write_atomically
-from .preset_checks import as_paths
 
 # %% ../nbs/06_results.ipynb #c42f90d3
 def plot_loss(

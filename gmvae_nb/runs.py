@@ -60,8 +60,8 @@ from .model_folder import record_checksums, weights_sha256
 from .network import ELBO_TERMS, Preset, get_preset
 
 # isort: off
-from .preset_checks import as_path, check_seed, check_texts
-from .preset_checks import is_whole, shown
+from .arguments import as_path, check_seed, check_texts
+from .arguments import is_whole, shown
 from .novelty import novelty_of_own
 from .novelty import write_known
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .arguments import is_whole, shown
 from .network import Preset
-from .preset_checks import LONG, is_whole, shown
+from .preset_checks import LONG
 
 # %% ../nbs/schedule.ipynb #748218c8
 def epochs_wanted(

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .arguments import as_path
 from .covariates import keys_of
 from .files import check_own_files, locked_folder
 from .metrics import ari
 from .model_folder import forget_checksums, record_checksums
-from .preset_checks import as_path
 from .reading import Input, fingerprint, read_input
 from .runs import check_numbers, read_run_json, train_run
 from .tables import write_table

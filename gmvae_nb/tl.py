@@ -14,11 +14,11 @@ import pandas as pd
 from anndata import AnnData
 
 from . import __version__
+from .arguments import check_texts
 from .inference import cluster_linkage
 from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
-from .preset_checks import check_texts
 from .reading import read_input
 from .runs import annotate, check_keys, umap
 from .train import GMVAE

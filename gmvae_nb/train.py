@@ -25,6 +25,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from . import __version__, clusters
+from .arguments import check_seed
 from .covariates import Covariate, covariates_of, find_covariates
 from .data import batch_codes, split_cells, to_torch
 from .distributed import Alone, current_team
@@ -34,7 +35,6 @@ from .gmvae_loss import cluster_usage
 from .gpu import check_device, counts_for, on_card
 from .inference import MAX_SAMPLED_CELLS, for_each_cell
 from .match import told_of_cells
-from .preset_checks import check_seed
 from .progress import Progress
 
 # isort: off

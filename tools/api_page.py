@@ -25,8 +25,8 @@ GROUPS = {
     "Commands": "commands comparing command_line umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
-    "Files, and what is checked": "files looking model_folder preset_checks finite reproducible "
-    "progress old_names",
+    "Files, and what is checked": "files looking model_folder preset_checks arguments finite "
+    "reproducible progress old_names",
 }
 INTRODUCTION = """\
 # All functions

@@ -21,10 +21,10 @@ import anndata
 import numpy as np
 import pandas as pd
 from gmvae_nb.counts import get_counts
-from gmvae_nb.metrics import ari, leiden, nmi
+from gmvae_nb.metrics import leiden
 from gmvae_nb.neighbors import neighbor_graph
 from gmvae_nb.train import GMVAE
-from merging import part_of
+from merging import beside_types, part_of
 from peers import HERE, Contender, arguments, fit, read, write_rows
 from tqdm import tqdm
 
@@ -70,16 +70,10 @@ def main():
             counts = get_counts(part, layer, allow_empty_genes=True)
             adata = anndata.AnnData(counts, obs=part.obs[keys], var=part.var[[]])
             labels = adata.obs[args.labels_key].astype(str).to_numpy()
+            found = clusterings(adata, args.batch_key, seed).items()
             new = [
-                dict(
-                    data=name,
-                    seed=seed,
-                    embedding=embedding,
-                    n_clusters=len(np.unique(clusters)),
-                    ari=ari(labels, clusters),
-                    nmi=nmi(labels, clusters),
-                )
-                for embedding, clusters in clusterings(adata, args.batch_key, seed).items()
+                dict(data=name, seed=seed, embedding=embedding, **beside_types(labels, clusters))
+                for embedding, clusters in found
             ]
             write_rows(args.csv, pd.concat([rows, pd.DataFrame(new)], ignore_index=True))
     by = read(args.csv).groupby(["data", "embedding"], sort=False)[["n_clusters", "ari", "nmi"]]

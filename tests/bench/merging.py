@@ -93,6 +93,12 @@ def mean_f1(labels: np.ndarray, clusters: np.ndarray, at_least: int = 20) -> flo
     return float(f1[sizes >= at_least].mean())
 
 
+def beside_types(labels: np.ndarray, clusters: np.ndarray) -> dict:
+    "Part of a row: how many clusters, and how they agree with the types."
+    n_clusters = len(np.unique(clusters))
+    return dict(n_clusters=n_clusters, ari=ari(labels, clusters), nmi=nmi(labels, clusters))
+
+
 def part_of(data: str):
     "The cells of a data set, or of a random part of it, and the layer with the counts."
     name, _, n = data.partition(":")
@@ -127,9 +133,7 @@ def main():
                 data=name,
                 seed=seed,
                 rule=rule,
-                n_clusters=len(np.unique(clusters)),
-                ari=ari(labels, clusters),
-                nmi=nmi(labels, clusters),
+                **beside_types(labels, clusters),
                 f1=mean_f1(labels, clusters),
                 train_cpu_seconds=seconds,
             )
