@@ -1,8 +1,7 @@
 """Leiden at resolution 1, that sees no label, on embeddings of the same cells.
 
     python tests/bench/leiden.py nbs/leiden.csv --seeds 0 1 2 --data kang_pbmc kang_pbmc:1000 \\
-        kang_pbmc:300 ../shared/data/vangalen_bm_normal_2000hvg.h5ad \\
-        ../shared/data/rnamix_2000hvg.h5ad ../shared/data/mouse_bladder.h5ad
+        kang_pbmc:300 $(ls ../shared/data/{*_2000hvg,mouse_bladder,bmmc_*_starter}.h5ad)
 
 One row per data set, seed and embedding: clusters, and their ARI and NMI with the types.
 
