@@ -23,6 +23,7 @@ from functools import wraps
 from pathlib import Path
 
 from . import __version__
+from .machine_code import keep_machine_code
 from .options import parser_of, spelled
 
 # %% ../nbs/command_line.ipynb #46ce486f
@@ -76,6 +77,7 @@ def command(
             try:
                 options = parsed(called)
                 check_none_is_empty(options, may_be_empty)
+                keep_machine_code()
                 # what batch systems send
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 with ExitStack() as during:

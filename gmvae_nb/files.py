@@ -577,14 +577,14 @@ def _nothing_written(folder: Path) -> Callable[[FileLock, FolderLock], None]:
 
 
 def _enter(folder: Path, lock: FileLock, wait: bool) -> None:
-    "Lock the folder, which is made if need be, also while one waits for it."
-    while True:
+    "Lock the folder, which is made anew as often as it goes away meanwhile."
+    for last in [False] * 99 + [True]:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=wait, poll_interval=0.5)
             return
         except FileNotFoundError:
-            if folder.exists():
+            if last:
                 raise
 
 # %% ../nbs/files.ipynb #df8c8ffb

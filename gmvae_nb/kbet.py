@@ -14,6 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from .machine_code import kept_on_disk
+
 # isort: off
 from .progress import Progress
 from .neighbors import Embedding, Neighbors, canonical_order
@@ -95,9 +97,10 @@ def _walk(indptr, indices, data, k, steps, max_steps, start, nearest):
 @cache
 def _compiled_walk() -> Callable[..., int]:
     "`_walk` as machine code, which lets other threads run; kept on disk."
-    from numba import njit
+    import numba
 
-    return njit(nogil=True, cache=True)(_walk)
+    with kept_on_disk():
+        return numba.njit(nogil=True)(_walk)
 
 # %% ../nbs/kbet.ipynb #cdf52ffd
 def diffusion_neighbours(

@@ -47,6 +47,7 @@ from .files import write_json
 from .h5ad import is_old_layout, read_h5ad
 from .inference import cluster_linkage
 from .labels import label_columns, names_of_types
+from .machine_code import kept_on_disk
 from .match import Cells
 from .metrics import evaluate
 
@@ -645,7 +646,8 @@ def umap(
 
     The other cells lie at the mean of the nearest of the sample. Fewer than four
     cells have no neighbours to speak of: they lie at 0."""
-    from umap import UMAP
+    with kept_on_disk():
+        from umap import UMAP
 
     n = X.shape[0]
     if n < 4:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import command_line, runs, tl
+from gmvae_nb import command_line, files, runs, tl
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
@@ -420,6 +420,21 @@ def test_who_waits_for_a_folder_that_goes_away_makes_it_anew(tmp_path):
     for thread in threads:
         thread.join()
     assert entered == [True, True]
+
+
+def test_a_folder_that_another_makes_anew_meanwhile_is_entered(tmp_path, monkeypatch):
+    acquire, tries = files.FileLock.acquire, []
+
+    def gone_at_first(lock, **options):
+        tries.append(1)
+        if len(tries) == 1:  # it went away, and another process has made it again by now
+            raise FileNotFoundError(lock.lock_file)
+        return acquire(lock, **options)
+
+    monkeypatch.setattr(files.FileLock, "acquire", gone_at_first)
+    with locked_folder(tmp_path / "run") as lock:
+        lock.check()
+    assert len(tries) == 2
 
 
 # --- paths, keys and models that are none -------------------------------------------------------

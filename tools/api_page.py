@@ -26,7 +26,7 @@ GROUPS = {
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
     "Files, and what is checked": "files looking model_folder preset_checks arguments finite "
-    "reproducible progress old_names",
+    "reproducible machine_code progress old_names",
 }
 INTRODUCTION = """\
 # All functions
