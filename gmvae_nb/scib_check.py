@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from .machine_code import kept_on_disk
+
 # %% ../nbs/scib_check.ipynb #5c1b0007
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
@@ -32,9 +34,10 @@ def scib_scores(
     clusters: str | None = None,  # column of obs with clusters
 ) -> dict[str, float | str]:  # a text: how scib failed
     "What scib says of an embedding, by the names that `evaluate` has."
-    with _quiet():
+    with _quiet(), kept_on_disk():
         import scanpy as sc
         import scib
+        import umap  # noqa: F401: scanpy's neighbours need it
     columns = [key for key in (batch_key, labels_key, clusters) if key]
     labelled = adata.obs[labels_key].notna().to_numpy()
     obs = adata.obs.loc[labelled, columns].astype(str).astype("category")
