@@ -352,6 +352,7 @@ FAULTS = {
         "1440 px dark): a table is cut",
         "a table shows NaN",
     ),
+    "says": ("<p class='scrolls-sideways'>Words</p>", "it says that it scrolls, and does not"),
     "pale": ("<p style='color: #ccc; background: white'>pale</p>", "hard to read, contrast 1.6"),
     "console": ("<script>throw new Error('oh')</script>", "an error in the console: Error: oh"),
     "missing": ("<img src='none.png'>", "404"),
