@@ -201,6 +201,7 @@ def test_faults_in_numbering_are_told(cells, home, told):
 
 
 TQDM = "/a/lib/site-packages/tqdm/auto.py"
+BAR = {"output_type": "stream", "name": "stderr", "text": "\rask:  78%|#| 25/32"}
 WARNING = {"output_type": "stream", "text": f"{TQDM}:21: TqdmWarning"}
 
 
@@ -224,6 +225,7 @@ def picture(wide: int) -> dict:
         (code("t", table("<th>col_0</th>")), "a table with col_0: name"),
         (code("t", table("<td>0.123456</td>")), "a table with 0.123456: round it"),
         (code("f()", picture(1301)), "has a picture of 1301 px"),
+        (code("f()", BAR), "shows what was meant for stderr: ask:  78%"),
         (md("```sh\n" + 83 * "a" + "\n```"), "a line of 83 characters"),
         (code("for f in g:\n    display(show_doc(f))"), "begin it with #| exec_doc"),
     ],
@@ -352,6 +354,7 @@ FAULTS = {
         "1440 px dark): a table is cut",
         "a table shows NaN",
     ),
+    "says": ("<p class='scrolls-sideways'>Words</p>", "it says that it scrolls, and does not"),
     "pale": ("<p style='color: #ccc; background: white'>pale</p>", "hard to read, contrast 1.6"),
     "console": ("<script>throw new Error('oh')</script>", "an error in the console: Error: oh"),
     "missing": ("<img src='none.png'>", "404"),

@@ -15,7 +15,7 @@ const SWITCHES = [
   ["lam", "\u03bb, free nats", [["0", "0"], ["1", "log K"]]],
 ];
 // as in nbs/matplotlibrc
-const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666", "#f0e442"];
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666", "#9060f0"];
 const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const SIDE = 360, LAST = DATA.steps.length - 1;
 

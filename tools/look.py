@@ -3,8 +3,9 @@
 `site.py` calls `measured(_docs)`; alone: `python tools/look.py _docs`.
 Each page is laid out at 390, 1,200 and 1,440 px, in the light and in the dark theme. A problem is
 one line, "page: what is wrong": code, a formula or a table that is cut at 1,200 or 1,440 px, a page
-wider than a phone, a table that does not say there that it scrolls or that shows NaN, text that is
-hard to read on its ground, an error in the console, a request to another host.
+wider than a phone, a table that does not say there that it scrolls or that shows NaN, a box that
+says so and does not scroll, text that is hard to read on its ground, an error in the console, a
+request to another host.
 """
 
 import functools
@@ -54,6 +55,9 @@ MEASURE = r"""(narrow, contrast) => {
     else if (wide(box) && !box.classList.contains("scrolls-sideways"))
       found.push(`a table does not say that it scrolls: ${words(table)}`);
   }
+  for (const box of main.querySelectorAll(".scrolls-sideways"))
+    if (shown(box) && !wide(box))
+      found.push(`it says that it scrolls, and does not: ${words(box)}`);
   for (const cell of main.querySelectorAll("td"))
     if (/^(NaN|nan|NaT|None|<NA>)$/.test(cell.textContent.trim()))
       found.push(`a table shows ${cell.textContent.trim()}: ${words(cell.closest("table"))}`);

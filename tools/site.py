@@ -64,6 +64,9 @@ def mixes_imports(source: str) -> bool:
 def output_problems(outputs: list[dict]) -> list[str]:
     "What a reader would stumble over in the outputs of a cell."
     found = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            found.append(f"shows what was meant for stderr: {joined(output['text']).strip()[:60]}")
     for data in (output.get("data", {}) for output in outputs):
         table = joined(data.get("text/html", ""))
         if nameless := re.search(r">((?:col|row)_\d)<", table):
