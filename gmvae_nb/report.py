@@ -63,7 +63,7 @@ from .tables import write_table
 #| code-fold: true
 # Okabe and Ito's, which people see apart who do not see red and green apart; grey
 # for their black, which is not seen on black
-SAFE = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #999999 #f0e442".split()
+SAFE = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #999999 #9060f0".split()
 
 
 def palette(
