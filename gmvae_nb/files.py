@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
-           'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
-           'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files', 'check_target', 'FolderLock',
-           'locked_folder', 'is_locked']
+           'is_temporary', 'errno_of', 'check_no_special', 'write_atomically', 'check_room', 'download', 'read_json',
+           'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated',
+           'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files', 'check_target',
+           'FolderLock', 'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -148,6 +148,16 @@ def errno_of(
     mentioned = re.search(r"errno = (\d+)", str(error)) if is_of_library else None
     return int(mentioned[1]) if mentioned else None
 
+# %% ../nbs/files.ipynb #d36ce602
+def check_no_special(path: Path) -> None:
+    "ValueError for a folder, a pipe or a device: no file takes its place."
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is a pipe or a device, and would be replaced: name a file"
+        )
+
 # %% ../nbs/files.ipynb #d36ce60b
 def write_atomically(
     path: str | Path,  # the file to write; its folder is made if need be
@@ -158,6 +168,8 @@ def write_atomically(
     So `path` is always a whole file. OSError, naming `path`, if it cannot be
     written; what was there before is left as it was."""
     path = Path(path)
+    if not path.is_dir():  # of which the system says more
+        check_no_special(path)
     writer = f".{_machine_id()}{uuid.uuid4().hex[:16]}"
     lock_file = path.with_name(f"{writer}.lock")
     # the suffix stays: writers may choose the format by it
@@ -477,9 +489,10 @@ def check_own_files(
     listed = listed_files(out)
     for name in names:
         path = out / name
-        if path.is_dir():
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
             raise ValueError(
-                f"{path} is a folder, where a run writes a file: choose another "
+                f"{path} is {what}, where a run writes a file: choose another "
                 "folder for the run, or move it away"
             )
         if overwrite or not path.exists() or is_own_file(path, name in listed):
@@ -495,9 +508,8 @@ def check_target(
     source: str | Path | None,  # the input; None: not from a file
     target: Path,
 ) -> None:
-    "ValueError if the target is the source, or a folder."
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder: name a file in it")
+    "ValueError if the target is the source, or is no file."
+    check_no_special(target)
     if source is not None and target.exists() and Path(source).samefile(target):
         raise ValueError(
             f"{target} is the input, which is never changed: choose another "
