@@ -77,16 +77,16 @@ def command(
             called = sys.argv[0] if sys.argv[0].startswith("gmvae ") else name
             options: dict = {}
             try:
-                options = parsed(called)
-                check_none_is_empty(options, may_be_empty)
                 with ExitStack() as during:
+                    during.callback(sys.stdout.flush)
+                    options = parsed(called)
+                    check_none_is_empty(options, may_be_empty)
                     during.enter_context(silence(bool(options.get("quiet"))))
                     if reads_cells:  # while torch is not yet imported
                         from .looking import small_looker
 
                         during.enter_context(small_looker())
                     func(**options)
-                sys.stdout.flush()
             except (KeyboardInterrupt, Exception) as error:
                 if was_stopped(error):
                     resumes = options.get("resume") is False
@@ -96,8 +96,9 @@ def command(
                     if in_words(error) is None:  # nobody has thought of it
                         raise
                 print(printable(said), file=sys.stderr)
-                if hdf5_has_failed(error):
-                    # before HDF5 ends, and crashes
+                if code == 130 or hdf5_has_failed(error):
+                    # before Python, which may call itself killed by the signal,
+                    # and before HDF5, which crashes
                     atexit.register(os._exit, code)
                 sys.exit(code)
 

@@ -159,6 +159,9 @@ def check_no_special(path: Path) -> None:
         )
 
 # %% ../nbs/files.ipynb #d36ce60b
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 def write_atomically(
     path: str | Path,  # the file to write; its folder is made if need be
     write: Callable[[Path], object],  # writes the file it is given
@@ -191,6 +194,8 @@ def write_atomically(
         ours = {str(p) for p in (tmp, lock_file, path, *path.parents)}
         ours.add(os.path.realpath(lock_file))
         theirs = filename is not None and filename not in ours
+        if number in _FULL:  # shutil.copyfile names the source first
+            theirs = theirs and getattr(e, "filename2", None) not in ours
         if number is None or theirs:
             raise  # of the writer itself, which knows better
         if is_there:
