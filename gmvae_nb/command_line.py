@@ -271,9 +271,9 @@ def check_table(
     what: str = "table of runs",
 ) -> None:
     "ValueError if the path is no file, or one that is no such table."
-    from .files import check_no_special
+    from .files import check_can_write
 
-    check_no_special(path)
+    check_can_write(path)
     if overwrite or not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
-           'is_temporary', 'errno_of', 'check_no_special', 'write_atomically', 'check_room', 'download', 'read_json',
-           'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated',
-           'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files', 'check_target',
-           'FolderLock', 'locked_folder', 'is_locked']
+           'is_temporary', 'errno_of', 'check_no_special', 'check_can_write', 'write_atomically', 'check_room',
+           'download', 'read_json', 'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written',
+           'is_annotated', 'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files',
+           'check_target', 'FolderLock', 'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -156,6 +156,23 @@ def check_no_special(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise ValueError(
             f"{path} is a pipe or a device, and would be replaced: name a file"
+        )
+
+# %% ../nbs/files.ipynb #d36ce604
+def check_can_write(path: Path) -> None:
+    "ValueError or OSError if what is there, or its folder, does not allow it."
+    check_no_special(path)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OSError(
+            f"{path} cannot be written, {folder} is a file: name another folder"
+        )
+    if not os.access(folder, os.W_OK):
+        raise OSError(
+            f"{path} cannot be written, there is no right to write in {folder}: "
+            "get it, or name another folder"
         )
 
 # %% ../nbs/files.ipynb #d36ce60b
@@ -513,8 +530,8 @@ def check_target(
     source: str | Path | None,  # the input; None: not from a file
     target: Path,
 ) -> None:
-    "ValueError if the target is the source, or is no file."
-    check_no_special(target)
+    "ValueError if it is the source or no file, OSError if it cannot be written."
+    check_can_write(target)
     if source is not None and target.exists() and Path(source).samefile(target):
         raise ValueError(
             f"{target} is the input, which is never changed: choose another "
