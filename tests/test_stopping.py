@@ -327,3 +327,61 @@ def test_a_pair_that_is_none_is_told_before_anything_is_read(tmp_path):
     words |= dict(out=str(tmp_path / "d.csv"), group="a=b")
     with pytest.raises(ValueError, match="map_batch 'donor7' is not of the form new=known"):
         gmvae_differential("no run", "no file.h5ad", **words)
+
+
+def test_a_stop_while_the_last_epoch_is_written_loses_nothing(tmp_path, monkeypatch):
+    "Called again, nothing is left to train, and the folder gets what it lacks."
+    whole = GMVAE(cells(60), K=2, batch_key="batch", preset=TINY)
+    whole.train(2, out=tmp_path / "whole", progress=False)
+    for n in (1, 2, 3):  # the files of an epoch: weights, history, config
+        m, left = GMVAE(cells(60), K=2, batch_key="batch", preset=TINY), [3 + n]
+
+        def write(*args, left=left, original=write_atomically):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model_folder, "write_atomically", write)
+            patch.setattr("gmvae_nb.files.write_atomically", write)
+            with pytest.raises(KeyboardInterrupt):
+                m.train(2, out=tmp_path / str(n), progress=False)
+        m.train(2, out=tmp_path / str(n), progress=False)
+        assert model_folder.verify(tmp_path / str(n))["notes"] == []
+        ours, theirs = (tmp_path / f / "model.safetensors" for f in (str(n), "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    m.train(2, out=tmp_path / "later", progress=False)
+    assert len(GMVAE.load(tmp_path / "later").history) == 2
+
+
+def test_an_estimator_that_is_stopped_is_of_one_fit(monkeypatch):
+    from gmvae_nb.estimator import GMVAEClusterer
+
+    X = cells(60).X.toarray()
+    e = GMVAEClusterer(2, preset=TINY, max_epochs=1).fit(X)
+    before = e.model_, e.labels_, e.embedding_
+
+    def stopped(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GMVAE, "get_latent_representation", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        e.fit(X[::-1])
+    assert all(a is b for a, b in zip(before, (e.model_, e.labels_, e.embedding_)))
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for check in (check_table, lambda path: check_target(None, path)):
+        with pytest.raises(OSError, match="file is a file: name another folder"):
+            check(tmp_path / "file/folder/t.csv")
+        check(tmp_path / "new/folder/t.csv")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@posix
+def test_a_folder_without_the_right_to_write_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(OSError, match="there is no right to write in .*name another folder"):
+        check_table(tmp_path / "new/t.csv")
