@@ -383,9 +383,9 @@ def _train(
                 self._write(out, self._state())
         if lock is not None and len(self._rows) == done > 0:
             # nothing was left to train; was it stopped while it was written?
-            folder = Path(out)
-            if overwrite or read_config(folder).get("epochs") != done:
-                self._write(folder, self._state())
+            path = Path(out)
+            if overwrite or read_config(path).get("epochs") != done:
+                self._write(path, self._state())
     self._source = None  # a card's memory is free again
     if self._rows and team.first:
         self._warn_if_collapsed()

@@ -2082,7 +2082,7 @@ MUTANTS = [
     ),
     Mutant(
         "an epoch that a stop left unwritten",
-        'if overwrite or read_config(folder).get("epochs") != done:',
+        'if overwrite or read_config(path).get("epochs") != done:',
         "if False:",
         STOPPING,
         "last_epoch_is_written",
