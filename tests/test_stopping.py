@@ -49,7 +49,7 @@ def as_command(work, folder: Path, *words) -> tuple[int, str, str]:
         for handle, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
         sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-        sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)
+        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)
         sys.argv = ["gmvae_try", *map(str, words)]
 
         def gmvae_try(resume: Param("go on", bool) = None):
@@ -226,6 +226,7 @@ def test_no_file_is_opened_in_the_place_of_a_stream(tmp_path):
 
 def pipe(path: Path):
     os.mkfifo(path)
+    os.write(os.open(path, os.O_RDWR), b"who reads it waits no longer\n" * 9)
 
 
 def device(path: Path):
