@@ -145,8 +145,9 @@ class Stream(io.TextIOWrapper):
         try:
             do(*args)
         except OSError as error:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
             if self.fileno() != 2 and not isinstance(error, BrokenPipeError):
                 raise OSError(
                     f"stdout could not be written ({error.strerror}): make room "
