@@ -793,7 +793,8 @@ def gmvae_embed(
     from .parts import named_files
     from .train import GMVAE
 
-    pairs, files = split_pairs(map_batch), named_files(data)
+    split_pairs(map_batch)  # refuses what is none, before anything is read
+    files = named_files(data)
     out = out or str(name_of_copy(files))
     log(f"embedding {', '.join(files)}")
     if csv:
@@ -804,7 +805,7 @@ def gmvae_embed(
             model,
             files,
             out,
-            map_batch=map_of_pairs(pairs, model.covariates),
+            map_batch=map_of_pairs(map_batch, model.covariates),
             batch_key=batch_key,
             layer=layer,
             gene_key=gene_key,

@@ -202,7 +202,7 @@ def gmvae_differential(
     from .tables import write_table
     from .train import GMVAE
 
-    pairs = split_pairs(map_batch)
+    split_pairs(map_batch)  # refuses what is none, before anything is read
     check_target(Path(data), Path(out))
     start = "group1,group2,gene,proba_de,lfc", "table of gmvae_differential"
     check_table(Path(out), overwrite, *start)
@@ -220,7 +220,7 @@ def gmvae_differential(
         round_counts=round_counts,
         batch_key=batch_key,
         gene_key=gene_key,
-        map_batch=map_of_pairs(pairs, model.covariates),
+        map_batch=map_of_pairs(map_batch, model.covariates),
         min_matched=min_matched,
     )
     write_table(out, table)

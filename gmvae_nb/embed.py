@@ -358,13 +358,13 @@ def split_pairs(
 
 # %% ../nbs/embed.ipynb #22c20001
 def map_of_pairs(
-    pairs: Sequence[tuple[str, str]],  # from split_pairs
+    pairs: Sequence[str] | None,  # new=known, or key:new=known
     covariates: Sequence[Covariate],  # the model's
 ) -> dict[str, Any]:  # as match_cells takes it
     "What `--map_batch` says, as a mapping."
     found: dict[str, Any] = {}
     keys = {covariate.key for covariate in covariates}
-    for new, known in pairs:
+    for new, known in split_pairs(pairs):
         key, _, value = new.partition(":")
         if key in keys and value:
             found.setdefault(key, {})[value] = known
