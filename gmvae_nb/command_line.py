@@ -95,7 +95,7 @@ def command(
                     said, code = f"{called}: {in_words(error)}", exit_code(error)
                     if in_words(error) is None:  # nobody has thought of it
                         raise
-                print(printable(said), file=sys.stderr)
+                print(printable(said), file=sys.stderr, flush=True)
                 if code == 130 or hdf5_has_failed(error):
                     # before Python, which may call itself killed by the signal,
                     # and before HDF5, which crashes
@@ -164,7 +164,8 @@ def hold_streams() -> None:
             setattr(sys, name, open(nowhere, mode))
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):
             how = dict(encoding=stream.encoding, errors="replace")
-            how |= dict(line_buffering=stream.line_buffering)
+            by_line = name == "stderr" or stream.line_buffering
+            how |= dict(line_buffering=by_line)
             setattr(sys, name, Stream(stream.buffer, **how))
     take_every_character()
 

@@ -49,7 +49,7 @@ def as_command(work, folder: Path, *words) -> tuple[int, str, str]:
         for handle, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
         sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)
+        sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)
         sys.argv = ["gmvae_try", *map(str, words)]
 
         def gmvae_try(resume: Param("go on", bool) = None):
@@ -61,8 +61,7 @@ def as_command(work, folder: Path, *words) -> tuple[int, str, str]:
             command("examples:\n  gmvae_try", reads_cells=False)(gmvae_try)()
         except SystemExit as end:
             code = end.code
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # as after a stop, with nothing written any more
 
     code = outcome(fork(run))
     return code, (folder / "out").read_text(), (folder / "err").read_text()
