@@ -166,6 +166,7 @@ def hold_streams() -> None:
             how = dict(encoding=stream.encoding, errors="replace")
             by_line = name == "stderr" or stream.line_buffering
             how |= dict(line_buffering=by_line)
+            how |= dict(write_through=stream.write_through)
             setattr(sys, name, Stream(stream.buffer, **how))
     take_every_character()
 
