@@ -7,8 +7,7 @@ __all__ = ['ROUND_COUNTS', 'LAYER', 'PRESET', 'MODEL_BATCH_KEY', 'MAP_BATCH', 'L
            'FILES', 'JOIN', 'SUBSET', 'CATEGORICAL', 'CONTINUOUS', 'SUPERVISE', 'UNLABELED', 'GENES', 'TRAIN',
            'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'SEEDS', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'describe_cost',
            'what_was_read', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep',
-           'print_table', 'gmvae_report', 'gmvae_seeds', 'describe_embedding', 'map_of_pairs', 'gmvae_embed',
-           'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
+           'print_table', 'gmvae_report', 'gmvae_seeds', 'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import json as json_
@@ -204,8 +203,7 @@ def train_and_annotate(
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
     from .distributed import joined
-    from .files import PAGE_FILES, locked_folder
-    from .model_folder import record_checksums
+    from .files import locked_folder
     from .report import write_report
     from .runs import annotate_run, check_annotation, train_run
 
@@ -218,7 +216,6 @@ def train_and_annotate(
         obs = annotate_run(model, data, out)
         log("making the page")
         page = write_report(out, genes)
-        record_checksums(out, *PAGE_FILES)
     return model, obs, page
 
 # %% ../nbs/commands.ipynb #2903297b
@@ -664,12 +661,10 @@ def gmvae_report(
 ):
     "Make the pages of a run again, from what is in its folder."
     from .files import PAGE_FILES, check_own_files
-    from .model_folder import record_checksums
     from .report import write_report
 
     check_own_files(Path(run), PAGE_FILES, overwrite)
     page = write_report(run, genes or ())
-    record_checksums(run, *PAGE_FILES)
     size = page.stat().st_size
     result = dict(report=str(page), bytes=size)
     return print_result(result, f"{page} ({size / 1e6:.1f} MB)", json)
@@ -754,48 +749,6 @@ gmvae_novelty: near 1 are cells unlike those of the run. If it was trained with
 exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
 4 a file cannot be read or written, or memory is too small, 130 stopped"""
 
-# %% ../nbs/commands.ipynb #2fdef7c6
-def describe_embedding(
-    report: dict,  # from embed_file
-) -> list[str]:
-    "What was matched, line by line."
-    missing = report["missing_genes"]
-    named = f": {', '.join(missing[:5])}" if missing else ""
-    if len(missing) > 5:
-        named += ", …"
-    lines = [
-        f"cells    {report['cells']:,}; counts from {report['counts']}: "
-        f"{report['why']}",
-        f"genes    {report['matched']:,} of {report['genes']:,} matched, "
-        f"{report['missing']:,} missing (counted as zero){named}, "
-        f"{report['extra']:,} others ignored",
-        *(f"note     {note}" for note in report["notes"]),
-    ]
-    for new, old in report["batches"].items():
-        if new != old:
-            lines.append(f"batch    {new} treated as {old}")
-    lines.append(f"map      {report['map']}")
-    lines.append(f"novelty  {report['novelty']}")
-    return lines
-
-# %% ../nbs/commands.ipynb #22c20001
-def map_of_pairs(
-    pairs: list[str],  # new=known, or key:new=known
-    covariates,  # the model's
-) -> dict:  # as match_cells takes it
-    "What `--map_batch` says, as a mapping."
-    found, keys = {}, {covariate.key for covariate in covariates}
-    for pair in pairs:
-        if "=" not in pair:
-            raise ValueError(f"map_batch {pair!r} is not of the form new=known")
-        new, known = pair.rsplit("=", 1)
-        key, _, value = new.partition(":")
-        if key in keys and value:
-            found.setdefault(key, {})[value] = known
-        else:
-            found[new] = known
-    return found
-
 # %% ../nbs/commands.ipynb #c0de0a0b
 @command(EMBED)
 def gmvae_embed(
@@ -830,10 +783,17 @@ def gmvae_embed(
     log = speaker(quiet)
     log("importing")
     from .distributed import shared_answers
-    from .embed import embed_file, name_of_copy
+    from .embed import (
+        describe_embedding,
+        embed_file,
+        map_of_pairs,
+        name_of_copy,
+        split_pairs,
+    )
     from .parts import named_files
     from .train import GMVAE
 
+    split_pairs(map_batch)  # refuses what is none, before anything is read
     files = named_files(data)
     out = out or str(name_of_copy(files))
     log(f"embedding {', '.join(files)}")
@@ -845,7 +805,7 @@ def gmvae_embed(
             model,
             files,
             out,
-            map_batch=map_of_pairs(map_batch or [], model.covariates),
+            map_batch=map_of_pairs(map_batch, model.covariates),
             batch_key=batch_key,
             layer=layer,
             gene_key=gene_key,
@@ -886,9 +846,9 @@ def gmvae_table(
     if csv:
         check_table(Path(csv), overwrite)
     rows = collect_runs(runs)
-    print(printable(results_table(rows).to_string(index=False)))
     if csv:
         write_table(csv, rows)
+    print(printable(results_table(rows).to_string(index=False)))
 
 # %% ../nbs/commands.ipynb #c0de0a10
 VERIFY = """examples:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 # isort: off
 from .command_line import check_table, command, print_result, speaker
 from .commands import GENE_KEY, JSON, LAYER, LEAST_MATCHED, MAP_BATCH
-from .commands import MODEL_BATCH_KEY, QUIET, ROUND_COUNTS, map_of_pairs
+from .commands import MODEL_BATCH_KEY, QUIET, ROUND_COUNTS
 
 # isort: on
 from .options import Param, store_true
@@ -197,10 +197,12 @@ def gmvae_differential(
     "Compare the genes of two groups of cells with a model trained before."
     log = speaker(quiet)
     log("importing")
+    from .embed import map_of_pairs, split_pairs
     from .files import check_target
     from .tables import write_table
     from .train import GMVAE
 
+    split_pairs(map_batch)  # refuses what is none, before anything is read
     check_target(Path(data), Path(out))
     start = "group1,group2,gene,proba_de,lfc", "table of gmvae_differential"
     check_table(Path(out), overwrite, *start)
@@ -218,7 +220,7 @@ def gmvae_differential(
         round_counts=round_counts,
         batch_key=batch_key,
         gene_key=gene_key,
-        map_batch=map_of_pairs(map_batch or [], model.covariates),
+        map_batch=map_of_pairs(map_batch, model.covariates),
         min_matched=min_matched,
     )
     write_table(out, table)

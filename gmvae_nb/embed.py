@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_is_model', 'cells_for', 'Found', 'join_to_embed', 'open_to_embed', 'places_on_map', 'embed_file',
-           'name_of_copy']
+           'name_of_copy', 'split_pairs', 'map_of_pairs', 'describe_embedding']
 
 # %% ../nbs/embed.ipynb #e3bed005
 import warnings
@@ -20,6 +20,7 @@ from anndata.utils import make_index_unique
 
 from . import __version__
 from .counts import CountsLocation, find_counts
+from .covariates import Covariate
 from .data import get_categories
 from .distributed import answering
 
@@ -341,3 +342,56 @@ def name_of_copy(
     first = Path(str(files[0]).removesuffix(".gz"))
     more = f"_and_{len(files) - 1}_more" if len(files) > 1 else ""
     return first.with_name(f"{first.stem}{more}_gmvae.h5ad")
+
+# %% ../nbs/embed.ipynb #22c20003
+def split_pairs(
+    texts: Sequence[str] | None,  # new=known, or key:new=known
+) -> list[tuple[str, str]]:  # what stands on the left, on the right
+    "ValueError for a text that is no pair."
+    pairs = []
+    for text in texts or ():
+        new, is_pair, known = text.rpartition("=")
+        if not is_pair:
+            raise ValueError(f"map_batch {text!r} is not of the form new=known")
+        pairs.append((new, known))
+    return pairs
+
+# %% ../nbs/embed.ipynb #22c20001
+def map_of_pairs(
+    pairs: Sequence[str] | None,  # new=known, or key:new=known
+    covariates: Sequence[Covariate],  # the model's
+) -> dict[str, Any]:  # as match_cells takes it
+    "What `--map_batch` says, as a mapping."
+    found: dict[str, Any] = {}
+    keys = {covariate.key for covariate in covariates}
+    for new, known in split_pairs(pairs):
+        key, _, value = new.partition(":")
+        if key in keys and value:
+            found.setdefault(key, {})[value] = known
+        else:
+            found[new] = known
+    return found
+
+# %% ../nbs/embed.ipynb #2fdef7c6
+def describe_embedding(
+    report: dict,  # from embed_file
+) -> list[str]:
+    "What was matched, line by line."
+    missing = report["missing_genes"]
+    named = f": {', '.join(missing[:5])}" if missing else ""
+    if len(missing) > 5:
+        named += ", …"
+    lines = [
+        f"cells    {report['cells']:,}; counts from {report['counts']}: "
+        f"{report['why']}",
+        f"genes    {report['matched']:,} of {report['genes']:,} matched, "
+        f"{report['missing']:,} missing (counted as zero){named}, "
+        f"{report['extra']:,} others ignored",
+        *(f"note     {note}" for note in report["notes"]),
+    ]
+    for new, old in report["batches"].items():
+        if new != old:
+            lines.append(f"batch    {new} treated as {old}")
+    lines.append(f"map      {report['map']}")
+    lines.append(f"novelty  {report['novelty']}")
+    return lines

@@ -77,9 +77,11 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         with warnings.catch_warnings():  # a column of zeros is no news here
             warnings.filterwarnings("ignore", ".*no count in any cell")
             model = GMVAE(adata, self.K, **settings)
-        self.model_ = model.train(self.max_epochs, progress=self.progress)
-        self.labels_ = self._labels(model.predict())
+        model.train(self.max_epochs, progress=self.progress)
+        labels = self._labels(model.predict())
         self.embedding_ = model.get_latent_representation()
+        # stopped before, all that was fitted is of one model
+        self.model_, self.labels_ = model, labels
         self.n_clusters_ = model.n_clusters
         return self
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
-           'is_temporary', 'errno_of', 'write_atomically', 'check_room', 'download', 'read_json', 'json_text',
-           'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written', 'is_annotated', 'listed_files',
-           'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files', 'check_target', 'FolderLock',
-           'locked_folder', 'is_locked']
+           'is_temporary', 'errno_of', 'check_no_special', 'check_can_write', 'write_atomically', 'check_room',
+           'download', 'read_json', 'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written',
+           'is_annotated', 'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files',
+           'check_target', 'FolderLock', 'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -148,7 +148,37 @@ def errno_of(
     mentioned = re.search(r"errno = (\d+)", str(error)) if is_of_library else None
     return int(mentioned[1]) if mentioned else None
 
+# %% ../nbs/files.ipynb #d36ce602
+def check_no_special(path: Path) -> None:
+    "ValueError for a folder, a pipe or a device: no file takes its place."
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is a pipe or a device, and would be replaced: name a file"
+        )
+
+# %% ../nbs/files.ipynb #d36ce604
+def check_can_write(path: Path) -> None:
+    "ValueError or OSError if what is there, or its folder, does not allow it."
+    check_no_special(path)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OSError(
+            f"{path} cannot be written, {folder} is a file: name another folder"
+        )
+    if not os.access(folder, os.W_OK):
+        raise OSError(
+            f"{path} cannot be written, there is no right to write in {folder}: "
+            "get it, or name another folder"
+        )
+
 # %% ../nbs/files.ipynb #d36ce60b
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 def write_atomically(
     path: str | Path,  # the file to write; its folder is made if need be
     write: Callable[[Path], object],  # writes the file it is given
@@ -158,6 +188,8 @@ def write_atomically(
     So `path` is always a whole file. OSError, naming `path`, if it cannot be
     written; what was there before is left as it was."""
     path = Path(path)
+    if not path.is_dir():  # of which the system says more
+        check_no_special(path)
     writer = f".{_machine_id()}{uuid.uuid4().hex[:16]}"
     lock_file = path.with_name(f"{writer}.lock")
     # the suffix stays: writers may choose the format by it
@@ -179,6 +211,8 @@ def write_atomically(
         ours = {str(p) for p in (tmp, lock_file, path, *path.parents)}
         ours.add(os.path.realpath(lock_file))
         theirs = filename is not None and filename not in ours
+        if number in _FULL:  # shutil.copyfile names the source first
+            theirs = theirs and getattr(e, "filename2", None) not in ours
         if number is None or theirs:
             raise  # of the writer itself, which knows better
         if is_there:
@@ -477,9 +511,10 @@ def check_own_files(
     listed = listed_files(out)
     for name in names:
         path = out / name
-        if path.is_dir():
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
             raise ValueError(
-                f"{path} is a folder, where a run writes a file: choose another "
+                f"{path} is {what}, where a run writes a file: choose another "
                 "folder for the run, or move it away"
             )
         if overwrite or not path.exists() or is_own_file(path, name in listed):
@@ -495,9 +530,8 @@ def check_target(
     source: str | Path | None,  # the input; None: not from a file
     target: Path,
 ) -> None:
-    "ValueError if the target is the source, or a folder."
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder: name a file in it")
+    "ValueError if it is the source or no file, OSError if it cannot be written."
+    check_can_write(target)
     if source is not None and target.exists() and Path(source).samefile(target):
         raise ValueError(
             f"{target} is the input, which is never changed: choose another "

@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'MAY_DIFFER', 'LABELS', 'ADDED_SETTINGS', 'ADDED_TENSORS', 
            'read_preset', 'check_config', 'check_tensors', 'check_model', 'read_header', 'check_size', 'read_model',
            'epoch_seconds', 'checksum', 'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole',
            'check_files', 'is_same_as_written', 'unlisted_model', 'made_by_command', 'missing_list', 'unlike_written',
-           'unlike_history', 'verify']
+           'unlike_history', 'trusted_checksums', 'damaged_run', 'notes_on_files', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
 import hashlib
@@ -41,6 +41,7 @@ from .files import write_atomically, write_checked_json
 from .arguments import as_path
 from .finite import not_finite
 from .network import GMVAENetwork, Preset
+from .stopping import was_stopped
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
 FORMAT = 5  # raised when an older reader would misread a newer folder
@@ -472,6 +473,8 @@ def read_model(
                 if has_best:
                     state.setdefault(f"best.{name}", start)
     except DAMAGE as error:
+        if was_stopped(error):  # PyTorch put an error of its own in its place
+            raise KeyboardInterrupt from None
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{path} is not a model written by gmvae_nb, or is damaged "
@@ -710,54 +713,34 @@ def unlike_history(
     return [f"{path} is damaged, or not the history of the model: {how}"]
 
 # %% ../nbs/model_folder.ipynb #31b1a517
-def verify(
-    folder: str | Path,  # of a run, or of a model
-) -> dict[str, list[str]]:
-    """Compare a folder with its checksums.
+def trusted_checksums(
+    folder: Path,
+    config: Mapping[str, Any],  # of the model in it
+) -> tuple[dict[str, str] | None, list[str]]:  # None: none; and why not
+    "What config.json lists, and a sentence if it is missing or damaged."
+    if not (folder / "config.json").exists():
+        return None, [missing_list(folder)]
+    try:
+        return listed_checksums(folder, config), []
+    except ValueError as error:
+        return None, [str(error)]
 
-    files: those that are as they were written; notes: what else there is to say,
-    one sentence each. ValueError, naming the file, for one that is damaged,
-    missing, of another run, or not what was written."""
-    folder = as_path(folder, "folder")
-    faults, notes = [], []
-    config, sums, is_listed = {}, {}, False
-    try:
-        config, rows, state = read_model(folder)
-    except ValueError as error:
-        faults.append(str(error))
-        if not (folder / "config.json").exists():
-            raise  # there is nothing to look at
-    try:
-        sums = listed_checksums(folder, config or read_config(folder))
-        is_listed = (folder / "config.json").exists()
-    except ValueError as error:
-        faults.append(str(error))
-    else:
-        if not is_listed:
-            faults.append(missing_list(folder))
-    # a model that could not be read may be enormous
-    names = sums.keys() if config else sums.keys() - {"model.safetensors"}
-    whole = {name for name in names if checksum(folder / name) == sums[name]}
-    wrong = names - whole - {"model.safetensors"}
-    if config and not is_listed:
-        faults += unlike_history(folder, rows)
-    elif config and "model.safetensors" not in whole:
-        try:
-            notes.append(unlisted_model(folder, config, state))
-        except ValueError as error:
-            faults.append(str(error))
-        if (folder / "history.csv").exists():
-            wrong -= {"history.csv"}
+# %% ../nbs/model_folder.ipynb #31b1a518
+def damaged_run(folder: Path) -> list[str]:  # a sentence, or nothing
+    "Whether run.json is another than was written, by the checksum in itself."
     run = folder / "run.json"
-    if "run.json" not in wrong and run.exists() and is_as_written(run) is False:
-        faults.append(
-            f"{run} is damaged, or was changed (its checksum differs): "
-            f"{how_to_mend(folder, run.name, is_run=True)}"
-        )
-    faults += [unlike_written(folder, name) for name in sorted(wrong)]
-    if faults:
-        raise ValueError("; ".join(faults))
-    known = {*sums, "model.safetensors", "config.json", LOCK_FILE}
+    if not run.exists() or is_as_written(run) is not False:
+        return []
+    how = how_to_mend(folder, run.name, is_run=True)
+    return [f"{run} is damaged, or was changed (its checksum differs): {how}"]
+
+# %% ../nbs/model_folder.ipynb #31b1a519
+def notes_on_files(
+    folder: Path,
+    known: set[str],  # names of files of which all has been said
+) -> list[str]:  # a sentence for each other one
+    "What lies in the folder beside them."
+    notes = []
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         if is_temporary(file.name):
             notes.append(
@@ -769,4 +752,47 @@ def verify(
                 f"{file.name} has no checksum: it was not written by the last "
                 "run of a command, or not for this state of the model"
             )
+    return notes
+
+# %% ../nbs/model_folder.ipynb #31b1a520
+def verify(
+    folder: str | Path,  # of a run, or of a model
+) -> dict[str, list[str]]:
+    """Compare a folder with its checksums.
+
+    files: those that are as they were written; notes: what else there is to say,
+    one sentence each. ValueError, naming the file, for one that is damaged,
+    missing, of another run, or not what was written."""
+    folder = as_path(folder, "folder")
+    model, faults, notes = None, [], []
+    try:
+        model = read_model(folder)
+    except ValueError as error:
+        if not (folder / "config.json").exists():
+            raise  # there is nothing to look at
+        faults.append(str(error))
+    config = model[0] if model else read_config(folder)
+    sums, no_list = trusted_checksums(folder, config)
+    faults += no_list
+    names = set(sums or ())
+    if model is None:
+        names.discard("model.safetensors")  # it may be enormous
+    whole = {name for name in names if checksum(folder / name) == sums[name]}
+    wrong = names - whole - {"model.safetensors"}
+    if model and sums is None:
+        faults += unlike_history(folder, model[1])
+    elif model and "model.safetensors" not in whole:
+        try:
+            notes.append(unlisted_model(folder, config, model[2]))
+        except ValueError as error:
+            faults.append(str(error))
+        if (folder / "history.csv").exists():
+            wrong.discard("history.csv")
+    if "run.json" not in wrong:
+        faults += damaged_run(folder)
+    faults += [unlike_written(folder, name) for name in sorted(wrong)]
+    if faults:
+        raise ValueError("; ".join(faults))
+    of_model = {"model.safetensors", "config.json", LOCK_FILE}
+    notes += notes_on_files(folder, of_model | names)
     return {"files": sorted(whole | {"model.safetensors"}), "notes": notes}

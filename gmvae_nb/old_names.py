@@ -63,6 +63,8 @@ MOVED: dict[
         "in_words": "command_line",
         "hdf5_has_failed": "command_line",
         "exit_code": "command_line",
+        "describe_embedding": "embed",
+        "map_of_pairs": "embed",
     },
     "train": {
         "MapBatch": "questions",

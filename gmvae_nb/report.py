@@ -48,7 +48,8 @@ from .h5ad import read_h5ad
 
 # isort: off
 from .model_folder import check_files, forget_checksums
-from .model_folder import read_preset, weights_sha256
+from .model_folder import read_preset, record_checksums
+from .model_folder import weights_sha256
 
 # isort: on
 from .arguments import as_path
@@ -817,6 +818,7 @@ def write_report(
         write_table(out / "markers.csv", markers)
         for name, page in pages.items():
             write_page(out / name, page)
+        record_checksums(out, *PAGE_FILES)
     return out / "report.html"
 
 # %% ../nbs/report.ipynb #c5d06ca3

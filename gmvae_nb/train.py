@@ -374,13 +374,18 @@ def _train(
         self._keep_to_plan(max_epochs)
         self._source = counts_for(self.device, counts, self.batch)
         warn_if_threads_spin()
-        shown = progress and team.first
+        shown, done = progress and team.first, len(self._rows)
         for epoch in self._epochs_to_train(max_epochs, shown):
             self._train_epoch_or_restore(epoch, max_epochs)
             if lock is not None:
                 lock.check()  # the folder is still the one it was
                 # with Adam's moments, to go on from
                 self._write(out, self._state())
+        if lock is not None and len(self._rows) == done > 0:
+            # nothing was left to train; was it stopped while it was written?
+            path = Path(out)
+            if overwrite or read_config(path).get("epochs") != done:
+                self._write(path, self._state())
     self._source = None  # a card's memory is free again
     if self._rows and team.first:
         self._warn_if_collapsed()

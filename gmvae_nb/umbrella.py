@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from . import __version__, commands, comparing  # noqa: F401, COMMANDS
-from .command_line import COMMANDS, command, take_every_character
+from .command_line import COMMANDS, command, hold_streams
 
 # %% ../nbs/umbrella.ipynb #0b710008
 NOTEBOOK = """examples:
@@ -52,7 +52,7 @@ def overview() -> str:
 # %% ../nbs/umbrella.ipynb #5852768e
 def gmvae() -> None:
     "Runs the command that the first word names; without one, lists them."
-    take_every_character()
+    hold_streams()
     names = [name.removeprefix("gmvae_") for name in COMMANDS]
     parser = argparse.ArgumentParser(
         "gmvae",

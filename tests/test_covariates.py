@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from gmvae_nb import commands, data, tl
-from gmvae_nb.commands import gmvae_sweep, map_of_pairs
+from gmvae_nb.commands import gmvae_sweep
 from gmvae_nb.covariates import Covariate, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
-from gmvae_nb.embed import embed_file
+from gmvae_nb.embed import embed_file, map_of_pairs
 from gmvae_nb.model_folder import model_digest, read_model
 from gmvae_nb.network import PRESETS
 from gmvae_nb.new_batches import with_new_batches

@@ -22,7 +22,7 @@ GROUPS = {
     "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs embed cost sweep scale results in_words report explorer tables",
-    "Commands": "commands comparing command_line umbrella options",
+    "Commands": "commands comparing command_line stopping umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
     "Files, and what is checked": "files looking model_folder preset_checks arguments finite "

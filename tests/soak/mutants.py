@@ -48,6 +48,7 @@ COMMANDS = "tests/test_commands.py"
 COMPARING = "tests/test_comparing.py"
 ESTIMATOR = "tests/test_estimator.py"
 PROGRESS = "tests/test_progress.py"
+STOPPING = "tests/test_stopping.py"
 
 
 class Mutant(NamedTuple):
@@ -839,8 +840,8 @@ MUTANTS = [
     ),
     Mutant(
         "no sentence for too little memory",
-        "except (*CODES, RuntimeError, ImportError, SystemError) as error:",
-        "except tuple(CODES) as error:",
+        "others = isinstance(error, (RuntimeError, ImportError, SystemError))",
+        "others = False",
         FOLDERS,
         "too_little_memory",
     ),
@@ -1504,8 +1505,8 @@ MUTANTS = [
     ),
     Mutant(
         "a missing config.json no damage",
-        "faults.append(missing_list(folder))",
-        "pass",
+        "return None, [missing_list(folder)]",
+        "return None, []",
         FOLDERS,
         "is_missing",
     ),
@@ -1969,8 +1970,8 @@ MUTANTS = [
     ),
     Mutant(
         "folders in the place of files",
-        'if path.is_dir(): raise ValueError( f"{path} is a folder, where',
-        'if False: raise ValueError( f"{path} is a folder, where',
+        'if path.exists() and not path.is_file(): what = "a folder"',
+        'if False:\n    what = "a folder"',
         ODD,
         "name_of_a_file",
     ),
@@ -1994,6 +1995,125 @@ MUTANTS = [
         'if False else ""',
         ODD,
         "has_the_prefix",
+    ),
+    Mutant(
+        "a terminal that is closed",
+        'STOPS = ("SIGINT", "SIGTERM", "SIGHUP")',
+        'STOPS = ("SIGINT", "SIGTERM")',
+        STOPPING,
+        "each_of_the_signals",
+    ),
+    Mutant(
+        "a second Ctrl-C during the first",
+        "if now - self.last >= PAUSE:",
+        "if True:",
+        STOPPING,
+        "each_of_the_signals",
+    ),
+    Mutant(
+        "signals that nohup ignores",
+        "if number is None or signal.getsignal(number) == signal.SIG_IGN:",
+        "if number is None:",
+        STOPPING,
+        "stays_ignored",
+    ),
+    Mutant(
+        "a stop that Python has dropped",
+        "again.start()",
+        "pass",
+        STOPPING,
+        "drops_comes_again",
+    ),
+    Mutant(
+        "errors of others that Python drops",
+        "self.hook(told)",
+        "pass",
+        STOPPING,
+        "told_as_ever",
+    ),
+    Mutant(
+        "a stop taken for an error",
+        "if was_stopped(error): resumes",
+        "if isinstance(error, KeyboardInterrupt):\n    resumes",
+        STOPPING,
+        "behind_an_error",
+    ),
+    Mutant(
+        "a stop taken for a damaged model",
+        "raise KeyboardInterrupt from None",
+        "pass",
+        STOPPING,
+        "no_damage",
+    ),
+    Mutant(
+        "a log file on a full disk",
+        "if self.fileno() != 2 and not isinstance(error, BrokenPipeError):",
+        "if not isinstance(error, BrokenPipeError):",
+        STOPPING,
+        "messages_that_nobody_reads",
+    ),
+    Mutant(
+        "a pipe that is closed",
+        "if self.fileno() != 2 and not isinstance(error, BrokenPipeError):",
+        "if self.fileno() != 2:",
+        STOPPING,
+        "closed_pipe",
+    ),
+    Mutant(
+        "files in the place of a closed stream",
+        "if stream is None:",
+        "if False:",
+        STOPPING,
+        "in_the_place_of_a_stream",
+    ),
+    Mutant(
+        "a pipe or a device replaced",
+        'if path.exists() and not path.is_file(): raise ValueError( f"{path} is a pipe',
+        'if False: raise ValueError( f"{path} is a pipe',
+        STOPPING,
+        "pipe_or_a_device",
+    ),
+    Mutant(
+        "a full disk that blames the source",
+        'theirs = theirs and getattr(e, "filename2", None) not in ours',
+        "pass",
+        STOPPING,
+        "names_what_was_to_be_written",
+    ),
+    Mutant(
+        "an epoch that a stop left unwritten",
+        'if overwrite or read_config(path).get("epochs") != done:',
+        "if False:",
+        STOPPING,
+        "last_epoch_is_written",
+    ),
+    Mutant(
+        "an estimator of two fits",
+        "labels = self._labels(model.predict())",
+        "self.model_ = model\nlabels = self._labels(model.predict())",
+        STOPPING,
+        "of_one_fit",
+    ),
+    Mutant(
+        "a folder without the right to write",
+        "if not os.access(folder, os.W_OK):",
+        "if False:",
+        STOPPING,
+        "right_to_write",
+    ),
+    Mutant(
+        "a file in the place of a folder for a table",
+        "if not folder.is_dir(): raise OSError",
+        "if False: raise OSError",
+        STOPPING,
+        "cannot_be_made",
+    ),
+    Mutant(
+        "checksums of a page",
+        "record_checksums(out, *PAGE_FILES)",
+        "pass",
+        STOPPING,
+        "while_nobody_else",
     ),
 ]
 
