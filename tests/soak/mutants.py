@@ -39,6 +39,7 @@ DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 NEW_CELLS = "tests/test_new_cells.py"
 ODD = "tests/test_odd_inputs.py"
+MACHINE_CODE = "tests/test_machine_code.py"
 OFFSETS = "tests/test_offsets.py"
 BATCH_EFFECT = "tests/test_batch_effect.py"
 COVARIATES = "tests/test_covariates.py"
@@ -1498,10 +1499,38 @@ MUTANTS = [
     ),
     Mutant(
         "who waits does not make the folder anew",
-        "except FileNotFoundError: if folder.exists(): raise",
+        "except FileNotFoundError: if last: raise",
         "except FileNotFoundError: raise",
         ODD,
-        "goes_away",
+        "goes_away or makes_anew_meanwhile",
+    ),
+    Mutant(
+        "numba keeps nothing",
+        'options["cache"] = folder is not None',
+        'options["cache"] = False',
+        MACHINE_CODE,
+        "compiled_once",
+    ),
+    Mutant(
+        "numba asks for a folder where there is none",
+        'options["cache"] = folder is not None',
+        'options["cache"] = True',
+        MACHINE_CODE,
+        "nothing_asks",
+    ),
+    Mutant(
+        "numba's compilers are not put back",
+        "setattr(numba, name, compiler)",
+        "pass",
+        MACHINE_CODE,
+        "as_it_was_found",
+    ),
+    Mutant(
+        "a copy of a process deletes machine code",
+        "if os.getpid() == owner:",
+        "if True:",
+        MACHINE_CODE,
+        "not_with_a_copy",
     ),
     Mutant(
         "a missing config.json no damage",
