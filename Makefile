@@ -80,7 +80,7 @@ test: env ## everything: notebook tests; beside them lint, map of modules, what 
 	    for check in "ruff check" "ruff format --check" "python tools/module_map.py --check"; do \
 	        $(BIN)/$$check || status=1; done; \
 	    tests/in_sync.sh || status=1; \
-	    $(BIN)/python -m pytest tests $(AFTER_PAGES:%=--ignore=%) || status=1; \
+	    $(BIN)/python -m pytest tests $(AFTER_PAGES:%=--ignore=%) --durations 40 || status=1; \
 	    wait $$pages || status=1; cat _runs/nbdev_test.log; exit $$status
 
 soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
