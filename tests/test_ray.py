@@ -190,7 +190,7 @@ from test_ray import grid, read_input, train_grid, train_on_ray
 file, folder, address = sys.argv[1:]
 data = read_input(file, batch_key="batch")
 trainer = partial(train_on_ray, data=data, address=address, grid=Path(folder))
-train_grid(grid(Path(folder)), trainer, print)
+train_grid(grid(Path(folder)), trainer, partial(print, flush=True))
 """
 
 
