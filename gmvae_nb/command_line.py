@@ -23,7 +23,6 @@ from functools import wraps
 from pathlib import Path
 
 from . import __version__
-from .machine_code import keep_machine_code
 from .options import parser_of, spelled
 from .stopping import take_stops, was_stopped
 
@@ -82,6 +81,8 @@ def command(
                     during.callback(sys.stdout.flush)
                     options = parsed(called)
                     check_none_is_empty(options, may_be_empty)
+                    from .machine_code import keep_machine_code
+
                     keep_machine_code()
                     during.enter_context(silence(bool(options.get("quiet"))))
                     if reads_cells:  # while torch is not yet imported

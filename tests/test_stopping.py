@@ -28,11 +28,12 @@ posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def signals():
-    "What a command sets is as before in the end."
+    "None is ignored at first, as some are after nohup; what a command sets is undone in the end."
     numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
-    before, hook = {n: signal.getsignal(n) for n in numbers}, sys.unraisablehook
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
+    hook = sys.unraisablehook
     yield numbers
     sys.unraisablehook = hook
     for number, handler in before.items():
