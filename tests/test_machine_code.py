@@ -14,13 +14,7 @@ import numba
 import numpy as np
 import pytest
 from gmvae_nb import machine_code, runs
-from gmvae_nb.machine_code import (
-    COMPILERS,
-    _folder_for_now,
-    code_folder,
-    keep_machine_code,
-    kept_on_disk,
-)
+from gmvae_nb.machine_code import COMPILERS, code_folder, keep_machine_code, kept_on_disk
 from numba.core.caching import FunctionCache
 
 # one function asks to be kept, as some of pynndescent's do, the others do not
@@ -72,18 +66,20 @@ def test_all_are_compiled_once_and_then_read(theirs):
 def test_a_folder_that_cannot_be_written_is_one_for_now(theirs, tmp_path):
     (tmp_path / "kept").write_text("a file, where the folder would be")
     folder = code_folder()
-    assert folder == Path(_folder_for_now()) and folder.parent == Path(tempfile.gettempdir())
+    assert folder == code_folder() and folder.parent == Path(tempfile.gettempdir())
     assert [compiled(theirs()), compiled(theirs())] == [3, 0]
 
 
 def test_it_goes_with_the_process_and_not_with_a_copy():
     code = """
 import os, sys
-from gmvae_nb.machine_code import _folder_for_now
-print(_folder_for_now(), flush=True)
+from gmvae_nb.machine_code import code_folder
+os.environ["NUMBA_CACHE_DIR"] = "/dev/null"
+folder = code_folder()
+print(folder, flush=True)
 if os.fork():
     os.wait()
-    print(os.path.isdir(_folder_for_now()))
+    print(folder.is_dir())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     folder, kept = done.stdout.split()
