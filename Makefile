@@ -36,8 +36,10 @@ endif
 .venv/.ready: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": call make PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# compiled here, on all cores: pip compiles on one; a template among the files cannot be
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$(CURDIR)" ]; then \
 	    git config merge.nbdev-merge.driver ".venv/bin/nbdev_merge %O %A %B %P"; fi
 	mkdir -p _runs
@@ -69,7 +71,7 @@ table: env ## the table of all finished runs: mean and standard deviation over r
 
 # one core for the pages and then some of the tests, the other for the rest: with a thread for each
 # core, the pages would take both
-AFTER_PAGES := tests/test_limits.py
+AFTER_PAGES := $(addprefix tests/test_,limits.py ray.py reproducible.py typed.py peers.py)
 test: export OMP_NUM_THREADS := 1
 test: env ## everything: notebook tests; beside them lint, map of modules, what is exported, pytest
 	mkdir -p _runs
