@@ -6,7 +6,7 @@
 __all__ = ['SAFE', 'MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'SCORE_NAMES', 'palette', 'png', 'on_map', 'draw_map',
            'draw_curve', 'draw_tree', 'draw_curves', 'rank_genes', 'marker_genes', 'most_frequent', 'cluster_row',
            'cluster_rows', 'unsure_pairs', 'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text',
-           'templates', 'render_page', 'ReportInput', 'get_labels', 'told_types', 'read_report_input', 'report_counts',
+           'render_page', 'ReportInput', 'get_labels', 'told_types', 'read_report_input', 'report_counts',
            'report_markers', 'base64_of', 'cells_on_map', 'legend_of', 'group_map', 'map_values', 'cluster_values',
            'type_rows', 'unsure_values', 'score_rows', 'settings_rows', 'effect_values', 'page_values', 'cluster_table',
            'write_report', 'write_page']
@@ -409,7 +409,7 @@ def template_text(
 
 # %% ../nbs/report.ipynb #8d1df6ce
 @cache
-def templates() -> Environment:
+def _templates() -> Environment:
     "The templates of the package, compiled once in a process."
     return Environment(
         loader=PackageLoader("gmvae_nb"),
@@ -425,7 +425,7 @@ def render_page(
     name: str = "report.html",  # of the template
 ) -> str:  # HTML
     "A page with its styles and script, filled in."
-    return templates().get_template(name).render(values)
+    return _templates().get_template(name).render(values)
 
 # %% ../nbs/report.ipynb #e6140769
 @dataclass(frozen=True)

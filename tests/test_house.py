@@ -217,3 +217,22 @@ def test_each_mutant_still_finds_its_code_and_is_python(tmp_path, monkeypatch):
     assert mutants.changed(found, tmp_path)[1] == "def f(x):\n    return 1\n"
     gone, broken = mutants.misfits(tmp_path)
     assert gone.startswith("gone: 0 times") and broken.startswith("broken: '('")
+
+
+def test_the_lines_of_the_front_page_run(monkeypatch):
+    "On fewer cells and a small network: the page itself is not executed by make test."
+    import gmvae_nb.all
+    from gmvae_nb.network import PRESETS
+
+    from hazards import SMALL
+
+    cells = gmvae_nb.all.kang_pbmc()[::20].copy()
+    monkeypatch.setattr(gmvae_nb.all, "kang_pbmc", lambda: cells)
+    monkeypatch.setitem(PRESETS, "recommended", SMALL)
+    notebook = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
+    lines = ("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
+    first, names = next(source for source in lines if "kang_pbmc()" in source), {}
+    exec(first.rpartition("\n")[0], names)
+    table = eval(first.rpartition("\n")[2], names)
+    assert table.to_numpy().sum() == cells.n_obs == len(names["adata"].obsm["X_gmvae"])
+    assert list(table.columns) == sorted(cells.obs["cell_type"].unique())
