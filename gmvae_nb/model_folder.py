@@ -262,6 +262,7 @@ def expected_tensors(
 # settings that older models do not name: they were trained with the defaults
 ADDED_SETTINGS = {"mean_head", "weight_decay", "refit"}
 ADDED_SETTINGS |= {"most_epochs", "patience", "alpha", "thin_to"}
+ADDED_SETTINGS |= {"label_weight"}
 # tensors that models before format 4, and before 5, do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
 ADDED_TENSORS |= {"network.cluster_of"}

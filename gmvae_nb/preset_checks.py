@@ -101,7 +101,7 @@ ALLOWED: dict[str, Allowed] = {
     "prior": one_of("network", "offsets", "parameters"), "learn_weights": SWITCH,
     "bound": one_of("paper", "exact"), "lam": from_0(1e6),
     "lam_mode": one_of("batch", "cell"), "init": one_of("random", "data"),
-    "align": from_0(1e6), "merge": SWITCH,
+    "align": from_0(1e6), "label_weight": from_0(1e6), "merge": SWITCH,
     "alpha": number("above 0, at most 1", lambda value: 1e-300 <= value <= 1),
     "original_reshape": SWITCH,
     # training

@@ -286,6 +286,7 @@ BAD_SETTINGS = {
     "merge": ["yes"],
     "library_size": [1],
     "align": [-1],
+    "label_weight": [-1, np.nan],
     "lr_factor": [0],
     "M": [1.5],
     "M_w": [0],

@@ -12,6 +12,7 @@ import torch
 from gmvae_nb import runs, tl
 from gmvae_nb.clusters import cluster_tree, cut_tree
 from gmvae_nb.commands import gmvae_embed, gmvae_train
+from gmvae_nb.gmvae_loss import label_cross_entropy
 from gmvae_nb.labels import (
     NONE,
     allowed_components,
@@ -85,6 +86,56 @@ def test_a_label_leaves_the_components_of_its_type():
     codes, type_of = torch.tensor([-1, 0, 1]), torch.tensor([0, 1, -1, 0])
     allowed = allowed_components(codes, type_of)
     assert allowed.tolist() == [[True] * 4, [True, False, False, True], [False, True, False, False]]
+
+
+def test_the_cross_entropy_of_a_label_is_that_of_its_type():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    log_gamma = logits.log_softmax(-1).requires_grad_()
+    allowed = torch.rand(5, 4, generator=generator) < 0.5
+    allowed[:, 0], allowed[:, 3], allowed[0] = True, False, True
+    found = label_cross_entropy(log_gamma, allowed, 0.1)
+    for n in range(1, 5):
+        p = (log_gamma[:, n].exp() * allowed[n]).sum(-1)
+        by_hand = -(0.9 * p.log() + 0.1 * (1 - p).log()).mean()
+        torch.testing.assert_close(found[n], by_hand)
+    assert found[0] == 0
+    (gradient,) = torch.autograd.grad(found.sum(), log_gamma)
+    assert not gradient[:, 0].any() and gradient[:, 1:].any()
+
+
+def test_a_type_that_is_certain_or_impossible_has_a_finite_cross_entropy():
+    logits = torch.tensor([[[3e4, -3e4, 0.0], [-3e4, 3e4, 0.0]]], requires_grad=True)
+    told = torch.tensor([[True, False, False]] * 2)
+    found = label_cross_entropy(logits.log_softmax(-1), told, 0.02)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert torch.isfinite(found).all() and torch.isfinite(gradient).all()
+    assert found[0] <= 0.02 * 50 + 1e-6  # nothing is won, or lost, by being surer
+    assert not gradient[0, 0].any()
+
+
+def alike(seed: int, n: int = 400) -> ad.AnnData:
+    "Two kinds, 2-fold apart in 15 of 50 genes; a state that is none moves 15 genes 3-fold."
+    rng = np.random.default_rng(seed)
+    kind, state = rng.integers(2, size=n), rng.integers(2, size=n)
+    rate = np.tile(np.exp(rng.normal(size=50)), (n, 1))
+    of_kind = rng.choice(50, 15, replace=False)
+    rate[np.ix_(kind == 1, of_kind)] *= 2.0 ** rng.choice([-1, 1], 15)
+    rate[np.ix_(state == 1, rng.choice(50, 15, replace=False))] *= 3
+    counts = rng.poisson(400 * rate / rate.sum(1, keepdims=True)).astype(np.float32)
+    obs = pd.DataFrame({"kind": np.array(["a", "b"])[kind]}, index=[f"c{i}" for i in range(n)])
+    obs["mine"] = obs["kind"].where(rng.random(n) < 0.5)
+    return ad.AnnData(counts, obs=obs)
+
+
+def test_asked_for_types_the_encoder_tells_alike_ones_apart():
+    cells, right = alike(1), {}
+    for weight in (0.0, 10.0):
+        preset = replace(TINY, lr=3e-3, label_weight=weight)
+        model = GMVAE(cells, 8, labels_key="mine", preset=preset).train(40, progress=False)
+        is_right = np.asarray(best_labels(model.predict_labels())) == cells.obs["kind"]
+        right[weight] = is_right[cells.obs["mine"].isna()].mean()
+    assert right[10.0] > 0.75 and right[0.0] < 0.7, right
 
 
 def test_labels_of_held_out_cells_do_not_matter(cells, model):
