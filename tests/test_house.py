@@ -235,4 +235,4 @@ def test_the_lines_of_the_front_page_run(monkeypatch):
     exec(first.rpartition("\n")[0], names)
     table = eval(first.rpartition("\n")[2], names)
     assert table.to_numpy().sum() == cells.n_obs == len(names["adata"].obsm["X_gmvae"])
-    assert list(table.columns) == sorted(cells.obs["cell_type"].unique())
+    assert list(table.index) == sorted(cells.obs["cell_type"].unique())

@@ -42,7 +42,8 @@ def pca_distances(counts: csr_matrix, trained: np.ndarray, parts: dict) -> dict[
     "Of the rows of each part: how far the 15th nearest training cell is, in 50 components."
     totals = np.asarray(counts.sum(1)).ravel()
     rates = counts.multiply(1e4 / totals[:, None]).log1p().tocsr()
-    pca = PCA(50, svd_solver="randomized", random_state=0).fit(rates[trained].toarray())
+    n = min(50, len(trained), counts.shape[1])
+    pca = PCA(n, svd_solver="randomized", random_state=0).fit(rates[trained].toarray())
     found = NearestNeighbors(n_neighbors=15).fit(pca.transform(rates[trained].toarray()))
     places = {name: pca.transform(rates[rows].toarray()) for name, rows in parts.items()}
     return {name: found.kneighbors(place)[0][:, -1] for name, place in places.items()}
