@@ -80,7 +80,8 @@ def contenders(args) -> list[Contender]:
         preset = get_preset(name)
         K = None if preset.merge else args.K  # a preset that can choose K does
         options = {"preset": name, "K": K}
-        options |= {k: v for k, v in asdict(preset).items() if v != plain[k]}
+        told = asdict(preset) | {"label_weight": plain["label_weight"]}  # nobody has labels
+        options |= {k: v for k, v in told.items() if v != plain[k]}
         if args.max_epochs is not None:  # else as many as the preset wants
             options["epochs"] = args.max_epochs
         everyone.append(Contender("gmvae", f"GMVAE {name}, K = {K or 'chosen'}", options))
