@@ -135,7 +135,7 @@ def test_asked_for_types_the_encoder_tells_alike_ones_apart():
         model = GMVAE(cells, 8, labels_key="mine", preset=preset).train(40, progress=False)
         is_right = np.asarray(best_labels(model.predict_labels())) == cells.obs["kind"]
         right[weight] = is_right[cells.obs["mine"].isna()].mean()
-    assert right[10.0] > 0.75 and right[0.0] < 0.7, right
+    assert right[10.0] > 0.65 and right[0.0] < 0.6, right  # five seeds: .74 to .88, .48 to .53
 
 
 def test_labels_of_held_out_cells_do_not_matter(cells, model):
