@@ -58,6 +58,7 @@ from .model_folder import read_config, read_model, read_preset
 from .model_folder import record_checksums, weights_sha256
 
 # isort: on
+from .neighbors import knn
 from .network import ELBO_TERMS, Preset, get_preset
 
 # isort: off
@@ -659,11 +660,16 @@ def umap(
         place = place_on_map(X, sample)
         place[rows] = sample.place
         return place
+    k, known = min(15, n - 1), {}
     init = "spectral" if n > 50 else "random"
-    reducer = UMAP(random_state=seed, n_neighbors=min(15, n - 1), init=init)
     with working("UMAP"), warnings.catch_warnings():
         # one thread is the price of a fixed seed; few cells have few neighbours
         warnings.simplefilter("ignore")
+        if isinstance(X, np.ndarray):
+            near, distances = knn(X, k)
+            nearest = near.astype(np.int32), distances.astype(np.float32)
+            known = dict(precomputed_knn=nearest)
+        reducer = UMAP(random_state=seed, n_neighbors=k, init=init, **known)
         return reducer.fit_transform(X).astype(np.float32)
 
 # %% ../nbs/runs.ipynb #216d5097

@@ -295,6 +295,39 @@ def test_scanpy_draws_the_map_and_a_users_own_map_stays(tmp_path):
     np.testing.assert_array_equal(kept.obsm["X_umap"], kept.obsm["X_gmvae_umap"])
 
 
+@pytest.mark.parametrize("n, k", [(5, 4), (90, 15)])
+def test_the_map_is_given_the_exact_neighbours(n, k, monkeypatch):
+    from sklearn.neighbors import NearestNeighbors
+
+    monkeypatch.undo()  # the real umap, on a stand-in for UMAP
+    given = {}
+
+    class Placed:
+        def __init__(self, **options):
+            given.update(options)
+
+        def fit_transform(self, X):
+            return X[:, :2]
+
+    monkeypatch.setattr("umap.UMAP", Placed)
+    X = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    runs.umap(X)
+    distances, near = NearestNeighbors(n_neighbors=k).fit(X).kneighbors(X)
+    np.testing.assert_array_equal(given["precomputed_knn"][0], near)
+    np.testing.assert_allclose(given["precomputed_knn"][1], distances, rtol=1e-4, atol=1e-6)
+
+
+def test_the_map_of_few_cells_asks_for_no_distance_of_each_pair(monkeypatch):
+    import umap.umap_
+
+    monkeypatch.undo()
+    monkeypatch.setattr(umap.umap_, "pairwise_distances", lambda *a, **k: pytest.fail("asked"))
+    for n in (4, 60, 200):
+        X = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+        place = runs.umap(X)
+        assert place.shape == (n, 2) and np.isfinite(place).all()
+
+
 def test_clusters_without_cells_reach_no_test():
     from gmvae_nb.report import marker_genes
 
