@@ -13,18 +13,15 @@ import importlib.resources
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import h5py
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import platformdirs
 import torch
 from anndata import AnnData
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from scipy import sparse
 
 from . import files
@@ -33,6 +30,9 @@ from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
 from .progress import Progress
+
+if TYPE_CHECKING:  # drawing is imported where something is drawn
+    from matplotlib.axes import Axes
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
 def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
@@ -286,13 +286,16 @@ def count_statistics(
 #| code-fold: true
 def plot_counts_heatmap(
     counts: sparse.csr_matrix,  # (n_cells, G) counts
-    ax: Axes | None = None,  # where to draw; None: a new figure
+    ax: "Axes | None" = None,  # where to draw; None: a new figure
     n_cells: int = 300,  # how many cells, spread evenly over the rows
     n_genes: int = 450,  # how many genes, spread evenly over the columns
-) -> Axes:
+) -> "Axes":
     """A heatmap in which every non-zero entry is coloured.
 
     Only the part shown is made dense."""
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import LogNorm
+
     if ax is None:
         ax = plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     n_rows, n_columns = counts.shape

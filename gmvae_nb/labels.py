@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from anndata import AnnData
-from scipy.stats import binom
-from sklearn.neighbors import KNeighborsClassifier
+from scipy.special import bdtr
 from torch import Tensor
 
 from .clusters import ALPHA
@@ -93,7 +92,7 @@ def have_no_labels(
     rate: float,  # share of all cells that have one
 ) -> np.ndarray:  # (n,) bool
     "Whether so few would hardly come about by chance (eq-labels-chance)."
-    chance = binom.cdf(labelled, cells, rate)
+    chance = bdtr(labelled, cells, rate)  # of the binomial: so few or fewer
     return (labelled <= TOO_FEW * rate * cells) & (chance <= ALPHA / len(cells))
 
 # %% ../nbs/labels.ipynb #1abe0012
@@ -121,6 +120,8 @@ def owners(
     seed: int,
 ) -> np.ndarray:  # (N,) types; -1: none
     "The own label, that of the nearest labelled cells, or none."
+    from sklearn.neighbors import KNeighborsClassifier
+
     known = codes >= 0
     vote = KNeighborsClassifier(min(5, known.sum()))
     found = vote.fit(x[known].numpy(), codes[known]).predict(x.numpy())
