@@ -38,8 +38,6 @@ endif
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@# compiled here, on all cores: pip compiles on one; a template among the files cannot be
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true
 	@if [ "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$(CURDIR)" ]; then \
 	    git config merge.nbdev-merge.driver ".venv/bin/nbdev_merge %O %A %B %P"; fi
 	mkdir -p _runs

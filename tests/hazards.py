@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -371,3 +372,17 @@ def hostile(build, folder: Path) -> Path:
         raw[at : at + 16 * 20_000] = raw[at : at + 16] * 20_000
         path.write_bytes(raw)
     return path
+
+
+def command(function, *words: str) -> int:
+    "A command as the shell calls it: its exit status."
+    handler, said = signal.getsignal(signal.SIGTERM), sys.argv
+    sys.argv = [function.__name__, *words]
+    try:
+        function()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # which commands set
+        sys.argv = said
+    return 0

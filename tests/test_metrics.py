@@ -14,9 +14,12 @@ import scipy.sparse as sp
 from gmvae_nb import metrics as m
 from gmvae_nb import neighbors as nb
 from gmvae_nb.calibration import calibration, cluster_types
+from gmvae_nb.commands import gmvae_metrics
 from gmvae_nb.kbet import diffusion_neighbours, kbet_by_cell, kbet_pvalues
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hazards import command
 
 # What R's kBET says: three cases come with the tests, larger ones may lie beside the repository
 SHIPPED = Path(__file__).parent / "reference/kbet"
@@ -878,30 +881,30 @@ def test_lengths_must_match():
 
 
 @pytest.fixture
-def command(tmp_path):
-    script = tmp_path / "gmvae_metrics"  # as pip writes it
-    script.write_text(
-        "from gmvae_nb.commands import gmvae_metrics\nif __name__ == '__main__': gmvae_metrics()\n"
-    )
-    return lambda *words: subprocess.run(
-        [sys.executable, script, *map(str, words)], capture_output=True, text=True
-    )
+def metrics(capsys):
+    "Calls gmvae_metrics: its exit status, stdout, stderr."
+
+    def call(*words) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return command(gmvae_metrics, *map(str, words)), *capsys.readouterr()
+
+    return call
 
 
-def test_command_scores_a_file(tmp_path, command):
+def test_command_scores_a_file(tmp_path, metrics):
     X, labels, batch = blobs(0, apart=1.0)
     adata = as_adata(X, labels, batch, mine=labels)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     e = m.evaluate(adata, clusters="mine", progress=False)
-    out = command(tmp_path / "cells.h5ad", "--clusters", "mine")
-    assert out.returncode == 0 and out.stdout.strip() == repr(e).strip()
-    out = command(tmp_path / "cells.h5ad", "--clusters", "mine", "--json")
-    found = json.loads(out.stdout)["scores"]
+    code, out, _ = metrics(tmp_path / "cells.h5ad", "--clusters", "mine")
+    assert code == 0 and out.strip() == repr(e).strip()
+    _, out, _ = metrics(tmp_path / "cells.h5ad", "--clusters", "mine", "--json")
+    found = json.loads(out)["scores"]
     expected = {k: None if np.isnan(v) else v for k, v in e.scores.items()}
     assert {k: v["score"] for k, v in found.items()} == expected
     assert found["asw"]["low"] < found["asw"]["high"]
-    out = command(tmp_path / "cells.h5ad", "--batch_key", "", "--json")
-    kbet = json.loads(out.stdout)["scores"]["kbet"]
+    _, out, _ = metrics(tmp_path / "cells.h5ad", "--batch_key", "", "--json")
+    kbet = json.loads(out)["scores"]["kbet"]
     assert kbet["score"] is None and kbet["note"] == "one batch: nothing to compare"
 
 
@@ -915,17 +918,16 @@ def test_command_scores_a_file(tmp_path, command):
         (["cells.h5ad", "--n_clusters", "0"], "n_clusters is 0"),
     ],
 )
-def test_command_refuses_bad_input_in_one_sentence(tmp_path, command, words, message):
+def test_command_refuses_bad_input_in_one_sentence(tmp_path, metrics, words, message):
     as_adata(*blobs(0)).write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "text.h5ad").write_text("no h5ad")
-    out = command(tmp_path / words[0], *words[1:])
-    assert out.returncode == 2 and out.stdout == ""
-    assert message in out.stderr
-    assert out.stderr.startswith("gmvae_metrics: ") and out.stderr.count("\n") == 1
+    code, out, err = metrics(tmp_path / words[0], *words[1:])
+    assert code == 2 and out == "" and message in err
+    assert err.startswith("gmvae_metrics: ") and err.count("\n") == 1
 
 
-def test_command_helps(command):
-    out = command("--help").stdout
+def test_command_helps(metrics):
+    out = metrics("--help")[1]
     for word in "--embed --batch_key --labels_key --clusters --json .h5ad".split():
         assert word in out
     assert "default: X_gmvae" in out

@@ -753,7 +753,7 @@ from gmvae_nb.train import GMVAE
 from hazards import TINY
 
 adata = read_h5ad(sys.argv[2], backed=sys.argv[3] == "backed")
-model = GMVAE(adata, K=2, preset=replace(TINY, batch_size=64))
+model = GMVAE(adata, K=2, preset=replace(TINY, batch_size=512))
 model.train(1, progress=False)
 model.get_latent_representation()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

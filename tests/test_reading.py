@@ -1,8 +1,6 @@
 """What is read, and what becomes of it: kinds of input that are not as one would wish."""
 
 import json
-import signal
-import sys
 
 import anndata as ad
 import numpy as np
@@ -15,22 +13,8 @@ from gmvae_nb.counts import find_counts, get_counts
 from gmvae_nb.reading import read_input
 from scipy import sparse
 
+from hazards import command
 from test_counts import cells, table
-
-
-def command(function, *words: str) -> int:
-    "A command as the shell calls it: its exit status."
-    handler, said = signal.getsignal(signal.SIGTERM), sys.argv
-    sys.argv = [function.__name__, *words]
-    try:
-        function()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        signal.signal(signal.SIGTERM, handler)  # which commands set
-        sys.argv = said
-    return 0
-
 
 # --- anndata 0.13 lists X among the layers, under None --------------------------------------------
 

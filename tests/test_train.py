@@ -4,7 +4,6 @@ The ideas themselves are checked in nbs/04."""
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -417,21 +416,6 @@ def test_the_estimator_is_at_the_top_of_the_package():
     assert gmvae_nb.GMVAE is GMVAE
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         gmvae_nb.__getattr__("nonsense")
-
-
-def test_the_same_seed_gives_the_same_file_in_another_process(tmp_path):
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from test_train import fitted; "
-        "m = fitted(); m._rows = [{**r, 'seconds': 0} for r in m._rows]; m.save(sys.argv[1])"
-    )
-    running = []
-    for name, hash_seed in (("a", "1"), ("b", "2")):
-        command = [sys.executable, "-c", code, str(tmp_path / name), os.path.dirname(__file__)]
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        running.append(subprocess.Popen(command, env=env))
-    assert [process.wait(300) for process in running] == [0, 0]
-    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
-    assert a == b
 
 
 def test_a_model_loads_without_cells_and_embeds_new_ones(model, tmp_path):
