@@ -150,7 +150,7 @@ def cluster_tree(
     # of each component, (K,), -1: none; two types are always told apart
     type_of: np.ndarray | None = None,
 ) -> ClusterTree:
-    "Merge components until one cluster is left. O(K^2)."
+    "Merge components until one cluster is left. O(K^2), as a rule."
     K = len(shared)
     per_pair = alpha / max(1, K * (K - 1) // 2)
     merging = _Merging(shared, per_pair, level, type_of)

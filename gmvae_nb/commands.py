@@ -300,8 +300,8 @@ def gmvae_train(
         "chance to split what is one population; 0.05 by default", float
     ) = None,
     batch_size: Param(
-        "cells of a mini-batch, for as many passes over the cells; the rate of "
-        "learning grows with it. By default the preset's",
+        "cells of a mini-batch, for about as many passes over the cells; the "
+        "rate of learning grows with it. By default the preset's",
         int,
     ) = None,
     device: Param(

@@ -61,7 +61,8 @@ def expected(
 ) -> dict:  # seconds_per_epoch, train_seconds, seconds (in all), memory_gb
     """Expected time and memory of a run, its annotation and its page.
 
-    From a few timed steps; the memory is the highest, of the whole process."""
+    Training and embedding from a few timed steps, page and scores by a rule of
+    thumb; the memory is the highest, of the whole process."""
     y = get_counts(data.cells, data.layer)
     N = y.shape[0]
     preset = fitting_preset(get_preset(preset), N)[0]

@@ -34,7 +34,7 @@ except ImportError:  # there is none for this machine
 
 # %% ../nbs/looking.ipynb #b62e9ef5
 class UnsafeFile(ValueError):
-    "A file that would do harm to whom it is read by."
+    "A file that would do harm to whoever reads it."
 
 # %% ../nbs/looking.ipynb #3b3d3d51
 class UnknownCompression(ValueError):

@@ -310,7 +310,7 @@ def clisi(
 
 
 def _lisi_neighbors(X, neighbors=None, k: int = 90) -> Neighbors:
-    "Indices of the nearest `k` cells and their weights."
+    "Indices and weights of the nearest `k`, of which the cell itself has none."
     indices, distances = nearest_cells(X, k, neighbors)
     return indices, lisi_weights(distances)
 
@@ -791,7 +791,7 @@ def _notes(scores, n_batches: int, kbet_table: pd.DataFrame) -> dict[str, str]:
     n_set = sum(str(x).startswith("set") for x in kbet_table.get("note", ()))
     if n_set:
         n_labels = len(kbet_table)
-        note["kbet"] = f"{n_set} of {n_labels} labels set to 0: see kbet_table"
+        note["kbet"] = f"{n_set} of {n_labels} labels rejected: see kbet_table"
     return note
 
 

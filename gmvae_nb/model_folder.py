@@ -265,7 +265,7 @@ ADDED_SETTINGS |= {"most_epochs", "patience", "alpha", "thin_to"}
 ADDED_SETTINGS |= {"label_weight"}
 # tensors that models before format 4, and before 5, do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
-ADDED_TENSORS |= {"network.cluster_of"}
+ADDED_TENSORS |= {"network.cluster_of", "network.label_temperature"}
 
 
 def read_preset(
@@ -374,6 +374,9 @@ def check_model(
         n_types = len(config.get("types", []))
         if types.numel() and (types.min() < -1 or types.max() >= n_types):
             raise ValueError(f"{name} names a type that does not exist")
+    temperature = state.get("network.label_temperature", torch.ones(()))
+    if temperature < 1:
+        raise ValueError("network.label_temperature is below 1")
 
 # %% ../nbs/model_folder.ipynb #9b7673e9
 MOST_HEADER = 2**25  # bytes: names, settings, history, held-out cells
@@ -470,6 +473,8 @@ def read_model(
                 start = torch.zeros_like(expected[name], device="cpu")
                 if name.endswith("cluster_of"):  # each component is its own
                     start = torch.arange(len(start))
+                elif name.endswith("label_temperature"):
+                    start = torch.ones(())
                 state.setdefault(name, start)
                 if has_best:
                     state.setdefault(f"best.{name}", start)

@@ -86,7 +86,7 @@ def tile_counts(y: Tensor, tile: int) -> TiledCounts:
 
 # %% ../nbs/nb_heads.ipynb #6b1d0002
 def tile_counts_by_cell(y: Tensor, tile: int) -> TiledCounts:
-    "`tile_counts` without a wait for the card, but one if there are more tiles."
+    "`tile_counts` that waits for the card once, or never if there is one tile."
     (N, G), device = y.shape, y.device
     y = y if y.layout == torch.sparse_csr else y.to_sparse_csr()
     gene, value = y.col_indices().long(), y.values().double()

@@ -252,7 +252,7 @@ def nearest_cells(
 ) -> Neighbors:
     """Indices and distances of the nearest `k` cells, (n, k) each.
 
-    ValueError if that is of other cells, or of fewer than `k` neighbours each.
+    ValueError if `neighbors` is of other cells, or has fewer than `k` for each.
     """
     indices, distances = knn(X, k) if neighbors is None else neighbors
     if indices.shape[0] != len(X) or indices.shape[1] < min(k, len(X)):

@@ -62,7 +62,7 @@ def with_batch_size(
     preset: Preset,
     batch_size: int,  # cells of a mini-batch
 ) -> Preset:
-    """Another mini-batch for as many passes over the cells.
+    """Another mini-batch, for as many passes over the cells but for rounding.
 
     The rate grows with it, and a least number of steps falls."""
     times = batch_size / preset.batch_size

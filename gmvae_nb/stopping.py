@@ -27,7 +27,7 @@ def was_stopped(error: BaseException | None) -> bool:
 
 # %% ../nbs/stopping.ipynb #57090011
 class Stops:
-    "What is done about the signals: `KeyboardInterrupt`, of some in a row once."
+    "Answers signals with `KeyboardInterrupt`, and several in a row with one."
 
     def __init__(self) -> None:
         self.last, self.number = -math.inf, signal.SIGINT  # when, and which

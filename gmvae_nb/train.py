@@ -39,6 +39,7 @@ from .progress import Progress
 
 # isort: off
 from .labels import allowed_components, check_each_type, equal_shares
+from .labels import fit_temperature, summed_by_type
 from .labels import check_room_for_types, known_types, label_codes
 from .labels import name_clusters, place_with_labels, with_each_type
 from .model_folder import FORMAT, LABELS, data_sha256
@@ -484,8 +485,8 @@ def _find_clusters(self: "GMVAE") -> None:
     of = np.arange(self.K)
     if self.preset.merge:
         types = net.type_of.cpu().numpy() if net.type_of is not None else None
-        shared = clusters.shared_cells(gamma)
-        tree = clusters.cluster_tree(shared, self.preset.alpha, type_of=types)
+        in_both = clusters.shared_cells(gamma)
+        tree = clusters.cluster_tree(in_both, self.preset.alpha, type_of=types)
         of = clusters.cut_tree(tree.forks, tree.n_clusters)
         net.forks.copy_(torch.from_numpy(tree.forks))
         evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
@@ -494,6 +495,10 @@ def _find_clusters(self: "GMVAE") -> None:
     if self.types:
         parts = net.cluster_of.cpu(), net.type_of.cpu()
         net.name_of.copy_(name_clusters(gamma, self.labels[rows], *parts))
+        rows = self.test_idx[self.labels[self.test_idx] >= 0]
+        of_rows = self._own_cells(), shared, len(self.types), rows
+        prob = summed_by_type(net, *of_rows)
+        net.label_temperature.fill_(fit_temperature(prob, self.labels[rows]))
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:

@@ -17,15 +17,19 @@ from gmvae_nb.labels import (
     NONE,
     allowed_components,
     best_labels,
+    fit_temperature,
     have_no_labels,
     name_clusters,
     shares,
+    tempered,
 )
-from gmvae_nb.network import PRESETS
+from gmvae_nb.network import PRESETS, SMOOTHING
 from gmvae_nb.report import told_types
 from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
+from scipy.optimize import minimize_scalar
 
+from test_promises import rewritten, tensor
 from test_report import unpack
 
 TINY = replace(
@@ -138,14 +142,69 @@ def test_asked_for_types_the_encoder_tells_alike_ones_apart():
     assert right[10.0] > 0.65 and right[0.0] < 0.6, right  # five seeds: .74 to .88, .48 to .53
 
 
-def test_labels_of_held_out_cells_do_not_matter(cells, model):
+def test_labels_of_held_out_cells_set_the_temperature_alone(cells, model):
     other = cells.copy()
     labels = other.obs["mine"].to_numpy(dtype=object)
     labels[model.test_idx] = np.roll(["alpha", "beta", "Unknown"], 1)[model.test_idx % 3]
     other.obs["mine"] = labels
     again = fit(other)
-    for name, t in model.network.state_dict().items():
-        assert torch.equal(t, again.network.state_dict()[name]), name
+    theirs = again.network.state_dict()
+    before, after = model.network.label_temperature, theirs.pop("label_temperature")
+    assert before == 1 and after > 2  # what they say now is what nobody could know
+    for name, t in theirs.items():
+        assert torch.equal(t, model.network.state_dict()[name]), name
+    sure, unsure = (m.predict_labels() for m in (model, again))
+    assert list(best_labels(sure)) == list(best_labels(unsure))
+    assert unsure.max(axis=1).mean() < sure.max(axis=1).mean() - 0.1
+
+
+def test_a_label_may_be_wrong_but_not_of_no_type():
+    prob = torch.tensor([[1, 0, 0, 0], [0.2, 0, 0, 0.8], [0, 0, 0, 1]], dtype=torch.float64)
+    found = tempered(prob, 1.0)
+    wrong = SMOOTHING / 3
+    expected = torch.tensor([1 - SMOOTHING + wrong, wrong, wrong, 0])
+    torch.testing.assert_close(found[0], expected.double())
+    torch.testing.assert_close(found[:, 3], prob[:, 3])
+    softer = tempered(prob, 2.0)
+    torch.testing.assert_close(softer, found.sqrt() / found.sqrt().sum(1, keepdim=True))
+
+
+def test_the_temperature_is_what_the_answers_are_too_sure_by_and_never_below_1():
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(2 * rng.normal(size=(3000, 3)))
+    codes = np.array([rng.choice(3, p=p) for p in logits.softmax(1).numpy()])
+
+    def times(T: float) -> torch.Tensor:
+        return torch.nn.functional.pad((T * logits).softmax(1), (0, 1))
+
+    T = fit_temperature(times(3), codes)
+
+    def loss(T: float) -> float:
+        own = tempered(times(3), T)[torch.arange(3000), torch.from_numpy(codes)]
+        return 2 * np.log(T) ** 2 - own.log().sum().item()
+
+    best = minimize_scalar(loss, bounds=(1, 7), method="bounded").x
+    assert abs(T - best) < 0.02 * best and T > 1.5
+    assert fit_temperature(times(0.5), codes) == 1
+    none = times(3)[:0]
+    assert fit_temperature(none, codes[:0]) == 1
+    # sure of none of these, where there is a type: no temperature mends it, and none is invented
+    lost = torch.tensor([[0.0, 0, 0, 1]])
+    assert fit_temperature(lost, np.array([0])) == 1
+
+
+def test_a_model_of_before_has_no_temperature(model, tmp_path):
+    model.save(tmp_path)
+
+    def without(header, state):
+        del state["network.label_temperature"]
+
+    rewritten(tmp_path, without)
+    old = GMVAE.load(tmp_path)
+    assert old.network.label_temperature == 1
+    rewritten(tmp_path, tensor("network.label_temperature", lambda _: torch.tensor(0.5)))
+    with pytest.raises(ValueError, match="label_temperature is below 1"):
+        GMVAE.load(tmp_path)
 
 
 def test_other_names_in_another_order_are_the_same_answer(cells, model):
@@ -158,7 +217,7 @@ def test_other_names_in_another_order_are_the_same_answer(cells, model):
 
 def test_without_labels_nothing_of_them_is_kept(cells):
     plain = GMVAE(cells, 12, preset=TINY)
-    assert not {"type_of", "name_of"} & set(plain.network.state_dict())
+    assert not {"type_of", "name_of", "label_temperature"} & set(plain.network.state_dict())
     assert not {"types", "labels_key"} & set(plain.config())
     with pytest.raises(ValueError, match="trained without labels"):
         plain.predict_labels()

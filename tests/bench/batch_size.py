@@ -4,9 +4,9 @@
         --data kang_pbmc ../shared/data/vangalen_bm_normal_2000hvg.h5ad
 
 The rate is multiplied as the mini-batch is (`scaled`, schedule.with_batch_size) or by nothing
-(`same`); passes over the cells are the same. A row per data set, seed, size and rate: -ELBO of the
-held-out cells, ARI of the own clusters with the types on all cells, clusters, epochs, and seconds
-of the processor for the training. Finished rows are kept.
+(`same`); passes over the cells are the same but for rounding. A row per data set, seed, size and
+rate: -ELBO of the held-out cells, ARI of the own clusters with the types on all cells, clusters,
+epochs, and seconds of the processor for the training. Finished rows are kept.
 """
 
 import argparse

@@ -14,10 +14,11 @@ have labels, in the others half of them. Types with fewer than three labelled ce
 - `scANVI`: SCVI as scvi-tools sets it up, as many epochs as ours, and 20 more of SCANVI
 
 f1 (macro), accuracy and ece (expected calibration error) are of the cells without a label whose
-type has some. `none` is the share of them that are called none of these, `found` that of the type
-without labels, and auroc how well the probability of none tells these from those. Ours has such a
-probability; of the others it is one minus the confidence, and below 0.5 a cell is called none in
-`none` and `found`, but keeps its best type in f1 and accuracy.
+type has some; `ece_before` is that of ours without the temperature by the held-out labels. `none`
+is the share of them that are called none of these, `found` that of the type without labels, and
+auroc how well the probability of none tells these from those. Ours has such a probability; of the
+others it is one minus the confidence, and below 0.5 a cell is called none in `none` and `found`,
+but keeps its best type in f1 and accuracy.
 One row per data set, split, method and seed; finished rows are kept.
 """
 
@@ -31,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from gmvae_nb.calibration import calibration
-from gmvae_nb.labels import LEAST_LABELLED, NONE
+from gmvae_nb.inference import shared_noise
+from gmvae_nb.labels import LEAST_LABELLED, NONE, summed_by_type
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.train import GMVAE
@@ -74,6 +76,13 @@ def judge(prob: pd.DataFrame, types: np.ndarray, labels: np.ndarray, left_out: s
         row["found"] = is_none[new].mean()
         row["auroc"] = roc_auc_score(both, np.r_[none[new], none[test]])
     return {name: float(value) for name, value in row.items()}
+
+
+def before_temperature(model: GMVAE, cells) -> pd.DataFrame:
+    "What `predict_labels` says, as sure as the responsibilities are."
+    noise = shared_noise(model.network, 50, model.seed)
+    of = model.network, model.match_cells(cells), noise, len(model.types)
+    return pd.DataFrame(summed_by_type(*of).numpy(), columns=[*model.types, NONE])
 
 
 def vote(embedding: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
@@ -138,7 +147,7 @@ def main():
 def run(data, cells, layer, types, labels, left_out, seed, size, args) -> None:
     "All rows of one data set and seed that are not there yet."
     keys = dict(batch_key=args.batch_key, layer=layer, seed=seed)
-    embeddings, of_scanvi = {}, {}
+    embeddings, of_scanvi, before = {}, {}, {}
 
     def fit(method: str, name: str) -> pd.DataFrame:
         if method in ("ours", "bound alone"):
@@ -147,7 +156,9 @@ def run(data, cells, layer, types, labels, left_out, seed, size, args) -> None:
             if method == "bound alone":
                 preset = replace(preset, label_weight=0.0)
             model = GMVAE(given, labels_key="labels", preset=preset, **keys)
-            return model.train(args.max_epochs, progress=False).predict_labels()
+            model.train(args.max_epochs, progress=False)
+            before[method, name] = before_temperature(model, given)
+            return model.predict_labels()
         if method == "scANVI":
             if not of_scanvi:
                 of_scanvi.update(scanvi(cells, layer, labels, args, seed))
@@ -171,6 +182,9 @@ def run(data, cells, layer, types, labels, left_out, seed, size, args) -> None:
             start = time.process_time()
             left = left_out if "not" in name else None
             row = judge(fit(method, name), types, given, left)
+            if (method, name) in before:
+                plain = judge(before[method, name], types, given, left)
+                row["ece_before"] = plain["ece"]
             row |= dict(size, cpu_seconds=time.process_time() - start)
             if method == "scANVI":
                 row["cpu_seconds"] = np.nan  # another process

@@ -84,8 +84,8 @@ MUTANTS = [
     ),
     Mutant(
         "alpha that is asked for",
-        "clusters.cluster_tree(shared, self.preset.alpha, type_of=types)",
-        "clusters.cluster_tree(shared, type_of=types)",
+        "clusters.cluster_tree(in_both, self.preset.alpha, type_of=types)",
+        "clusters.cluster_tree(in_both, type_of=types)",
         CLUSTERS,
         "alpha_is_the_evidence",
     ),
@@ -432,6 +432,27 @@ MUTANTS = [
         "rows = np.arange(len(self.labels))",
         LABELS,
         "held_out_cells",
+    ),
+    Mutant(
+        "labels that were trained with set the temperature",
+        "rows = self.test_idx[self.labels[self.test_idx] >= 0]",
+        "rows = self.train_idx[self.labels[self.train_idx] >= 0]",
+        LABELS,
+        "temperature_alone",
+    ),
+    Mutant(
+        "a label may be wrong and none of these",
+        "wrong = SMOOTHING * (1 - none) / types.shape[1]",
+        "wrong = SMOOTHING / types.shape[1]",
+        LABELS,
+        "may_be_wrong",
+    ),
+    Mutant(
+        "answers are made surer",
+        "TEMPERATURES = torch.linspace(0, 2, 201",
+        "TEMPERATURES = torch.linspace(-2, 2, 201",
+        LABELS,
+        "never_below_1",
     ),
     Mutant(
         "a label leaves all components",
