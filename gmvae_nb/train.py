@@ -496,9 +496,11 @@ def _find_clusters(self: "GMVAE") -> None:
         parts = net.cluster_of.cpu(), net.type_of.cpu()
         net.name_of.copy_(name_clusters(gamma, self.labels[rows], *parts))
         rows = self.test_idx[self.labels[self.test_idx] >= 0]
-        of_rows = self._own_cells(), shared, len(self.types), rows
-        prob = summed_by_type(net, *of_rows)
-        net.label_temperature.fill_(fit_temperature(prob, self.labels[rows]))
+        if len(rows):
+            of_rows = self._own_cells(), shared, len(self.types), rows
+            prob = summed_by_type(net, *of_rows)
+            temperature = fit_temperature(prob, self.labels[rows])
+            net.label_temperature.fill_(temperature)
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:

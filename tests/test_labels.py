@@ -158,6 +158,14 @@ def test_labels_of_held_out_cells_set_the_temperature_alone(cells, model):
     assert unsure.max(axis=1).mean() < sure.max(axis=1).mean() - 0.1
 
 
+def test_without_a_label_among_the_held_out_cells_the_temperature_is_1(cells):
+    unlabelled = np.flatnonzero(cells.obs["mine"].isna() | (cells.obs["mine"] == "Unknown"))[:20]
+    for held_out in (np.arange(0), unlabelled):
+        one = fit(cells, epochs=2, test_idx=held_out)
+        assert one.network.label_temperature == 1
+        np.testing.assert_allclose(one.predict_labels().sum(axis=1), 1, atol=1e-5)
+
+
 def test_a_label_may_be_wrong_but_not_of_no_type():
     prob = torch.tensor([[1, 0, 0, 0], [0.2, 0, 0, 0.8], [0, 0, 0, 1]], dtype=torch.float64)
     found = tempered(prob, 1.0)
