@@ -31,8 +31,10 @@ from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
 from .progress import Progress
 
-if TYPE_CHECKING:  # drawing is imported where something is drawn
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
+else:  # matplotlib is imported where something is drawn
+    Axes = Any
 
 # %% ../nbs/00_data.ipynb #fcf0de8d
 def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
@@ -286,10 +288,10 @@ def count_statistics(
 #| code-fold: true
 def plot_counts_heatmap(
     counts: sparse.csr_matrix,  # (n_cells, G) counts
-    ax: "Axes | None" = None,  # where to draw; None: a new figure
+    ax: Axes | None = None,  # where to draw; None: a new figure
     n_cells: int = 300,  # how many cells, spread evenly over the rows
     n_genes: int = 450,  # how many genes, spread evenly over the columns
-) -> "Axes":
+) -> Axes:
     """A heatmap in which every non-zero entry is coloured.
 
     Only the part shown is made dense."""
