@@ -73,8 +73,8 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation covariates differential donor evaluation heads novelty partition peers planted "
-    "search study training unpacking".split(),
+    "ablation covariates differential donor evaluation heads novelty partition peers placings "
+    "planted search study training unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
@@ -142,6 +142,19 @@ def test_novelty_leaves_out_each_type(file, tmp_path, monkeypatch, capsys):
     assert rows.notna().all(axis=None) and (rows["relative"] != rows["left_out"]).all()
     assert rows.filter(regex="auroc|permuted|above").stack().between(0, 1).all()
     assert "permuted_novelty" in capsys.readouterr().out
+
+
+def test_placings_differ_and_their_consensus_is_of_all(file, tmp_path, monkeypatch, capsys):
+    import placings
+
+    words = ["--data", str(file), "--max_epochs", "2", "--placings", "3"]
+    found = twice(monkeypatch, placings, tmp_path / "a.csv", *words)
+    assert len(found) == 1 and found["sd"].notna().all()
+    three = [np.repeat([0, 1], 20), np.repeat([0, 1], [20, 20]), np.repeat([0, 1, 2], [20, 10, 10])]
+    types = np.repeat(["a", "b", "c"], [20, 10, 10])
+    both = placings.consensus(three, types)
+    assert (both["n_0.8"], both["n_0.65"], both["n_0.5"]) == (3, 2, 2)
+    assert both["together_0.8"] == 1 > both["together_0.5"]
 
 
 def test_covariates_are_told_or_not(file, tmp_path, monkeypatch, capsys):
