@@ -1102,8 +1102,9 @@ MUTANTS = [
     ),
     Mutant(
         "threads of whoever set them last",
-        "torch.set_num_threads(n_threads())",
-        "pass",
+        # either of the two limits OpenMP's threads, and so this takes out both
+        "torch.set_num_threads(n_threads())\ntry:\n    with threadpool_limits(n_threads()):",
+        "try:\n    with threadpool_limits(None):",
         REPRODUCIBLE,
         "the_same_bits",
     ),
