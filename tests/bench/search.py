@@ -48,6 +48,8 @@ CHANGES = {  # from `recommended` with K = None
     "K = 20": dict(K=20),
     "K = 50": dict(K=50),
     "K = 30, not merged": dict(K=30, merge=False),
+    "centred": dict(preset="centred"),
+    "three times the passes": dict(min_steps=4500, most_epochs=300),
 }
 SHOWN = (
     "total bio batch nmi_clusters ari_clusters n_clusters effective_K iwae cpu_seconds"
