@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from anndata import AnnData
-from anndata.utils import make_index_unique
 
 from . import __version__
-from .counts import CountsLocation, find_counts
+
+# isort: off
+from .counts import CountsLocation, feature_names, find_counts
+from .counts import gene_features
+
+# isort: on
 from .covariates import Covariate
 from .data import get_categories
 from .distributed import answering
@@ -73,7 +77,9 @@ def cells_for(
     "Counts, batch and gene names under the names that the model has for them."
     var = gene_columns(adata, place)
     names = gene_names(var, gene_key)
-    genes = make_index_unique(names)  # as in training
+    if "feature_types" not in place.adata.var:  # then all are genes
+        var = var.drop(columns="feature_types", errors="ignore")
+    genes = feature_names(names, gene_features(var)[0])  # as in training
     obs, key = adata.obs, batch_key or model.batch_key
     if model.batch_key is not None and key in obs:
         names = [c.key for c in model.covariates if c.key in obs]

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
-from .counts import check_is_cells, get_counts
+# isort: off
+from .counts import check_is_cells, feature_names, gene_features
+from .counts import get_counts
+
+# isort: on
 from .counts_on_disk import CountsOnDisk, MatchedCounts, take_genes
 from .covariates import Covariate, numbers
 from .data import get_categories
@@ -48,16 +51,20 @@ def other_gene_column(
     "Which column of var holds more of the genes, if one does."
     hits = {}
     if columns is not None:
-        hits = {c: columns[c].astype(str).isin(genes).sum() for c in columns}
+        hits = {
+            name: column.astype(str).isin(genes).sum()
+            for name, column in columns.items()
+        }
     best = max(hits, key=lambda column: hits[column], default=None)
     if best is not None and hits[best] > matched:
         return (
             f"var[{best!r}] has {hits[best]:,} of them: use it for the names "
-            f"(gene_key={best!r})"
+            f"(adata.var_names = adata.var[{best!r}], or --gene_key {best})"
         )
     return (
-        "give data with the genes of the training data, or lower min_matched to "
-        "count the missing ones as zero"
+        "give data with the genes of the training data, or a lower min_matched "
+        "(of match_cells and embed_file, or --min_matched) to count the missing "
+        "ones as zero"
     )
 
 # %% ../nbs/match.ipynb #b76a0196
@@ -65,28 +72,35 @@ def match_genes(
     genes: Sequence[str],  # the model's, (G,)
     names: Sequence[str],  # those of the data
     min_matched: float = MIN_MATCHED,  # least share of the model's genes
-    # var of the data: other names to suggest
+    # var of the data: which features are genes, and other names to suggest
     columns: pd.DataFrame | None = None,
 ) -> GeneMatch:
     """Match genes by name; those that occur again get a number, as in training.
+
+    Features of another kind, as antibodies, are no match for a gene.
 
     ValueError if fewer than `min_matched` of the model's genes are there."""
     if not 0 <= min_matched <= 1:
         raise ValueError(
             f"min_matched is {min_matched}; expected a share from 0 to 1"
         )
-    index = make_index_unique(pd.Index(names).astype(str))
+    is_gene = np.ones(len(names), dtype=bool)
+    if columns is not None:
+        is_gene = gene_features(columns)[0]
+    index = feature_names(pd.Index(names).astype(str), is_gene)
     position = index.get_indexer(pd.Index(genes))
+    position[~is_gene[position]] = -1
     missing = [gene for gene, at in zip(genes, position) if at < 0]
     matched = len(genes) - len(missing)
     if matched < min_matched * len(genes) or not matched:
+        few = f"fewer than {min_matched:.0%}" if matched else "not one"
         raise ValueError(
             f"{matched:,} of the model's {len(genes):,} genes are in the data, "
-            f"fewer than {min_matched:.0%} ({len(missing):,} missing: "
+            f"{few} ({len(missing):,} missing: "
             f"{first_names(missing)}): "
             f"{other_gene_column(genes, columns, matched)}"
         )
-    return GeneMatch(position, matched, missing, len(index) - matched)
+    return GeneMatch(position, matched, missing, is_gene.sum() - matched)
 
 # %% ../nbs/match.ipynb #d5441bea
 def map_batches(
@@ -189,10 +203,10 @@ def told_of_cells(
     check_is_map(map_batch)
     of_batch, of_others = {}, {}
     for name, to in (map_batch or {}).items():
-        if isinstance(to, str):
-            of_batch[name] = to
+        if isinstance(to, Mapping):
+            of_others[name] = {str(new): str(old) for new, old in to.items()}
         else:
-            of_others[name] = to
+            of_batch[str(name)] = str(to)
     names = [c.key for c in covariates if c.values is not None]
     for key in of_others.keys() - set(names):
         raise ValueError(

@@ -6,7 +6,7 @@
 __all__ = ['DATA_SETS', 'LIKE_MISSING', 'Input', 'fingerprint', 'variable_genes', 'open_data', 'note_on_empty_genes',
            'numbered_names', 'choose_genes', 'gene_columns', 'gene_names', 'split_subset', 'subset_rows',
            'check_labels', 'check_no_cell_is_empty', 'note_on_batches', 'notes_on_names', 'counts_in_memory',
-           'genes_of', 'check_unchanged', 'read_input', 'genes_in', 'counts_to_train_on']
+           'genes_of', 'check_unchanged', 'read_input', 'is_flag', 'genes_in', 'counts_to_train_on']
 
 # %% ../nbs/reading.ipynb #67715121
 import hashlib
@@ -26,8 +26,8 @@ from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
 from .covariates import find_covariates
 
 # isort: off
-from .counts import CountsLocation, find_counts, gene_features
-from .counts import get_counts
+from .counts import CountsLocation, feature_names, find_counts
+from .counts import gene_features, get_counts
 from .data import get_categories, load_data
 
 # isort: on
@@ -468,6 +468,11 @@ def read_input(
     )
 
 # %% ../nbs/reading.ipynb #5eed0302
+def is_flag(column: pd.Series) -> bool:
+    "Whether all its values are True or False, of whatever dtype."
+    return all(isinstance(v, bool | np.bool_) for v in column.astype(object))
+
+
 def genes_in(
     adata: AnnData, mask_var: str | None
 ) -> tuple[np.ndarray, list[str]]:
@@ -476,13 +481,13 @@ def genes_in(
     notes = [f"{note}: they are left out" for note in others]
     if mask_var is None:
         return keep, notes
-    if mask_var not in adata.var or adata.var[mask_var].dtype != bool:
-        flags = [c for c in adata.var if adata.var[c].dtype == bool]
+    flags = [c for c, column in adata.var.items() if is_flag(column)]
+    if mask_var not in flags:
         raise ValueError(
             f"mask_var={mask_var!r} is no boolean column of adata.var; such are: "
             f"{', '.join(flags) or 'none'}"
         )
-    return keep & adata.var[mask_var].to_numpy(), notes
+    return keep & adata.var[mask_var].to_numpy(bool), notes
 
 # %% ../nbs/reading.ipynb #03e0c7d9
 def counts_to_train_on(
@@ -498,7 +503,10 @@ def counts_to_train_on(
     seen = np.zeros(adata.n_vars, dtype=bool)
     for _, block in row_blocks(counts):
         seen[block.indices] = True
-    names, renamed = numbered_names(pd.Index(adata.var_names).astype(str))
+    all_names = pd.Index(adata.var_names).astype(str)
+    is_gene = gene_features(adata.var)[0]
+    names = feature_names(all_names, is_gene)
+    renamed = numbered_names(all_names[is_gene])[1]
     notes += note_on_empty_genes(~seen[asked], names[asked]) + renamed
     keep = np.flatnonzero(asked & seen)
     if not len(keep):

@@ -41,6 +41,24 @@ def cells(X, **layers) -> AnnData:
     )
 
 
+@pytest.mark.parametrize("how", [None, "nearest"])
+def test_x_can_be_asked_for_beside_a_layer_of_counts(how):
+    y = table()
+    held = cells(y + 1, counts=y)
+    found = find_counts(held, "X", how)
+    assert (found.layer, found.where, found.why) == (None, "X", "X was asked for")
+    np.testing.assert_array_equal(found.adata.X.toarray(), y + 1)
+    np.testing.assert_array_equal(get_counts(held, "X").toarray(), y + 1)
+    assert read_input(held, layer="X").cells.X.sum() == (y + 1).sum()
+    layer_x = cells(y + 1)
+    layer_x.layers["X"] = sparse.csr_matrix(y)  # a layer of that name goes first
+    np.testing.assert_array_equal(get_counts(layer_x, "X").toarray(), y)
+    with pytest.raises(ValueError, match="pass layer='X', which holds counts"):
+        find_counts(cells(y, counts=np.log1p(y)))
+    with pytest.raises(ValueError, match="adata.X is None"):
+        find_counts(cells(None, counts=y), "X")
+
+
 def halves(y) -> tuple[np.ndarray, np.ndarray]:
     one = np.random.default_rng(0).binomial(y.astype(int), 0.4)
     return one, y - one

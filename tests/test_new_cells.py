@@ -18,8 +18,9 @@ from gmvae_nb.embed import embed_file
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.inference import cells_in_order
 from gmvae_nb.match import Cells
-from gmvae_nb.network import PRESETS, is_planned
+from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
+from gmvae_nb.schedule import is_planned
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from scipy.stats import kstest
@@ -318,3 +319,57 @@ def test_missing_genes_come_out_as_zeros_whatever_the_order():
     position = np.array([3, -1, 7, 0, -1])
     dense = np.concatenate([y.toarray(), np.zeros((30, 1))], 1)[:, position]
     assert (take_genes(y, position).toarray() == dense).all() and y.shape == (30, 8)
+
+
+def with_antibodies(genes, names, first):
+    "The cells, with antibodies of these names before or behind the genes."
+    counts = csr_matrix(np.full((genes.n_obs, len(names)), 300, dtype=np.float32))
+    kind = ["Antibody Capture"] * len(names)
+    antibodies = ad.AnnData(counts, obs=genes.obs, var=pd.DataFrame(index=names))
+    parts = [genes, antibodies] if not first else [antibodies, genes]
+    kinds = ["Gene Expression"] * genes.n_vars
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names that are not unique
+        both = ad.concat(parts, axis=1, merge="same")
+    both.var["feature_types"] = kind + kinds if first else kinds + kind
+    return both
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+@pytest.mark.parametrize("first", [True, False])
+def test_an_antibody_is_no_gene_of_that_name(model, first, tmp_path):
+    adata = simulated()
+    named = model.genes[:2]
+    both = with_antibodies(adata, named, first)
+    matched = model.match_cells(both)
+    assert matched.genes.missing == [] and matched.genes.extra == 0
+    own = model.match_cells(adata).counts
+    assert (matched.counts != own).nnz == 0
+    fewer = with_antibodies(adata[:, 2:].copy(), named, first)
+    with pytest.warns(UserWarning, match="genes are missing and count as zero"):
+        assert model.match_cells(fewer, min_matched=0.5).genes.missing == named
+    both.write_h5ad(tmp_path / "both.h5ad")
+    embed_file(model, tmp_path / "both.h5ad", tmp_path / "out.h5ad")
+    found = ad.read_h5ad(tmp_path / "out.h5ad").obsm["X_gmvae"]
+    np.testing.assert_array_equal(found, model.get_latent_representation(adata))
+    again = GMVAE(both, K=3, batch_key="batch", preset=model.preset)
+    assert again.genes == read_input(both).cells.var_names.tolist() == model.genes
+    assert (again.counts != own).nnz == 0
+
+
+def test_batches_may_be_named_by_numbers():
+    adata = simulated()
+    adata.obs["lane"] = adata.obs["batch"].astype("category").cat.codes.to_numpy()
+    model = GMVAE(adata, K=2, batch_key="lane", preset=TINY)
+    new = adata.copy()
+    new.obs["lane"] = 7
+    assert set(model.match_cells(new, map_batch={7: 1}).batch) == {1}
+    assert model.match_cells(new, map_batch={"*": 0}).batches == {"7": "0"}
+
+
+def test_none_of_the_genes_is_told_as_such(model):
+    strange = with_genes(simulated(), [], extra=3)
+    strange.var["symbol"] = model.genes[:3]
+    way = r"not one .*adata.var_names = adata.var\['symbol'\], or --gene_key symbol"
+    with pytest.raises(ValueError, match=way):
+        model.match_cells(strange, min_matched=0)

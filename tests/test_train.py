@@ -5,6 +5,7 @@ The ideas themselves are checked in nbs/04."""
 import json
 import os
 import sys
+import warnings
 from dataclasses import replace
 
 import anndata as ad
@@ -148,6 +149,12 @@ def test_what_cannot_be_trained_on_is_left_out_and_said():
     np.testing.assert_array_equal(
         trained.get_latent_representation(adata), trained.get_latent_representation()
     )
+    for dtype in ("boolean", object):  # as a file may hold it
+        adata.var["chosen"] = adata.var["chosen"].astype(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            of = dict(K=2, batch_key="batch", mask_var="chosen", preset=TINY)
+            assert GMVAE(adata, **of).genes == model.genes
     with pytest.raises(ValueError, match="mask_var='x' is no boolean .* such are: chosen"):
         GMVAE(adata, K=2, mask_var="x", preset=TINY)
 
