@@ -101,6 +101,7 @@ class CountsOnDisk:
         n_cells, n_genes = matrix.shape
         self.shape = (n_cells, n_genes if genes is None else len(genes))
         check_parts(matrix.group)
+        self._file = matrix.group.file.filename
         starts = matrix.group["indptr"][:]  # (n_cells + 1,)
         whole = (
             starts.dtype.kind in "iu"
@@ -135,9 +136,16 @@ class CountsOnDisk:
         start: int,  # first row
         stop: int,  # the row after the last
     ) -> csr_matrix:  # (stop - start, G), the values that are stored
-        "Neighbouring rows."
+        "Neighbouring rows. ValueError if the file was closed."
         a, b = self._starts[start], self._starts[stop]
         stored = self.matrix.group
+        if not stored:
+            raise ValueError(
+                f"the file {self._file!r} was closed, and the counts are still "
+                "in it: open it again with adata = "
+                f"anndata.read_h5ad({self._file!r}, backed='r'), and give adata "
+                "to what you call, or to a new model"
+            )
         parts = (
             computable(stored["data"][a:b]),
             stored["indices"][a:b],

@@ -57,13 +57,21 @@ def get_categories(
     key: str,  # a column of `adata.obs`: strings, numbers, booleans, categories
     role: str,  # what it is for, named in errors: "batch_key" or "labels_key"
 ) -> pd.Categorical:  # `.codes` (n_cells,) integers, `.categories` sorted strings
-    "The column `key` as categories. ValueError if it, or a value, is missing."
+    """The column `key` as categories.
+
+    ValueError if it, or a value, is missing, and for two of that name."""
     if not isinstance(key, str) or key not in adata.obs:
         raise ValueError(
             f"{role}={key!r} is not a column of adata.obs, which has "
             f"{list(adata.obs.columns)}."
         )
     column = adata.obs[key]
+    if column.ndim > 1:
+        raise ValueError(
+            f"{role}={key!r} names {column.shape[1]} columns of adata.obs; "
+            "expected one: rename the others, or keep the first of each name "
+            "with adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]."
+        )
     missing = np.flatnonzero(column.isna())
     if len(missing):
         raise ValueError(

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from .arguments import shown
 from .batch_effect import log_normalised, principal_components
 from .clusters import TOLD_APART
 from .progress import working
 
 # isort: off
 from .report import MARKER_COLUMNS, ReportInput, cells_on_map
-from .report import draw_map, legend_of, on_map, png, render_page
+from .report import draw_map, legend_of, on_map, plural, png
+from .report import render_page, titled_groups
 
 # isort: on
 
@@ -50,21 +52,39 @@ def telling_order(
 
 # %% ../nbs/explorer.ipynb #e891000b
 def find_genes(
-    asked: Sequence[str],  # as they were typed
+    asked: str | Sequence[str],  # one or several, as they were typed
     names: Sequence[str],  # of the file, unique
 ) -> list[str]:  # as the file writes them
-    "ValueError, naming similar ones, for a gene that is not in the file."
-    exactly, loosely = set(names), {name.lower(): name for name in names}
-    found = []
+    """A gene as it was typed, else the only one that differs in case alone.
+
+    ValueError, naming similar ones, for a gene that is not in the file."""
+    asked = [asked] if isinstance(asked, str) else asked
+    if not isinstance(asked, Collection) or not all(
+        isinstance(gene, str) for gene in asked
+    ):
+        raise ValueError(
+            f"genes is {shown(asked)}; expected the name of a gene, or a list of "
+            "names"
+        )
+    exactly, found = set(names), list[str]()
+    loosely: dict[str, list[str]] = {}
+    for name in names:
+        loosely.setdefault(name.lower(), []).append(name)
     for gene in asked:
-        if gene not in exactly and gene.lower() not in loosely:
+        alike = [gene] if gene in exactly else loosely.get(gene.lower(), [])
+        if len(alike) > 1:
+            raise ValueError(
+                f"{gene!r} may be {' or '.join(alike)}, which the file has both: "
+                "write one of them as it stands there"
+            )
+        if not alike:
             near = difflib.get_close_matches(gene.lower(), loosely, n=3)
-            similar = ", ".join(loosely[name] for name in near) or "none"
+            similar = ", ".join(n for key in near for n in loosely[key])
             raise ValueError(
                 f"{gene!r} is no gene of the file, which has {len(names):,} "
-                f"(similar: {similar}): name one of them"
+                f"(similar: {similar or 'none'}): name one of them"
             )
-        found.append(gene if gene in exactly else loosely[gene.lower()])
+        found += alike
     return found
 
 # %% ../nbs/explorer.ipynb #e891000e
@@ -376,7 +396,7 @@ def cross_table(
     "Cells of each cluster and group, first of all clusters."
     names, _, codes = legend_of(groups)
     order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
-    if len(names) > MOST_COLUMNS:
+    if len(names) > MOST_COLUMNS + 1:  # a column for one alone saves none
         place = np.empty(len(names), dtype=int)
         place[order] = np.minimum(np.arange(len(names)), MOST_COLUMNS)
         shown = [names[i] for i in order[:MOST_COLUMNS]]
@@ -394,17 +414,23 @@ def cross_table(
 
 # %% ../nbs/explorer.ipynb #d66d5f92
 def absences(
-    table: dict[str, Any],  # from cross_table
+    cluster: pd.Categorical,  # (N,)
+    batch: pd.Categorical,  # (N,)
 ) -> str:  # sentences, or nothing
     "Which clusters each batch has no cell in."
+    cells = np.zeros((len(batch.categories), len(cluster.categories)), dtype=int)
+    np.add.at(cells, (batch.codes, cluster.codes), 1)
     said = []
-    for j, name in enumerate(table["names"]):
-        lacks = [r["name"] for r in table["rows"][1:] if not r["cells"][j][0]]
-        if lacks:
-            s = "s" * (len(lacks) > 1)
-            said.append(f"{name} has no cell in cluster{s} {', '.join(lacks)}.")
-    more = f" So have {len(said) - 8} more." if len(said) > 8 else ""
-    return " ".join(said[:8]) + more
+    for name, of in zip(batch.categories, cells):
+        lacks = cluster.categories[of == 0]
+        if len(lacks):
+            word = plural(len(lacks), "cluster")
+            said.append(f"{name} has no cell in {word} {', '.join(lacks)}.")
+    more = len(said) - 8
+    if more > 0:
+        word = plural(more, "other batch lacks", "other batches lack")
+        said[8:] = [f"{more:,} {word} clusters too."]
+    return " ".join(said)
 
 # %% ../nbs/explorer.ipynb #e891002e
 def first_facts(
@@ -414,13 +440,18 @@ def first_facts(
     "The tiles on top."
     n, batch, unsure = report.cells.n_obs, report.batch, values["unsure_cells"]
     share = f"{100 * unsure / n:.1f} %"
-    tiles = [(f"{n:,}", "cells"), (f"{len(values['clusters']):,}", "clusters")]
+    n_clusters = len(values["clusters"])
+    tiles = [
+        (f"{n:,}", plural(n, "cell")),
+        (f"{n_clusters:,}", plural(n_clusters, "cluster")),
+    ]
     tiles.append(
         (share, f"of the cells ({unsure:,}) are unsure of their cluster")
     )
     if batch is not None:
         n_batches = len(batch.categories)
-        tiles.insert(1, (f"{n_batches:,}", "batch" + "es" * (n_batches > 1)))
+        word = plural(n_batches, "batch", "batches")
+        tiles.insert(1, (f"{n_batches:,}", word))
     if values["effect"]:
         tiles.append((values["effect"]["short"], "batch effect"))
     return [dict(value=value, words=words) for value, words in tiles]
@@ -435,11 +466,12 @@ def map_rows(
 ) -> list[dict[str, Any]]:  # title, words, picture, block
     "The maps, before first, each also as a picture."
     on, umap = packer.on, report.cells.obsm["X_gmvae_umap"]
+    words, batch = "UMAP of the embedding.", report.batch
+    if batch is not None and len(batch.categories) > 1:
+        words = "UMAP of the embedding, from which batch effects were removed."
     after = dict(
         title="After",
-        words="UMAP of the embedding, from which batch effects were removed."
-        if report.batch is not None
-        else "UMAP of the embedding.",
+        words=words,
         src=clusters["src"],
         block=packer.add_mapped(on_map(umap[on])),
     )
@@ -485,26 +517,13 @@ def explore_values(
     asked: Sequence[str] = (),  # more genes, from find_genes
 ) -> dict[str, Any]:  # name in explore.html -> value
     "Everything that the template asks for."
-    run, cells = report.run, report.cells
+    cells = report.cells
     packer = Packer(cells_on_map(cells.n_obs))
     quality, told = cell_quality(counts, names), report.types is not None
     total = quality["counts"].to_numpy()
-    text = cells.obs["gmvae_cluster"].astype(str)
-    cluster = pd.Categorical(text, sorted(text.unique(), key=int))
-    groupings, with_names = {"cluster": cluster}, ["cluster"]
-    if told:
-        groupings["type"] = report.types
-        with_names.append("type")
-    for title, groups in (
-        (run["settings"]["batch_key"], report.batch),
-        (run["labels_key"], report.labels),
-    ):
-        if groups is None:
-            continue
-        if title in groupings:  # a column that is called cluster, or type
-            title = f"{title} of the file"
-        groupings[title] = groups
-        with_names += [title] * (groups is report.labels)
+    groupings = titled_groups(report)
+    cluster = groupings["cluster"]
+    with_names = [t for t, of in groupings.items() if of is not report.batch]
     colour_of = dict(
         zip(values["maps"][0]["names"], values["maps"][0]["colours"])
     )
@@ -530,7 +549,7 @@ def explore_values(
     ]
     for table, groups in zip(tables, list(groupings.values())[1:]):
         if groups is report.batch:
-            table["words"] = absences(table)
+            table["words"] = absences(cluster, groups)
     rule = "No gene is named MT-…, so that dying cells cannot be told."
     if "mitochondrial" in quality:
         rule = DYING_RULE
@@ -542,7 +561,7 @@ def explore_values(
         "packed": pack(header, packer.blocks),
         "genes_here": len(shown),
         "tiles": first_facts(report, values),
-        "quality": quality_rows(values["clusters"], quality, text.to_numpy()),
+        "quality": quality_rows(values["clusters"], quality, np.asarray(cluster)),
         "shares": [kind for kind in GENE_KINDS if kind in quality],
         "rule": rule,
         "dots": dotplot(levels, best, cluster),

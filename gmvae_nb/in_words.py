@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .network import Preset
-from .schedule import row_of_weights
+from .schedule import row_of_weights, told_by_components
 
 # %% ../nbs/in_words.ipynb #1a0d0006
 class Told(NamedTuple):
@@ -73,8 +73,8 @@ COLLAPSED_BELOW = 0.1  # nats of mutual information
 
 def has_collapsed(run: Told) -> bool:
     "Whether the components of K > 1 do not tell the cells apart."
-    information = row_of_weights(run.history)["mutual_information"]
-    return run.K > 1 and bool(information <= COLLAPSED_BELOW)
+    information = told_by_components(run.history)
+    return run.K > 1 and information <= COLLAPSED_BELOW
 
 # %% ../nbs/in_words.ipynb #31c63508
 def kl_z_of(history: pd.DataFrame) -> pd.Series:

@@ -22,12 +22,14 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from .arguments import as_paths
+from .covariates import listed_keys
 from .files import file_state, is_annotated, listed_files, sha256_of
 from .h5ad import check_fits, open_h5ad, other_format
 
 # isort: off
 from .reading import DATA_SETS, Input, check_unchanged
-from .reading import counts_in_memory, genes_of, read_input
+from .reading import counts_in_memory, gene_columns, gene_names
+from .reading import genes_of, read_input
 
 # isort: on
 
@@ -107,6 +109,7 @@ class Part(NamedTuple):
     told: dict[str, Any]  # file, path, sha256, cells, genes, counts
     notes: list[str]  # what was done, one sentence each
     round_counts: str | None  # how fractional counts were made whole
+    repeated: list[str]  # names that several genes had, before they were numbered
 
 # %% ../nbs/parts.ipynb #7c5e06c9
 def read_part(
@@ -138,7 +141,9 @@ def read_part(
             sha256 = sha256_of(path)
             place, y = counts_in_memory(adata, path, layer, round_counts)
             is_gene, genes, notes = genes_of(adata, place, gene_key)
-            var = place.adata.var[is_gene].set_axis(genes)
+            given = gene_names(gene_columns(adata, place), gene_key)[is_gene]
+            # the name of an index may be that of a column with other values
+            var = place.adata.var[is_gene].set_axis(genes.rename(None))
             y = y if is_gene.all() else y[:, is_gene]
             cells = AnnData(y, obs=adata.obs.copy(), var=var)
     except ValueError as error:
@@ -147,7 +152,8 @@ def read_part(
     check_unchanged(file, before)
     told = dict(file=name, path=str(path.resolve()), sha256=sha256)
     told |= dict(cells=cells.n_obs, genes=cells.n_vars, counts=place.where)
-    return Part(cells, told, notes, place.round_counts)
+    repeated = list(given[given.duplicated()].unique())
+    return Part(cells, told, notes, place.round_counts, repeated)
 
 # %% ../nbs/parts.ipynb #9a77000f
 LEAST_SHARED = 0.1  # of the genes of the file with the fewest
@@ -261,7 +267,7 @@ def joined_names(
     parts: Sequence[Part],
 ) -> tuple[list[pd.Index], list[str]]:  # of the cells of each part; a note
     "Names of cells, with the part's in front if one is in two of them."
-    names = [part.cells.obs_names.astype(str) for part in parts]
+    names = [part.cells.obs_names.astype(str).rename(None) for part in parts]
     seen = Counter(name for index in names for name in index.unique())
     again = [name for name, n in seen.items() if n > 1]
     if not again:
@@ -349,6 +355,13 @@ def join_files(
         )
     for part in parts:
         report += [f"{part.told['file']}: {note}" for note in part.notes]
+    twice = next((part.repeated[0] for part in parts if part.repeated), None)
+    if twice is not None:
+        report.append(
+            f"warning: genes of the same name, as {twice!r}, are matched in the "
+            "order in which each file has them, the first with the first: if "
+            "that differs, counts of different genes are under one name"
+        )
     rounded = next((p.round_counts for p in parts if p.round_counts), None)
     return Joined(joined, [p.told for p in parts], report + renamed, rounded)
 
@@ -376,10 +389,12 @@ def read_files(
         return read_input(files[0], batch_key=batch_key, **options)
     batch_key = batch_of(files, batch_key)
     kinds = ("categorical", "continuous")
-    named = [options.get(f"{kind}_covariate_keys") or () for kind in kinds]
+    named = [f"{kind}_covariate_keys" for kind in kinds]
+    listed = listed_keys(*map(options.get, named))
+    options |= dict(zip(named, listed))
     how = {key: options.pop(key, None) for key in ("layer", "gene_key")}
     how["round_counts"] = options.pop("round_counts", None)
-    keys = [key for of in named for key in of]
+    keys = [key for of in listed for key in of]
     joined = join_files(files, join=join, batch_key=batch_key, keys=keys, **how)
     name = f"{joined.parts[0]['file']} and {len(files) - 1} more"
     options = {"name": name, **options}

@@ -23,7 +23,7 @@ from anndata.utils import make_index_unique
 from scipy.sparse import csr_matrix
 
 from .counts_on_disk import CountsOnDisk, MatchedCounts, row_blocks
-from .covariates import find_covariates
+from .covariates import find_covariates, listed_keys
 
 # isort: off
 from .counts import CountsLocation, feature_names, find_counts
@@ -421,7 +421,7 @@ def read_input(
         notes.insert(
             0, f"{len(rows):,} of {n_cells:,} cells: those with {subset}"
         )
-    names = batch_key, labels_key, *(categorical_covariate_keys or ())
+    names = batch_key, labels_key, *listed_keys(*named)[0]
     keys = dict.fromkeys(key for key in names if key)
     notes += confounded
     if batch_key is not None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_WAIT', 'epochs_wanted', 'check_epochs', 'fit_batch_size', 'with_batch_size', 'kl_weight', 'learning_rate',
            'Course', 'planned_course', 'epochs_before_placing', 'is_planned', 'check_plan', 'is_watched', 'course_of',
-           'place_in_plan', 'best_so_far', 'kept_epoch', 'row_of_weights', 'went_back']
+           'place_in_plan', 'best_so_far', 'kept_epoch', 'row_of_weights', 'told_by_components', 'went_back']
 
 # %% ../nbs/schedule.ipynb #5ced0005
 import math
@@ -231,6 +231,16 @@ def row_of_weights(
     "The row of the epoch whose weights the model has."
     last = history.iloc[-1]
     return history.iloc[int(last.get("weights_of", len(history))) - 1]
+
+# %% ../nbs/schedule.ipynb #sch5c0d2
+def told_by_components(
+    history: pd.DataFrame,  # GMVAE.history
+) -> float:  # nats per cell
+    "What components tell of a cell at most: no more than the prior terms cost."
+    row = row_of_weights(history)
+    part = "test" if "test_kl_z" in row else "train"
+    cost = sum(row[f"{part}_{term}"] for term in ("kl_w", "kl_z", "cond"))
+    return float(min(row["mutual_information"], max(0.0, cost)))
 
 # %% ../nbs/schedule.ipynb #2264131a
 def went_back(

@@ -59,7 +59,7 @@ from .reproducible import torch_stream, warn_if_threads_spin
 from .schedule import best_so_far, check_epochs, check_plan
 from .schedule import course_of, epochs_before_placing, epochs_wanted
 from .schedule import fit_batch_size, kept_epoch, kl_weight
-from .schedule import learning_rate, place_in_plan, row_of_weights
+from .schedule import learning_rate, place_in_plan, told_by_components
 
 # isort: on
 
@@ -511,15 +511,12 @@ def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
 
 def _warn_if_collapsed(self: "GMVAE") -> None:
     "A UserWarning if the components of K > 1 do not tell the cells apart."
-    row = row_of_weights(pd.DataFrame(self._rows))
-    information = row["mutual_information"]
+    information = told_by_components(pd.DataFrame(self._rows))
     if self.K == 1 or information > 0.1:
         return
     cure = "give it more epochs or cells"
     if self.preset.encoder_input == "lognorm":
-        cure += (
-            "; preset='centred' sees smaller differences of 1,000 cells or more"
-        )
+        cure += "; preset='centred' sees smaller differences"
     if self.preset.init == "random":
         cure = "preset='recommended' places the components by the data"
     warnings.warn(

@@ -45,6 +45,13 @@ def obs(values, key="batch"):
     return a
 
 
+def column_twice(key):
+    "Cells with two columns of that name, as pd.concat leaves them."
+    a = cells()
+    a.obs = pd.concat([a.obs, a.obs[[key]]], axis=1)
+    return a
+
+
 def changed(**attributes):
     a = cells()
     for name, value in attributes.items():
@@ -198,6 +205,18 @@ BAD |= {
         r"batch_key=\['batch'\] is not a column",
     ),
     "batch_key empty": (lambda: fit(cells(), batch_key=""), "batch_key='' is not a column"),
+    "two columns named batch": (
+        lambda: fit(column_twice("batch"), batch_key="batch"),
+        "batch_key='batch' names 2 columns of adata.obs; expected one",
+    ),
+    "two columns of labels": (
+        lambda: fit(column_twice("cell_type"), labels_key="cell_type"),
+        "labels_key='cell_type' names 2 columns",
+    ),
+    "two columns of labels, read": (
+        lambda: read_input(column_twice("cell_type"), labels_key="cell_type"),
+        "labels_key='cell_type' names 2 columns",
+    ),
     "K 0": (lambda: fit(cells(), K=0), "K is 0"),
     "K negative": (lambda: fit(cells(), K=-3), "K is -3"),
     "K text": (lambda: fit(cells(), K="3"), "K is '3'"),

@@ -54,7 +54,21 @@ def test_batches_with_clusters_of_their_own_are_not_praised(made):
     before, _, group, batch, _ = made
     own = batch_effect(before, before, group * 3 + batch, batch)
     assert np.isnan(own.loc["kBET"]).all()  # no cluster with two batches
-    assert effect_in_short(own) == "little before"
+    assert effect_in_short(own) == "cannot be told"
+    assert "each cluster holds nearly one batch" in effect_in_words(own)
+
+
+@pytest.mark.parametrize("sizes", [(380, 20), (190, 10), (900, 50, 50)])
+def test_batches_of_unlike_size_that_lie_apart_are_not_called_mixed(sizes):
+    rng = np.random.default_rng(0)
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    together = rng.normal(size=(len(batch), 10))
+    apart, clusters = together + 50 * np.eye(10)[batch], rng.choice(2, len(batch))
+    effect = batch_effect(apart, apart, clusters, batch)
+    assert effect_in_short(effect) == "cannot be told"
+    assert "of very unequal size" in effect_in_words(effect)
+    mixed = batch_effect(together, together, clusters, batch)
+    assert effect_in_short(mixed) == "little before" and np.isnan(mixed.loc["PCR"]).all()
 
 
 def test_counts_are_sampled_the_same_way_each_time(monkeypatch):

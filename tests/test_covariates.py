@@ -11,7 +11,7 @@ import pytest
 import torch
 from gmvae_nb import commands, data, tl
 from gmvae_nb.commands import gmvae_sweep
-from gmvae_nb.covariates import Covariate, find_covariates, keys_of
+from gmvae_nb.covariates import Covariate, Design, find_covariates, keys_of
 from gmvae_nb.differential import differential_expression, group_means
 from gmvae_nb.embed import embed_file, map_of_pairs
 from gmvae_nb.model_folder import model_digest, read_model
@@ -314,6 +314,49 @@ def test_what_is_refused_before_training():
     found, notes = find_covariates(adata, None, ["site"], ["level"])
     assert found == [Covariate("level", None), Covariate("site", ["s1", "s2", "s3"])]
     assert notes == []
+
+
+EXTREME = {
+    "huge": np.linspace(1, 2, 120) * 1e160,
+    "tiny": np.linspace(1, 2, 120) * 1e-200,
+    "both ends": np.resize([-1e308, 1e308], 120),
+    "complex": 1.0 + np.arange(120) * 1j,
+}
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_what_cannot_be_scaled_is_refused_before_training(name):
+    adata = mine()
+    adata.obs["dose"] = EXTREME[name]
+    says = "continuous_covariate_keys='dose' .*expected (real )?numbers"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # overflow is no news
+        with pytest.raises(ValueError, match=says):
+            find_covariates(adata, None, None, ["dose"])
+
+
+def test_what_cannot_be_scaled_in_the_training_cells_is_refused():
+    design, table = Design(1, [Covariate("dose", None)]), np.zeros((4, 2))
+    table[:, 1] = 1e-200, 2e-200, 3e-200, 1
+    with pytest.raises(ValueError, match="'dose' goes from 1e-200 to 3e-200 and cannot be scaled"):
+        design.standardise(table, np.arange(3))
+    for size in (1e-140, 1e140):
+        table[:3, 1] = [size, 2 * size, 3 * size]
+        design.standardise(table, np.arange(3))
+        np.testing.assert_allclose(design.std / size, np.std([1, 2, 3]))
+
+
+def test_names_in_an_index_and_a_name_that_occurs_twice():
+    adata = mine()
+    wanted = find_covariates(adata, "batch", CAT, CON)
+    assert find_covariates(adata, "batch", pd.Index(CAT), pd.Index(CON)) == wanted
+    assert find_covariates(adata, "batch", np.array(CAT), pd.Index([]))[0] == [
+        c for c in wanted[0] if c.key in CAT
+    ]
+    adata.obs = pd.concat([adata.obs, adata.obs[["mito", "site"]]], axis=1)
+    for role, key in (("categorical", "site"), ("continuous", "mito")):
+        with pytest.raises(ValueError, match=f"{role}_covariate_keys='{key}' names 2 columns"):
+            GMVAE(adata, 4, preset=SMALL, **{f"{role}_covariate_keys": [key]})
 
 
 def test_one_line_of_python_takes_them(monkeypatch):

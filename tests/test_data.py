@@ -124,7 +124,7 @@ def test_the_first_bad_value_and_the_layer_to_use():
     with pytest.raises(ValueError, match="pass the layer with raw counts"):
         get_counts(a)
     a.X = np.ones(a.shape)
-    with pytest.raises(ValueError, match="layer=None"):
+    with pytest.raises(ValueError, match="layer='X'"):
         get_counts(a, "counts")
 
 
@@ -277,6 +277,17 @@ def test_categories_with_gaps(values):
         get_categories(a, "type", "labels_key")
 
 
+@pytest.mark.parametrize("key, n", [("key", 2), ("other", 3)])
+def test_a_column_name_that_occurs_twice_is_refused(key, n):
+    obs = pd.DataFrame([[1, 2] + [3] * n] * 3, index=list("xyz"))
+    obs.columns = ["a", "b"] + [key] * n
+    a = AnnData(np.ones((3, 1)), obs=obs)
+    says = rf"batch_key='{key}' names {n} columns of adata.obs; expected one: .*duplicated"
+    with pytest.raises(ValueError, match=says):
+        get_categories(a, key, "batch_key")
+    assert list(get_categories(a, "a", "batch_key").categories) == ["1"]
+
+
 def test_batch_codes():
     codes, names = batch_codes(small(), "batch")
     assert codes.dtype == np.int64 and names == ["a", "b"]
@@ -357,6 +368,20 @@ def test_rows_on_disk_are_those_in_memory(tmp_path):
     pd.testing.assert_frame_equal(
         count_statistics(backed, None, None, None), count_statistics(a, None, None, None)
     )
+
+
+def test_a_file_that_was_closed_is_to_be_opened_again(tmp_path):
+    backed = on_disk_copy(small(), tmp_path)
+    counts = get_counts(backed)
+    first = next(row_blocks(counts))[1]
+    backed.file.close()
+    says = r"^the file '.*a\.h5ad' was closed.*open it again with adata = .*backed='r'"
+    for ask in (lambda: counts.read(0, 3), lambda: counts[[5]], lambda: mean_and_std(counts)):
+        with pytest.raises(ValueError, match=says):
+            ask()
+    again = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert (next(row_blocks(get_counts(again)))[1] != first).nnz == 0
+    again.file.close()
 
 
 def test_a_bad_count_on_disk_is_named_and_all_are_counted(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from gmvae_nb import explorer, report, runs
 from gmvae_nb.commands import gmvae_report
 from gmvae_nb.explorer import (
+    absences,
     cell_quality,
     cross_table,
     dot_genes,
@@ -141,7 +142,7 @@ def test_tables_say_what_she_asks(page):
     assert "Cluster 3 may be of dying cells: " in words and "Cluster 1 may be" not in words
     assert "d1 has no cell in cluster 2." in words
     assert "5.0 % of the cells (12) are unsure" in words and "-ELBO" not in words
-    assert re.search("(gone|smaller|still there|little before) batch effect", words)
+    assert re.search("(gone|smaller|still there|little before|cannot be told) batch effect", words)
 
 
 def test_the_page_is_one_of_the_run_and_replaces_no_other(run):
@@ -193,8 +194,13 @@ def test_a_run_without_batches_labels_markers_and_a_map_before(tmp_path):
     none = report.marker_genes(data.X, data.var_names, data.obs["gmvae_cluster"].values)
     found = explorer.explore_values(asked, values, none, data.X, list(data.var_names))
     assert [m["title"] for m in found["maps_here"]] == ["After"]
+    data.obs["gmvae_cluster"] = pd.Categorical(["0"] * 3)
+    one = report.ReportInput(run, {}, pd.DataFrame(), data, pd.Categorical(["a"] * 3), None)
+    packer = explorer.Packer(np.arange(3))
+    after = explorer.map_rows(one, src, data.X, packer, np.ones(3))[-1]
+    assert after["words"] == "UMAP of the embedding."  # of one batch nothing was removed
     assert found["tables"] == [] and found["tree"] is None and found["markers"] == []
-    assert [tile["words"] for tile in found["tiles"]][:2] == ["cells", "clusters"]
+    assert [tile["words"] for tile in found["tiles"]][:2] == ["cells", "cluster"]
     assert found["rule"].startswith("No gene is named MT-")
 
 
@@ -214,7 +220,17 @@ def test_telling_genes_are_not_those_of_all_cells():
 
 
 def test_a_gene_is_found_by_its_own_case_first():
-    assert find_genes(["Cd3d", "CD3D", "lyz"], ["CD3D", "Cd3d", "LYZ"]) == ["Cd3d", "CD3D", "LYZ"]
+    twins = ["CD3D", "Cd3d", "LYZ"]
+    assert find_genes(["Cd3d", "CD3D", "lyz"], twins) == ["Cd3d", "CD3D", "LYZ"]
+    with pytest.raises(ValueError, match="'cd3d' may be CD3D or Cd3d"):
+        find_genes(["cd3d"], twins)
+
+
+def test_one_gene_is_a_name_and_no_list_of_letters():
+    assert find_genes("g5", ["g", "5", "g5"]) == ["g5"]
+    for asked in ([5], 5):
+        with pytest.raises(ValueError, match="genes is .*5.*; expected the name of a gene, or"):
+            find_genes(asked, ["g5"])
 
 
 def test_quality_counts_what_is_there():
@@ -252,6 +268,18 @@ def test_many_names_share_a_column():
     table = cross_table("t", pd.Categorical(["0"] * 605), groups, {"0": "#000"})
     assert table["names"][0] == "t7" and table["names"][-1] == "20 others"
     assert table["rows"][1]["cells"][-1] == (200, 200 / 605)
+    groups = pd.Categorical([f"t{i}" for i in range(41)])
+    table = cross_table("t", pd.Categorical(["0"] * 41), groups, {"0": "#000"})
+    assert len(table["names"]) == 41 and "1 others" not in table["names"]
+
+
+def test_every_batch_that_lacks_a_cluster_is_counted():
+    "100 batches: 90 with both clusters, and ten, the smallest, with the first alone."
+    batch = pd.Categorical([f"d{i:02}" for i in range(100)] + [f"d{i:02}" for i in range(90)])
+    said = absences(pd.Categorical(["0"] * 100 + ["1"] * 90), batch)
+    assert said.startswith("d90 has no cell in cluster 1. d91 has")
+    assert said.endswith(" 2 other batches lack clusters too.") and said.count("has no cell") == 8
+    assert absences(pd.Categorical(["0", "1"]), pd.Categorical(["a", "a"])) == ""
 
 
 def test_a_page_with_two_scripts_is_refused():
@@ -296,6 +324,53 @@ def test_the_maps_are_drawn_and_nothing_is_asked_for(browser, run, width, dark):
     ground = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", ground))) < 60) == dark
     assert browser.complaints() == []
+
+
+def test_long_names_and_settings_are_no_wider_than_a_telephone(browser, run, tmp_path):
+    text = (run[0] / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "long.html").write_text(re.sub(r"\bd1\b", "d1" * 60, text))
+    browser.open(tmp_path / "long.html", width=390, script=False)
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+
+
+# what the script finds, in place of which the page then has two genes that differ in case
+TWINS = """
+(async () => {
+  const data = await unpack(), two = data.genes.slice(0, 2);
+  two.forEach((gene, i) => gene.name = ["ACTB", "Actb"][i]);
+  data.genes[2].name = " sp ";
+  document.querySelectorAll("#markers-table button.gene").forEach((b, i) =>
+    b.textContent = ["Actb", "ACTB", " sp "][i] ?? "other");
+  explore(data);
+})()
+"""
+
+
+def test_genes_that_differ_in_case_are_two(browser, run):
+    browser.open(run[0] / "explore.html")
+    browser.ask(TWINS)
+    said = "document.getElementById('said').textContent"
+    for i, name in enumerate(["Actb", "ACTB", " sp "]):
+        browser.ask(f"document.querySelectorAll('#markers-table button.gene')[{i}].click()")
+        assert browser.ask(said) == f"coloured by {name}"
+    gene, note = "document.getElementById('gene')", "document.getElementById('gene-note')"
+    browser.ask(f"{gene}.value = 'actb'; {gene}.dispatchEvent(new Event('change'))")
+    assert browser.ask(f"{note}.textContent") == (
+        "actb may be ACTB or Actb: write it as one of them."
+    )
+
+
+def test_one_is_not_many(browser, run):
+    browser.open(run[0] / "explore.html")
+    words = [browser.ask(f"counted({n}, 'cell') + ' ' + are({n})") for n in (0, 1, 1200)]
+    assert words == ["0 cells are", "1 cell is", "1,200 cells are"]
+    part = "document.getElementById('markers-gene')"
+    names = browser.ask(
+        "[...document.querySelectorAll('#markers-table button.gene')].map(b => b.textContent)"
+    )
+    once = next(n for n in names if sum(n.lower() in other.lower() for other in names) == 1)
+    browser.ask(f"{part}.value = {json.dumps(once)}; {part}.dispatchEvent(new Event('input'))")
+    assert browser.ask("document.getElementById('said').textContent") == "1 marker is listed"
 
 
 # the least contrast of a text with what is behind it, as WCAG 2 has it

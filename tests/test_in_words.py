@@ -33,7 +33,8 @@ def run_of(K, effective_K, kl_z, held_out=True, name="blog", scored=True, neg_iw
     row = {"epoch": 1, "effective_K": effective_K}
     row["mutual_information"] = np.log(effective_K) - (np.log(K) - kl_z)
     for part in parts:
-        row |= {f"{part}_neg_elbo": 400.0, f"{part}_kl_z": kl_z}
+        row |= {f"{part}_neg_elbo": 400.0, f"{part}_kl_w": 9.0}
+        row |= {f"{part}_kl_z": kl_z, f"{part}_cond": 9.0}
     n = max(1, round(effective_K))
     latent = {"ari_clusters": 0.5, "nmi_clusters": 0.4, "asw": 0.3, "batch_asw": float("nan")}
     metrics = {

@@ -133,6 +133,54 @@ def test_a_file_that_comes_later_is_a_batch_by_its_name(run, tmp_path):
         embed_file(model, other, target)
 
 
+def test_genes_by_a_column_in_which_a_name_occurs_twice(tmp_path):
+    "The joined cells can be written: no index has the name of a column."
+    parts = thirds()[:2]
+    for part in parts:
+        symbols = list(part.var_names)
+        symbols[7] = symbols[3]
+        part.var["symbol"] = symbols
+        part.var_names = [f"ENS{i}" for i in range(20)]
+    files = write(tmp_path / "samples", parts)
+    found = join_files(files, gene_key="symbol")
+    assert list(found.cells.var_names[[3, 7]]) == ["gene3", "gene3-1"]
+    assert found.cells.var_names.name is None
+    found.cells.write_h5ad(tmp_path / "joined.h5ad")
+    again = ad.read_h5ad(tmp_path / "joined.h5ad")
+    assert (again.X != ad.concat(parts).X).nnz == 0
+    assert list(again.var["symbol"][["gene3", "gene3-1"]]) == ["gene3", "gene3"]
+    said = [note for note in found.notes if "genes of the same name, as 'gene3'" in note]
+    assert len(said) == 1 and said[0].startswith("warning: ")
+    assert not any("same name" in note for note in join_files(files).notes)
+
+
+@pytest.mark.parametrize("name", ["barcode", "file"])
+def test_names_of_cells_that_are_a_column_too(name, tmp_path):
+    parts = thirds()[:2]
+    for part in parts:
+        part.obs_names = [f"cell{i}" for i in range(40)]  # in both files
+        part.obs_names.name = name
+        if name == "barcode":
+            part.obs[name] = part.obs_names
+    found = join_files(write(tmp_path / "samples", parts)).cells
+    assert found.obs_names[0] == "a:cell0"
+    found.write_h5ad(tmp_path / "joined.h5ad")
+    again = ad.read_h5ad(tmp_path / "joined.h5ad").obs
+    assert again["file"].iloc[0] == "a" and list(again.index) == list(found.obs_names)
+    assert name == "file" or again[name].iloc[0] == "cell0"
+
+
+def test_covariates_of_files_are_named_in_a_list(files):
+    for one in ("batch", 5):
+        says = f"^categorical_covariate_keys is {one!r}; expected a list"
+        for some in (files, files[:1]):
+            with pytest.raises(ValueError, match=says):
+                read_files(some, categorical_covariate_keys=one)
+    named = pd.Index(["batch"])
+    expected = read_files(files, categorical_covariate_keys=["batch"])
+    assert read_files(files, categorical_covariate_keys=named).notes == expected.notes
+
+
 @pytest.fixture
 def no_answer(monkeypatch):
     "Nothing may be asked of a model."

@@ -23,6 +23,7 @@ from gmvae_nb.schedule import (
     learning_rate,
     place_in_plan,
     row_of_weights,
+    told_by_components,
     went_back,
 )
 from gmvae_nb.train import GMVAE, training_split
@@ -296,3 +297,12 @@ def test_the_page_does_not_ask_for_more_epochs(run):
     assert not any("max_epochs" in r for r in remarks(falling, 4, 4, 0.0))
     planned = falling.drop(columns="weights_of")
     assert any("max_epochs" in r for r in remarks(planned, 4, 4, 0.0))
+
+
+def test_components_tell_no_more_than_the_embedding_costs():
+    row = dict(mutual_information=0.5, train_kl_w=9.0, train_kl_z=9.0, train_cond=9.0)
+    assert told_by_components(pd.DataFrame([row])) == 0.5
+    held_out = dict(test_kl_w=0.01, test_kl_z=0.03, test_cond=-0.02)
+    told = told_by_components(pd.DataFrame([row | held_out]))
+    assert told == pytest.approx(0.02)
+    assert told_by_components(pd.DataFrame([row | held_out | {"test_cond": -1.0}])) == 0

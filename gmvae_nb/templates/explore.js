@@ -6,6 +6,8 @@ const make = (tag, text, attributes) => {
 };
 const say = text => { by("said").textContent = text; };
 const count = n => n.toLocaleString("en");
+const counted = (n, word) => `${count(n)} ${word}${n === 1 ? "" : "s"}`;
+const are = n => n === 1 ? "is" : "are";
 
 // ---- What the page was packed with: see "How a cell is packed" on the page of gmvae_nb
 async function unpack() {
@@ -93,7 +95,8 @@ function markers(colourBy, onPage) {
     for (const row of rows)
       row.hidden = cluster.value !== "" && value(row, 0) !== cluster.value
         || !value(row, 2).toLowerCase().includes(text);
-    say(`${count(shown().length)} markers are listed`);
+    const listed = shown().length;
+    say(`${counted(listed, "marker")} ${are(listed)} listed`);
   };
   cluster.addEventListener("change", filter);
   part.addEventListener("input", filter);
@@ -124,7 +127,12 @@ function explore(data) {
   const n = data.cells, blocks = data.blocks, total = blocks[data.total];
   const hidden = data.groups.map(() => new Set()), shown = new Uint8Array(n).fill(1);
   const chosen = new Uint8Array(n), shade = new Uint16Array(n);
-  const genes = new Map(data.genes.map((g, i) => [g.name.toLowerCase(), i]));
+  // a name as it is written, and for what was typed also without case
+  const genes = new Map(data.genes.map((g, i) => [g.name, i])), typed = new Map();
+  for (const g of data.genes) {
+    const name = g.name.trim().toLowerCase();
+    typed.set(name, [...typed.get(name) ?? [], g.name]);
+  }
   let n_chosen = 0, colours = [], order = null, now = null, hovered = -1, lasso = false;
 
   // a mixed order, the same each time, so that no group hides another
@@ -250,7 +258,7 @@ function explore(data) {
     for (const x of data.numbers) rows.push([x.title, words(x, numberAt(x, i))]);
     if (now.kind === "gene") {
       const c = blocks[now.of.block][i];
-      rows.push([now.of.name, `${c} count${c === 1 ? "" : "s"}`]);
+      rows.push([now.of.name, counted(c, "count")]);
     }
     return rows;
   }
@@ -310,7 +318,7 @@ function explore(data) {
       for (let i = 0; i < n; i++) if (hidden[k].has(codes[i])) shown[i] = 0;
     });
     const n_shown = shown.reduce((a, b) => a + b, 0);
-    by("shown").textContent = n_shown < n ? `${count(n_shown)} of ${count(n)} cells are shown.` : "";
+    by("shown").textContent = n_shown < n ? `${count(n_shown)} of ${counted(n, "cell")} ${are(n_shown)} shown.` : "";
     by("show-all").hidden = n_shown === n;
     label();
     draw();
@@ -410,6 +418,10 @@ function explore(data) {
       look();
     });
     box.replaceChildren(...buttons, none);
+    const n_colours = new Set(of.colours).size;
+    if (n_colours < of.names.length)
+      box.append(make("p", `${count(of.names.length)} names share ${n_colours} colours.`,
+        { className: "small" }));
   }
 
   // ---- Cells that were chosen
@@ -427,7 +439,7 @@ function explore(data) {
     }
     const parts = [...cells.keys()].filter(g => cells[g]).sort((a, b) => cells[b] - cells[a])
       .map(g => `${count(cells[g])} of cluster ${cluster.names[g]}`);
-    const text = n_chosen ? `${count(n_chosen)} cells are selected: ${parts.join(", ")}.`
+    const text = n_chosen ? `${counted(n_chosen, "cell")} ${are(n_chosen)} selected: ${parts.join(", ")}.`
       : "No cell is selected.";
     by("selected").textContent = text;
     by("selection").hidden = !n_chosen;
@@ -556,7 +568,7 @@ function explore(data) {
   });
   by("copy").addEventListener("click", async () => {
     await copy(data.names.filter((_, i) => chosen[i]).join("\n"));
-    say(`${count(n_chosen)} barcodes were copied`);
+    say(`${counted(n_chosen, "barcode")} ${n_chosen === 1 ? "was" : "were"} copied`);
   });
   by("cells-csv").addEventListener("click", () => download("cells.csv", csv(chosenRows())));
   by("clear").addEventListener("click", () => choose(() => false));
@@ -572,12 +584,18 @@ function explore(data) {
     by("gene-note").textContent = "";
     colour(kind, +i);
   });
-  const onPage = name => genes.has(name.toLowerCase());
+  const onPage = name => genes.has(name);
   function colourBy(name) {
-    const i = genes.get(name.trim().toLowerCase());
-    by("gene-note").textContent = i === undefined && name.trim()
-      ? `${name.trim()} is not among the ${count(data.genes.length)} genes of this page; `
-        + "gmvae_report with --genes adds it." : "";
+    const alike = typed.get(name.trim().toLowerCase()) ?? [],
+      i = genes.get(name) ?? genes.get(name.trim())
+        ?? (alike.length === 1 ? genes.get(alike[0]) : undefined);
+    let note = "";
+    if (i === undefined && alike.length)
+      note = `${name.trim()} may be ${alike.join(" or ")}: write it as one of them.`;
+    else if (i === undefined && name.trim())
+      note = `${name.trim()} is not among the ${counted(data.genes.length, "gene")} of this page; `
+        + "gmvae_report with --genes adds it.";
+    by("gene-note").textContent = note;
     if (i === undefined) return;
     search.value = data.genes[i].name;
     menu.value = "gene";

@@ -1172,6 +1172,27 @@ MUTANTS = [
         "plan_that_is_not_kept",
     ),
     Mutant(
+        "components that tell more than the embedding",
+        'return float(min(row["mutual_information"], max(0.0, cost)))',
+        'return float(row["mutual_information"])',
+        SCHEDULE,
+        "components_tell",
+    ),
+    Mutant(
+        "an antibody taken for a gene",
+        "position[~is_gene[position]] = -1",
+        "pass",
+        NEW_CELLS,
+        "antibody",
+    ),
+    Mutant(
+        "antibodies numbered with the genes",
+        "genes = make_index_unique(names[is_gene])",
+        "return make_index_unique(names)",
+        NEW_CELLS,
+        "antibody",
+    ),
+    Mutant(
         "a collapse kept silent",
         "if self.K == 1 or information > 0.1:",
         "if True:",
