@@ -17,9 +17,15 @@ def cluster_types(
     clusters: ArrayLike,  # of cells, (N,)
     labels: ArrayLike,  # of the same cells, (N,)
 ) -> dict[str, str]:  # cluster -> type
-    "The type that most cells of each cluster have; of equals the first by name."
-    names = (np.asarray(values, dtype=str) for values in (clusters, labels))
-    most = pd.crosstab(*names).idxmax(axis=1)
+    """The type that most cells of each cluster have; of equals the first by name.
+
+    Cells without a label or a cluster do not count, and a cluster without others
+    is left out."""
+    both = [np.asarray(values, dtype=object) for values in (clusters, labels)]
+    known = ~(pd.isna(both[0]) | pd.isna(both[1]))
+    if not known.any():
+        return {}
+    most = pd.crosstab(*(v[known].astype(str) for v in both)).idxmax(axis=1)
     return {str(cluster): str(label) for cluster, label in most.items()}
 
 # %% ../nbs/calibration.ipynb #70fa3516
@@ -36,15 +42,22 @@ class Calibration(NamedTuple):
 # %% ../nbs/calibration.ipynb #11e47369
 def calibration(
     confidence: ArrayLike,  # (N,) in [0, 1]
-    right: ArrayLike,  # (N,) bool
+    right: ArrayLike,  # (N,) bool, or 0 and 1
     n_bins: int = 10,  # of equal width
 ) -> Calibration:
     """Expected calibration error (Guo et al. 2017, eq. 3) and the bins behind it.
 
     ValueError unless there is a confidence from 0 to 1 for each of at least one
-    cell.
+    cell, and each is right or not.
     """
     confidence = np.asarray(confidence, dtype=float)
+    odd = ~pd.Series(right).isin([0, 1]).to_numpy()
+    if odd.any():
+        raise ValueError(
+            f"right is neither true nor false in {odd.sum()} of {len(odd)} cells "
+            f"(first: row {odd.argmax()}); expected 0 or 1: leave out the cells "
+            "whose type is not known"
+        )
     right = np.asarray(right, dtype=bool)
     N = len(right)
     one_each = len(confidence) == N > 0

@@ -107,8 +107,8 @@ TRAIN = """examples:
       with 20 components
   gmvae_train mine.h5ad --batch_key donor --out run --resume
       go on after an interruption
-  gmvae_train mine.h5ad --batch_key donor --out run --max_epochs 80 --resume
-      train a finished run further
+  gmvae_train mine.h5ad --preset blog --out run --max_epochs 80 --resume
+      train a finished run further, where the preset plans no end
   gmvae_train mine.h5ad --batch_key donor --out run \\
       --categorical_covariate_keys chemistry --continuous_covariate_keys pct_mt
       the decoder is told more than the batch
@@ -372,7 +372,8 @@ def gmvae_train(
     batch_key = batch_of(files, batch_key)
     check_numbers(K, seed)
     named = get_preset(preset)
-    wanted = checked_batch_size(with_alpha(named, alpha), batch_size)
+    own_size = with_alpha(named, alpha)
+    wanted = checked_batch_size(own_size, batch_size)
     resume = resume or started_again()
     if not dry_run and not follows():
         # before anything takes time
@@ -399,7 +400,12 @@ def gmvae_train(
     if supervise is not None:
         types = known_types(read.cells, supervise, unlabeled_category)
         log(f"trained with {len(types)} types of {supervise}")
-    fitting, shrunk = fitting_preset(wanted, read.cells.n_obs)
+    n_cells = read.cells.n_obs
+    _, shrunk = fitting_preset(wanted, n_cells)
+    if batch_size is not None:
+        wanted = checked_batch_size(own_size, batch_size, n_cells)
+        told = [f"{note}, and the rate is that of this size" for note in shrunk]
+        read, shrunk = read._replace(notes=read.notes + told), []
     for note in read.notes + shrunk + note_on_many(K):
         log(note)
     settings = dict(K=K, **keys, preset=preset, seed=seed, max_epochs=max_epochs)
@@ -433,7 +439,8 @@ DEMO = """examples:
 The data are 4,000 blood cells of lupus patients, half of them stimulated with
 interferon-beta (Kang et al. 2018), which come with the package: nothing is
 downloaded. Twelve short epochs are enough to see what the commands make, not to
-see what the model can do."""
+see what the model can do. Called again, it goes on with what is in the
+folder."""
 
 # %% ../nbs/commands.ipynb #0ac7d472
 @command(DEMO)
@@ -453,7 +460,7 @@ def gmvae_demo(
     from .runs import claim_folder, write_cells
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
-    claim_folder(run, {}, resume=False)
+    claim_folder(run, {}, resume=True)
     cells = kang_pbmc()
     if genes:
         from .explorer import find_genes
@@ -477,6 +484,7 @@ def gmvae_demo(
         **keys,
         genes=genes or (),
         max_epochs=12,
+        resume=True,
         progress=not quiet,
         command="gmvae_demo",
     )

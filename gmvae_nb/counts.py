@@ -84,7 +84,7 @@ def _check_place(adata: AnnData, layer: str | None) -> None:
     if layer is not None and layer not in names:
         raise ValueError(
             f"adata.layers has no {layer!r}: it has {names}; "
-            "name one of them, or layer=\"X\" for adata.X."
+            'name one of them, or layer="X" for adata.X.'
         )
     in_raw = adata.raw is not None and not names
     if layer is None and adata.X is None and in_raw:
@@ -368,7 +368,7 @@ def feature_names(
 ) -> pd.Index:  # each occurs once
     """Names that occur again get a number at their end, as scanpy has it.
 
-    Genes are numbered first, by themselves: an antibody may be called as a gene."""
+    Genes are numbered by themselves: an antibody may have the name of one."""
     genes = make_index_unique(names[is_gene])
     found = make_index_unique(genes.append(names[~is_gene]))
     return found[np.argsort(np.argsort(~is_gene, kind="stable"))]

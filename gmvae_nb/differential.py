@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix
 from scipy.stats import false_discovery_control, norm, rankdata
@@ -131,6 +132,7 @@ def shrink(
     mean, std = weight * lfc[:, None], np.sqrt(weight) * error[:, None]
     std = np.maximum(std, 1e-12)
     over = norm.sf((delta - mean) / std) + norm.cdf((-delta - mean) / std)
+    over[:, tau == 0] = 0  # no change is larger than none
     of_all = (of * mean).sum(1)
     variance = (of * (std**2 + mean**2)).sum(1) - of_all**2
     proba = (of * over).sum(1).clip(0, 1)  # rounding
@@ -218,6 +220,11 @@ def differential_expression(
             raise ValueError(
                 f"no cell is of the group {name!r}; there are {', '.join(names)}"
             )
+    if group1 is not None and str(group1) == str(group2):
+        raise ValueError(
+            f"group1 and group2 are both {str(group1)!r}; expected two groups: "
+            "leave group2 out to compare with all other cells"
+        )
     told = model.batches, model.batch_key
     as_of = every_value(*told, model.network.design)
     if isinstance(transform_batch, Mapping):
@@ -410,8 +417,10 @@ def pseudobulk(
                 f"{name!r} has {several.max()} values in {sample_key} "
                 f"{several.idxmax()!r}; expected one for each"
             )
-    keys = obs[sample_key] + " " + obs[groupby]
-    names, of = np.unique(keys, return_inverse=True)
+    pairs = pd.MultiIndex.from_arrays([obs[sample_key], obs[groupby]])
+    of, found = pairs.factorize(sort=True)
+    # other pairs may have the same text
+    names = make_index_unique(pd.Index([" ".join(pair) for pair in found]))
     add = csr_matrix((np.ones(len(of)), (of, np.arange(len(of)))))
     first = pd.Series(np.arange(len(of))).groupby(of).first()
     table = obs.iloc[first].set_axis(names, axis=0)

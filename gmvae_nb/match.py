@@ -59,7 +59,8 @@ def other_gene_column(
     if best is not None and hits[best] > matched:
         return (
             f"var[{best!r}] has {hits[best]:,} of them: use it for the names "
-            f"(adata.var_names = adata.var[{best!r}], or --gene_key {best})"
+            f"(gene_key={best!r}, or where there is no such argument "
+            f"adata.var_names = adata.var[{best!r}])"
         )
     return (
         "give data with the genes of the training data, or a lower min_matched "

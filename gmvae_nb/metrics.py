@@ -197,24 +197,33 @@ def _isolated_widths(s, codes, batch) -> np.ndarray:
     return np.where(isolated[codes], (s + 1) / 2, np.nan)
 
 # %% ../nbs/05_metrics.ipynb #b16e658a
+def _codes_of_both(labels, clusters) -> tuple[np.ndarray, np.ndarray]:
+    "Labels and clusters of the same cells as codes. ValueError for missing ones."
+    n = len(labels)
+    codes, _ = integer_codes(labels, n, "labels")
+    return codes, integer_codes(clusters, n, "clusters")[0]
+
+
 def nmi(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Normalised mutual information in [0, 1], by scikit-learn.
 
-    Normalised by the arithmetic mean of the two entropies.
+    Normalised by the arithmetic mean of the two entropies. ValueError for a
+    missing label or cluster.
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    return float(normalized_mutual_info_score(labels, clusters))
+    both = _codes_of_both(labels, clusters)
+    return float(normalized_mutual_info_score(*both))
 
 # %% ../nbs/05_metrics.ipynb #4356ba58
 def ari(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Adjusted Rand index, at most 1, 0 on average by chance, by scikit-learn.
 
-    (Hubert and Arabie 1985)
+    (Hubert and Arabie 1985) ValueError for a missing label or cluster.
     """
     from sklearn.metrics import adjusted_rand_score
 
-    return float(adjusted_rand_score(labels, clusters))
+    return float(adjusted_rand_score(*_codes_of_both(labels, clusters)))
 
 # %% ../nbs/05_metrics.ipynb #7462d9fe
 def _curve(scores, at, axis: str, name: str) -> pd.Series:
@@ -407,13 +416,14 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval over cells, drawn within each group.
 
-    (NaN, NaN) if no cell has a number.
+    (NaN, NaN) if no cell has a number. ValueError for a missing group.
     """
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
-    one_group = np.zeros(len(values), dtype=int)
-    groups = one_group if groups is None else np.asarray(groups)
-    parts = [values[known & (groups == g)] for g in np.unique(groups[known])]
+    codes = np.zeros(len(values), dtype=int)
+    if groups is not None:
+        codes, _ = integer_codes(groups, len(values), "groups")
+    parts = [values[known & (codes == g)] for g in np.unique(codes[known])]
     if not parts:
         return np.nan, np.nan
     rng, scores = np.random.default_rng(seed), []
@@ -439,13 +449,14 @@ def bootstrap_clusters(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals over cells of `nmi` and `ari`, by name.
 
-    Cells are drawn anew, the clusters are those of all cells.
+    Cells are drawn anew, the clusters are those of all cells. ValueError for a
+    missing label or cluster.
     """
     from scipy.special import entr
 
-    labels = np.asarray(labels)
-    n, rng = len(labels), np.random.default_rng(seed)
-    table = pd.crosstab(labels, np.asarray(clusters)).to_numpy()
+    codes = _codes_of_both(labels, clusters)
+    n, rng = len(codes[0]), np.random.default_rng(seed)
+    table = pd.crosstab(*codes).to_numpy()
     cells = rng.multinomial(n, table.ravel() / n, n_boot)
     tables = cells.reshape(-1, *table.shape)
     by_label, by_cluster = tables.sum(axis=2), tables.sum(axis=1)
@@ -748,7 +759,7 @@ def _agreement(
     cells: _Cells, graph, seed: int, progress: bool, bar: Progress
 ) -> tuple[pd.Series, pd.Series, dict[str, np.ndarray]]:
     "Curves of NMI and ARI, and the clusterings; empty where there is one label."
-    labels = cells.labels
+    labels = cells.label_codes
     if cells.n_labels == 1:
         bar.update(2)
         nothing = pd.Series(dtype=float)
@@ -840,8 +851,8 @@ def evaluate(
     cells = _checked_cells(
         adata, embed, batch_key, labels_key, clusters, baseline, n_clusters
     )
-    X, labels, batch = cells.X, cells.labels, cells.batch
-    known_labels = None if labels_key is None else labels
+    X, labels, batch = cells.X, cells.label_codes, cells.batch
+    known_labels = None if labels_key is None else cells.labels
     with Progress(total=6, disable=not progress) as bar:
         with _step(bar, "neighbours"):
             neighbors = knn(X, 90, progress=progress)
@@ -902,22 +913,25 @@ def baselines(
 
     "shuffled" is the embedding with batches shuffled within each label: its
     batch scores are what perfect mixing comes to, its other scores are those of
-    the embedding. ValueError as for `evaluate`.
+    the embedding. Cells without a label are left out. ValueError as for
+    `evaluate`.
     """
     keys = dict(batch_key=batch_key, labels_key=labels_key, baseline=baseline)
     keys |= dict(seed=seed, progress=progress)
     rows = {}
     for key in dict.fromkeys((baseline, embed)):
         rows[key] = evaluate(adata, key, **keys).scores
-    X = checked_embedding(adata.obsm[embed])
-    labels, batch = adata.obs[labels_key], np.array(adata.obs[batch_key])
+    labelled, _ = _labelled(adata, labels_key)
+    X = checked_embedding(adata.obsm[embed])[labelled]
+    labels = adata.obs[labels_key][labelled]
+    batch = np.array(adata.obs[batch_key])[labelled]
     shuffled = _shuffle_within(batch, labels, seed)
     row = rows[embed]
     if len(np.unique(batch)) > 1:
         neighbors = knn(X, 90)
         near = _lisi_neighbors(X, neighbors)
         mixed, *_ = _batch_scores(X, shuffled, labels, neighbors, near, progress)
-        before = batch_variance(adata.obsm[baseline], batch)
+        before = batch_variance(adata.obsm[baseline][labelled], batch)
         row = row | mixed | dict(pcr=_pcr(batch_variance(X, shuffled), before))
     return pd.DataFrame(rows | {f"{embed}, shuffled": row}).T
 

@@ -74,7 +74,9 @@ def integer_codes(
 
     ValueError unless there are `n` of them and none is missing.
     """
-    values = np.asarray(values)
+    # an array of a list would have NaN as the text 'nan'
+    kind = None if hasattr(values, "dtype") else object
+    values = np.asarray(values, dtype=kind)
     if values.shape != (n,):
         raise ValueError(
             f"{what} has shape {values.shape}, expected ({n},): "
@@ -223,7 +225,11 @@ def knn(X: Embedding, k: int, *, progress: bool = False) -> Neighbors:
             "neighbours need k >= 2 and at least 2 cells, "
             f"found k = {k} and {n} cells"
         )
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X[order])
+    X = X[order]
+    if X.dtype == np.float64:
+        # exact far from the origin too; and whole numbers stay whole or halves
+        X = X - np.median(X, axis=0)
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X)
     indices, distances = np.empty((n, k), dtype=np.int64), np.zeros((n, k))
     indices[:, 0] = np.arange(n)
     blocks = range(0, n, block)
@@ -231,7 +237,7 @@ def knn(X: Embedding, k: int, *, progress: bool = False) -> Neighbors:
         blocks, desc="neighbours", disable=not progress, leave=False
     ):
         cells = order[a : a + block]
-        dist, idx = search.kneighbors(X[cells])
+        dist, idx = search.kneighbors(X[a : a + block])
         others = idx != np.arange(a, a + len(cells))[:, None]
         # a cell hidden behind k cells in the same place: drop the last of these
         others[others.all(axis=1), -1] = False

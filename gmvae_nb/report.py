@@ -6,11 +6,11 @@
 __all__ = ['SAFE', 'GROUNDS', 'LEAST_CONTRAST', 'MAP_CELLS', 'MARKER_CELLS', 'MARKER_COLUMNS', 'OTHER_TITLES', 'SCORE_NAMES',
            'contrast', 'seen_colours', 'palette', 'png', 'on_map', 'draw_map', 'draw_curve', 'draw_tree', 'draw_curves',
            'rank_genes', 'marker_genes', 'most_frequent', 'cluster_row', 'cluster_rows', 'unsure_pairs',
-           'remark_on_mixture', 'remark_on_training', 'remarks', 'template_text', 'plural', 'render_page',
-           'ReportInput', 'get_labels', 'told_types', 'read_report_input', 'report_counts', 'report_markers',
-           'base64_of', 'cells_on_map', 'legend_of', 'group_map', 'titled_groups', 'map_values', 'cluster_values',
-           'type_rows', 'unsure_values', 'score_rows', 'settings_rows', 'effect_values', 'page_values', 'cluster_table',
-           'write_report', 'write_page']
+           'remark_on_mixture', 'remark_on_one_cluster', 'remark_on_training', 'remarks', 'template_text', 'plural',
+           'render_page', 'ReportInput', 'get_labels', 'told_types', 'read_report_input', 'report_counts',
+           'report_markers', 'base64_of', 'cells_on_map', 'legend_of', 'group_map', 'titled_groups', 'map_values',
+           'cluster_values', 'type_rows', 'unsure_values', 'score_rows', 'settings_rows', 'effect_values',
+           'page_values', 'cluster_table', 'write_report', 'write_page']
 
 # %% ../nbs/report.ipynb #7260671d
 import base64
@@ -55,11 +55,17 @@ from .model_folder import weights_sha256
 
 # isort: on
 from .arguments import as_path
+from .in_words import COLLAPSED_BELOW
 from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
-from .schedule import course_of, row_of_weights, went_back
+
+# isort: off
+from .schedule import course_of, row_of_weights
+from .schedule import told_by_components, went_back
+
+# isort: on
 from .tables import write_table
 
 # %% ../nbs/report.ipynb #ba5be77c
@@ -366,7 +372,7 @@ def unsure_pairs(
 
 # %% ../nbs/report.ipynb #5931a7ac
 def remark_on_mixture(
-    effective_K: float,  # of the last epoch
+    effective_K: float,  # of the components, in the last epoch
     K: int,  # clusters that the model has
     used: int,  # those that have cells
 ) -> list[str]:
@@ -385,6 +391,20 @@ def remark_on_mixture(
             "the data may not support more. Compare with a smaller K."
         ]
     return []
+
+
+def remark_on_one_cluster(
+    told: float,  # what the components tell of a cell, nats
+) -> list[str]:
+    "Is there one cluster because the embedding holds nothing?"
+    if told > COLLAPSED_BELOW:
+        return []
+    return [
+        "There is one cluster because the embedding tells cells apart by "
+        f"{told:.2f} nats at most: they are all of one kind, or differ by "
+        "little beside the noise. The preset centred sees smaller "
+        "differences, as on a panel of few genes (--preset centred)."
+    ]
 
 # %% ../nbs/report.ipynb #c2f3c49d
 def remark_on_training(
@@ -419,6 +439,8 @@ def remarks(
     loss = history["test_neg_elbo" if held_out else "train_neg_elbo"]
     effective_K = row_of_weights(history)["effective_K"]
     sentences = remark_on_mixture(effective_K, K, used)
+    if K == 1 and effective_K > 1:  # of several components
+        sentences += remark_on_one_cluster(told_by_components(history))
     if not went_back(history):
         sentences += remark_on_training(loss)
     if unsure > 0.1:

@@ -228,29 +228,72 @@ def read_run(
             f"gmvae_train ({error!r})"
         ) from None
 
+# %% ../nbs/06_results.ipynb #aa7c065c
+def _settings(folder: Path) -> dict:
+    "What a run was made with, without its seed; empty where it is not known."
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        given = {"supervise": None, **run["settings"]}
+        about = ("subset", "n_cells", "n_genes", "max_epochs")
+        found = {key: run.get(key) for key in about} | given | given["preset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    as_text = {key: json.dumps(value) for key, value in found.items()}
+    return {k: v for k, v in as_text.items() if k not in ("K", "seed", "preset")}
+
 # %% ../nbs/06_results.ipynb #448644e2
 def collect_runs(
     folders: Sequence[str | Path],  # folders with a metrics.json
 ) -> pd.DataFrame:  # one row per run
     """Finished runs: data, preset, K, seed, scores of the latent space, terms.
 
-    ValueError for a folder without a readable metrics.json."""
-    rows = [read_run(Path(folder)) for folder in as_paths(folders, "folders")]
+    A folder that is named twice counts once. Runs of one K whose run.json tells
+    other settings get a column `settings`, which says what differs.
+    ValueError for a folder without a readable metrics.json, and for a copy of a
+    run: the same settings and seed are no repeat."""
+    named = map(Path, as_paths(folders, "folders"))
+    once = list({folder.resolve(): folder for folder in named}.values())
+    rows = [read_run(folder) for folder in once]
     if not rows:
         return pd.DataFrame()
     order = ["data", "preset", "K", "seed"]
-    return pd.DataFrame(rows).sort_values(order, ignore_index=True)
+    runs, made = pd.DataFrame(rows), [_settings(folder) for folder in once]
+    seen: dict[tuple, Path] = {}
+    for folder, row, of_run in zip(once, rows, made):
+        run = (*(row[key] for key in order), *sorted(of_run.items()))
+        first = seen.setdefault(run, folder)
+        if of_run and first is not folder:
+            raise ValueError(
+                f"{first} and {folder} are one run twice (seed {row['seed']}, "
+                "the same settings), not two repeats: leave one of them out"
+            )
+    said = [""] * len(rows)
+    for group in runs.groupby(order[:3]).indices.values():
+        names = sorted({name for i in group for name in made[i]})
+        for name in names:
+            values = [made[i].get(name, "?") for i in group]
+            if len({*values} - {"?"}) > 1:
+                for i, value in zip(group, values):
+                    short = value[:9] if name.endswith("sha256") else value
+                    said[i] += f" {name}={short}".replace('"', "")
+    if any(said):
+        runs["settings"] = [text.strip() for text in said]
+    return runs.sort_values(order, ignore_index=True)
 
 # %% ../nbs/06_results.ipynb #ab4a9c9f
 def mean_and_sd(
     values: pd.Series,
     digits: int,
 ) -> str:
-    "Mean ± sample standard deviation as text; a dash if there are no values."
-    if values.isna().all():
+    """Mean ± sample standard deviation as text; a dash if there are no values.
+
+    Where some are missing, (n=2) says how many there are."""
+    there = values.dropna()
+    if there.empty:
         return "–"
-    sd = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{sd}"
+    sd = f" ± {there.std():.{digits}f}" if len(there) > 1 else ""
+    of = f" (n={len(there)})" if len(there) < len(values) else ""
+    return f"{there.mean():.{digits}f}{sd}{of}"
 
 # %% ../nbs/06_results.ipynb #a15fc409
 def results_table(
@@ -258,6 +301,7 @@ def results_table(
 ) -> pd.DataFrame:  # text cells "mean ± sd", one row per data, preset and K
     """The seed's table: mean and sample standard deviation over repeats, per K.
 
+    Runs of other settings stand in rows of their own, which say what differs.
     ValueError if there are no runs."""
     runs = runs if isinstance(runs, pd.DataFrame) else collect_runs(runs)
     if runs.empty:
@@ -265,7 +309,11 @@ def results_table(
             "there are no finished runs to tabulate; give folders that hold a "
             "metrics.json"
         )
-    groups = runs.groupby(["data", "preset", "K"])
+    by = ["data", "preset", "K"]
+    if "settings" in runs:  # they differ
+        runs = runs.assign(settings=runs["settings"].fillna(""))
+        by.append("settings")
+    groups = runs.groupby(by)
     table = {"runs": groups.size()}
     for score, name in COLUMNS.items():
         if score in runs:

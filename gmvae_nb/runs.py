@@ -307,7 +307,10 @@ def compare_model(
             "another folder"
         )
     planned, done = theirs.get("planned_epochs"), theirs["epochs"]
-    check_plan(model.preset, planned, done, max_epochs)
+    try:
+        check_plan(model.preset, planned, done, max_epochs)
+    except ValueError as error:
+        raise ValueError(f"{error} in another folder") from None
 
 # %% ../nbs/runs.ipynb #2e67e9d9
 def finished_run(
@@ -730,6 +733,27 @@ def add_arrays(
                 del group[name]
             write_elem(group, name, value)
 
+# %% ../nbs/runs.ipynb #e3d6b3ed
+def _drop_results(f: h5py.File) -> None:
+    "Take out what another model left in a file that was annotated before."
+    groups = [f.get(name) for name in ("obs", "obsm", "uns")]
+    if not all(isinstance(group, h5py.Group) for group in groups):
+        return
+    obs, obsm, uns = groups
+    if "gmvae" not in uns:
+        return
+    names = ["X_gmvae", "gmvae_prob", "gmvae_type_prob", "X_gmvae_umap"]
+    if {"X_umap", "X_gmvae_umap"} <= set(obsm):
+        if np.array_equal(obsm["X_umap"][()], obsm["X_gmvae_umap"][()]):
+            names.append("X_umap")
+    for group, old in ((obs, WRITTEN_COLUMNS), (obsm, names)):
+        for name in set(old) & set(group):
+            del group[name]
+    order = obs.attrs.get("column-order")
+    if order is not None:
+        left = [str(name) for name in order if str(name) not in WRITTEN_COLUMNS]
+        obs.attrs["column-order"] = left
+
 # %% ../nbs/runs.ipynb #63fc5d39
 def write_annotated(
     source: str | Path | AnnData,  # an .h5ad file, only read, or cells
@@ -745,9 +769,9 @@ def write_annotated(
     """Copy an h5ad and add to it.
 
     Nothing that is in it is written anew; if only some of its cells are kept,
-    they are written as anndata does it now. ValueError if the target is the
-    source, if the source is not what was read any more, or if nothing can be
-    added to it."""
+    they are written as anndata does it now. What an earlier model left there
+    goes. ValueError if the target is the source, if the source is not what was
+    read any more, or if nothing can be added to it."""
     target, is_file = Path(target), not isinstance(source, AnnData)
     check_target(source if is_file else None, target)
 
@@ -780,6 +804,7 @@ def write_annotated(
                 )
         with h5py.File(path, "r+") as f, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # files of older anndata
+            _drop_results(f)
             add_columns(f, obs)
             add_arrays(f, obsm, uns)
 

@@ -24,8 +24,15 @@ from .sweep import connected
 from .train import GMVAE
 
 # %% ../nbs/scale.ipynb #5ca1e007
-def checked_batch_size(preset: Preset, batch_size: int | None) -> Preset:
-    "The preset with mini-batches of another size. ValueError for none."
+def checked_batch_size(
+    preset: Preset,
+    batch_size: int | None,  # as asked for; None: the preset's
+    n_cells: int | None = None,  # of the data; None: not known yet
+) -> Preset:
+    """The preset with mini-batches of another size. ValueError for none.
+
+    Of no more than the training cells, so that the rate is that of the
+    mini-batches that there are."""
     if batch_size is None:
         return preset
     if not 1 <= batch_size <= 1_000_000:
@@ -33,7 +40,11 @@ def checked_batch_size(preset: Preset, batch_size: int | None) -> Preset:
             f"batch_size is {batch_size}; expected the cells of a mini-batch, "
             "from 1 to 1,000,000"
         )
-    return with_batch_size(preset, batch_size)
+    wanted = with_batch_size(preset, batch_size)
+    if n_cells is not None:
+        fitting, _ = fitting_preset(wanted, n_cells)
+        wanted = with_batch_size(preset, fitting.batch_size)
+    return wanted
 
 # %% ../nbs/scale.ipynb #e70072e0
 def started_again() -> bool:

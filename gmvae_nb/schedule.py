@@ -64,7 +64,8 @@ def with_batch_size(
 ) -> Preset:
     """Another mini-batch, for as many passes over the cells but for rounding.
 
-    The rate grows with it, and a least number of steps falls."""
+    The rate grows with it, and a least number of steps falls. Ask for no more
+    than the training cells: `fit_batch_size` does not take the rate back."""
     times = batch_size / preset.batch_size
     min_steps = math.ceil(preset.min_steps / times)
     return replace(

@@ -8,11 +8,12 @@ __all__ = ['NOTEBOOK', 'gmvae_notebook', 'overview', 'gmvae']
 # %% ../nbs/umbrella.ipynb #0b710005
 import argparse
 import sys
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 
 from . import __version__, commands, comparing  # noqa: F401, COMMANDS
-from .command_line import COMMANDS, command, hold_streams
+from .command_line import COMMANDS, command, exit_code, hold_streams
 
 # %% ../nbs/umbrella.ipynb #0b710008
 NOTEBOOK = """examples:
@@ -63,10 +64,18 @@ def gmvae() -> None:
     )
     parser.add_argument("command", nargs="?", choices=names, metavar="COMMAND")
     version = f"gmvae_nb {__version__}"
-    parser.add_argument("--version", action="version", version=version)
-    chosen = parser.parse_args(sys.argv[1:2]).command
-    if chosen is None:
-        print(f"{version}\n\n{parser.epilog}")
-        return
-    sys.argv = [f"gmvae {chosen}", *sys.argv[2:]]
-    COMMANDS[f"gmvae_{chosen}"]()
+    says = "show program's version number and exit"
+    parser.add_argument("--version", action="store_true", help=says)
+    try:
+        with ExitStack() as during:
+            during.callback(sys.stdout.flush)
+            asked = parser.parse_args(sys.argv[1:2])
+            if asked.version or asked.command is None:
+                rest = "" if asked.version else f"\n\n{parser.epilog}"
+                print(f"{version}{rest}")
+                return
+    except OSError as error:
+        print(f"gmvae: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    sys.argv = [f"gmvae {asked.command}", *sys.argv[2:]]
+    COMMANDS[f"gmvae_{asked.command}"]()

@@ -130,6 +130,29 @@ def test_the_package_itself_lists_the_commands_on_any_console(encoding):
     assert call("gmvae_nb", "trian").returncode == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("words", [[], ["--version"]])
+def test_a_list_that_cannot_be_printed_is_a_sentence_and_code_4(words, buffered):
+    command = [sys.executable, "-m", "gmvae_nb", *words]
+    env = ENV | {"PYTHONUNBUFFERED": buffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, cwd=ROOT)
+    said = done.stderr.decode()
+    assert done.returncode == 4 and said.startswith("gmvae: stdout could not be written")
+    assert said.count("\n") == 1
+
+
+def test_the_example_that_trains_further_is_of_a_preset_that_allows_it():
+    from gmvae_nb.network import get_preset
+    from gmvae_nb.schedule import is_planned
+
+    line = next(line for line in commands.TRAIN.split("\n") if "--max_epochs 80" in line)
+    words = line.split()
+    preset = words[words.index("--preset") + 1] if "--preset" in words else "recommended"
+    assert not is_planned(get_preset(preset)) and "--resume" in words
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_word_after_gmvae(shell, name):
     word = name.removeprefix("gmvae_")

@@ -66,9 +66,20 @@ def test_no_more_of_the_named_genes_are_wrong_than_was_asked_for(share):
         error = rng.lognormal(-1.5, 1, 1000)
         truth = rng.choice([-1, 1], 1000) * rng.uniform(0.7, 3, 1000) * (rng.random(1000) < share)
         lfc = truth + error * rng.normal(size=1000)
-        sure = expected_fdr(shrink(lfc, differential.SLACK * error, 0.25).proba) <= 0.05
+        shrunk = shrink(lfc, differential.SLACK * error, 0.25)
+        assert ((shrunk.mean - truth) ** 2).mean() < 0.9 * ((lfc - truth) ** 2).mean()
+        sure = expected_fdr(shrunk.proba) <= 0.05
         wrong, named = wrong + (sure & (truth == 0)).sum(), named + sure.sum()
     assert wrong <= 0.05 * named + 2 and (named > 300) == (share > 0)
+
+
+def test_at_delta_0_noise_is_not_named():
+    lfc = np.random.default_rng(0).normal(0, 0.1, 500)
+    at_0, near_0 = (shrink(lfc, np.full(500, 0.1), delta).proba for delta in (0.0, 1e-9))
+    assert (expected_fdr(at_0) <= 0.05).sum() == 0
+    np.testing.assert_allclose(at_0, near_0, atol=1e-6)
+    changed = shrink(np.r_[lfc, 3.0], np.full(501, 0.1), 0.0).proba
+    assert np.flatnonzero(expected_fdr(changed) <= 0.05).tolist() == [500]
 
 
 def test_own_clusters_and_own_cells_are_the_default(trained):
@@ -154,11 +165,25 @@ def test_sums_of_few_cells_are_left_out():
         pseudobulk(adata, "donor", "cell_type", min_cells=50)
 
 
+@pytest.mark.filterwarnings("error")
+def test_pairs_of_the_same_text_are_two_sums():
+    adata = cells(60)
+    first = np.arange(60) < 20
+    adata.obs["sample"] = np.where(first, "P1", "P1 B")
+    adata.obs["type"] = np.where(first, "B cell", "cell")
+    sums = pseudobulk(adata, "sample", "type")
+    assert list(sums.obs_names) == ["P1 B cell", "P1 B cell-1"]
+    assert sums.obs["sample"].tolist() == ["P1", "P1 B"]
+    assert sums.obs["n_cells"].tolist() == [20, 40]
+    np.testing.assert_array_equal(sums.X[0], np.asarray(adata.X[:20].sum(0)).ravel())
+
+
 def test_what_cannot_be_compared_is_told(trained, tmp_path):
     model, adata = trained
     for options, words in (
         (dict(groupby="donor"), "donor"),
         (dict(groupby=["a", "b"]), "2 values for 200 cells"),
+        (dict(groupby="cell_type", group1="type0", group2="type0"), "expected two groups"),
         (dict(groupby="cell_type", group1="B"), "no cell is of the group 'B'"),
         (dict(groupby="cell_type", transform_batch="9"), "batches: 0, 1"),
         (dict(groupby="cell_type", fdr_target=5), "fdr_target 5"),

@@ -411,6 +411,22 @@ def test_bootstrap_of_clusters_is_that_of_the_cells(seed):
     np.testing.assert_allclose([nothing["nmi"], nothing["ari"]], 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_agreement_of_missing_names_is_refused(missing):
+    labels, clusters = ["a", "a", missing, "b"], [0, 0, 1, 1]
+    asked = labels, np.array(labels, dtype=object), pd.Series(labels)
+    for score in m.nmi, m.ari, m.bootstrap_clusters:
+        for names in asked:
+            with pytest.raises(ValueError, match=r"labels is missing \(NaN\) in 1 of 4 cells"):
+                score(names, clusters)
+            with pytest.raises(ValueError, match="clusters is missing"):
+                score(clusters, names)
+    with pytest.raises(ValueError, match="groups is missing"):
+        m.bootstrap([1.0, 2, 3, 4], labels)
+    with pytest.raises(ValueError, match=r"clusters has shape \(3,\), expected \(4,\)"):
+        m.ari(list("abab"), [0, 1, 1])
+
+
 def test_cells_counted_several_times_are_several_cells():
     X, _, batch = blobs(0, n=300, batches=3, shift=1.0)
     times = np.random.default_rng(0).integers(0, 4, 300)
@@ -469,6 +485,15 @@ def test_knn_with_many_cells_in_one_place():
     assert (idx[:, 0] == np.arange(52)).all() and (dist[:50] == 0).all()
     assert all(len(set(row)) == 10 for row in idx) and idx[:50].max() < 50
     assert idx[50, 1] != 50 and dist[51, 1] == 1
+
+
+@pytest.mark.parametrize("origin", [1e7, 1e8])
+def test_knn_is_exact_far_from_the_origin(origin):
+    X = blobs(0, n=200)[0].astype(np.float64) + origin
+    idx, dist = m.knn(X, 15)
+    D = np.sqrt(((X[:, None] - X[None]) ** 2).sum(axis=-1))
+    np.testing.assert_array_equal(idx, np.argsort(D, axis=1)[:, :15])
+    np.testing.assert_allclose(dist, np.sort(D, axis=1)[:, :15], atol=1e-7)
 
 
 def test_knn_in_blocks_is_scikit_learns():
@@ -810,6 +835,28 @@ def test_baselines_stand_around_the_embedding():
     pd.testing.assert_frame_equal(pd.crosstab(labels, mixed), pd.crosstab(labels, batch))
 
 
+def test_baselines_leave_cells_without_a_label_out():
+    X, labels, batch = blobs(0)
+    adata = as_adata(X, labels, batch)
+    adata.obsm["X_pca"] = X + 4.0 * (batch == "b0")[:, None]
+    adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"].where(np.arange(240) > 9))
+    found = m.baselines(adata, progress=False)
+    pd.testing.assert_frame_equal(found, m.baselines(adata[10:].copy(), progress=False))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("names", [[1, "a", "b"], [0.5, 1.5, 2.0]])
+def test_labels_may_be_of_any_kind(names):
+    X, labels, batch = blobs(0)
+    adata = as_adata(X, labels, batch)
+    adata.obs["odd"] = pd.Categorical.from_codes(pd.factorize(labels, sort=True)[0], names)
+    options = dict(progress=False, labels_key="odd", clusters="odd")
+    scores = m.evaluate(adata, **options).scores
+    assert scores["nmi_clusters"] == 1
+    usual = m.evaluate(adata, progress=False).scores
+    assert {k: scores[k] for k in usual} == pytest.approx(usual, nan_ok=True)
+
+
 @pytest.mark.parametrize("batch_key", ["batch", None])
 def test_evaluate_without_batches(batch_key):
     X, labels, batch = blobs(0)
@@ -976,6 +1023,19 @@ def test_a_cluster_stands_for_the_type_of_most_of_its_cells():
     for confidence, right in ([1.2], [True]), ([np.nan], [True]), ([0.5], [True, True]), ([], []):
         with pytest.raises(ValueError, match="numbers from 0 to 1"):
             calibration(confidence, right)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_cells_of_no_type_do_not_count(missing):
+    labels = ["B", missing, missing, missing, "B", "T", "T", missing, missing]
+    clusters = ["0"] * 5 + ["1"] * 3 + ["2"]
+    for names in labels, pd.Series(labels), pd.Categorical(labels):
+        assert cluster_types(clusters, names) == {"0": "B", "1": "T"}
+    assert cluster_types(["0"], [missing]) == {}
+    for odd in missing, 2, "True":
+        with pytest.raises(ValueError, match=r"right is neither .* in 1 of 3 cells \(first: row 1"):
+            calibration([0.9, 0.9, 0.3], [1, odd, 0])
+    assert calibration([0.9, 0.3], [1.0, 0.0]).ece == calibration([0.9, 0.3], [True, False]).ece
 
 
 # --- where things live ----------------------------------------------------------------------------

@@ -370,6 +370,6 @@ def test_batches_may_be_named_by_numbers():
 def test_none_of_the_genes_is_told_as_such(model):
     strange = with_genes(simulated(), [], extra=3)
     strange.var["symbol"] = model.genes[:3]
-    way = r"not one .*adata.var_names = adata.var\['symbol'\], or --gene_key symbol"
+    way = r"not one .*gene_key='symbol', or .*adata.var_names = adata.var\['symbol'\]"
     with pytest.raises(ValueError, match=way):
         model.match_cells(strange, min_matched=0)

@@ -86,6 +86,25 @@ def test_a_model_without_its_cells_is_told(tmp_path):
         novelty_of_own(GMVAE.load(tmp_path))
 
 
+def test_a_cell_alone_in_its_cluster_is_no_centre(tmp_path, monkeypatch):
+    model = trained(100, 1)
+    cluster = np.zeros(100, dtype=int)
+    cluster[model.train_idx[0]] = 1
+    monkeypatch.setattr(model, "predict_proba", lambda cells: np.eye(2)[cluster])
+    with np.errstate(all="raise"):
+        own, known = novelty_of_own(model)
+    assert len(known.centres) == 1 and not known.held_out
+    assert all(np.isfinite(part).all() for part in known) and len(set(own)) > 50
+    # all of them are alone: no distance is 0
+    monkeypatch.setattr(model, "predict_proba", lambda cells: np.eye(100))
+    with np.errstate(all="raise"):
+        own, known = novelty_of_own(model)
+    assert np.isfinite(known.place).all() and np.isfinite(own).all()
+    with pytest.raises(ValueError, match=r"NaN or infinite values \(place\)"):
+        novelty.write_known(tmp_path, known._replace(place=np.log(np.zeros(1) + np.nan)))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("preset", ["with_w", "blog"])
 def test_every_preset_has_it(preset):
     small = dict(n_x=3, n_w=2, encoder_hidden=(8,), decoder_hidden=(8,), prior_hidden=8)

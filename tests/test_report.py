@@ -395,6 +395,11 @@ def test_what_goes_wrong_is_remarked():
     assert remarks(fine.assign(test_neg_elbo=np.nan), 8, 7, 0) == []
     assert "after 1 epoch: there was one epoch" in remarks(fine[:1], 8, 7, 0)[0]
     assert "Of 8 clusters 3 are in use" in remarks(fine, 8, 3, 0)[0]
+    flat = fine.assign(mutual_information=0.2, test_kl_w=0.0, test_kl_z=0.03, test_cond=0.01)
+    (said,) = remarks(flat, 1, 1, 0)  # of six components one cluster is left
+    assert "by 0.04 nats at most" in said and "--preset centred" in said
+    assert remarks(flat.assign(test_kl_z=2.0), 1, 1, 0) == []
+    assert remarks(flat.assign(effective_K=1.0), 1, 1, 0) == []  # of one component
 
 
 def test_rows_and_pairs_count_cells():

@@ -289,6 +289,51 @@ def test_names_on_the_maps_are_text_whatever_they_are():
 TEXTS = ["=1+1", "+a", "-AS1", "@sum", "\t=1", "＝1", "'=1", "''+a", "'", "CD3E", "a=b", "-1", ""]
 
 
+def some_run(folder: Path, seed: int, scores: dict, **settings) -> Path:
+    "The folder of a run as far as a table reads it."
+    folder.mkdir()
+    row = dict(data="d", preset="p", K=2, seed=seed, test={}, clusters={}, train_seconds=1.0)
+    (folder / "metrics.json").write_text(json.dumps(row | {"scores": {"latent": scores}}))
+    told = dict(max_epochs=settings.pop("max_epochs", 5), subset=None)
+    told["settings"] = dict(K=2, seed=seed, preset={"alpha": 0.05}) | settings
+    (folder / "run.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_score_that_some_runs_lack_says_how_many_have_it(tmp_path):
+    scores = [{"asw": 0.5}, {"asw": 0.7}, {}]
+    runs = [some_run(tmp_path / str(i), i, found) for i, found in enumerate(scores)]
+    assert results_table(runs[1:]).loc[0, "ASW"] == "0.700 (n=1)"
+    assert results_table(runs).loc[0, "ASW"] == "0.600 ± 0.141 (n=2)"
+    assert results_table(runs[:2]).loc[0, "ASW"] == "0.600 ± 0.141"
+
+
+def test_a_run_named_twice_counts_once_and_a_copy_is_refused(tmp_path):
+    run = some_run(tmp_path / "a", 0, {})
+    (tmp_path / "link").symlink_to(run)
+    named = [run, f"{run}/", tmp_path / "b/../a", tmp_path / "link"]
+    (tmp_path / "b").mkdir()
+    assert len(collect_runs(named)) == 1
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(ValueError, match="a and .*copy are one run twice .seed 0, .* leave one"):
+        collect_runs([run, tmp_path / "copy"])
+
+
+def test_runs_with_other_settings_are_no_repeats(tmp_path):
+    runs = [some_run(tmp_path / str(i), i, {"asw": i / 10}) for i in range(2)]
+    assert "settings" not in collect_runs(runs)
+    runs.append(some_run(tmp_path / "long", 0, {"asw": 0.9}, max_epochs=9))
+    runs.append(some_run(tmp_path / "alpha", 0, {"asw": 0.8}, preset={"alpha": 0.2}))
+    runs.append(some_run(tmp_path / "types", 0, {"asw": 0.7}, supervise={"labels_key": "t"}))
+    table = results_table(runs)
+    assert sorted(table["ASW"]) == ["0.050 ± 0.071", "0.700", "0.800", "0.900"]
+    said = table.set_index("ASW")["settings"]
+    assert "max_epochs=9" in said["0.900"] and "alpha=0.2" in said["0.800"]
+    assert "max_epochs=5" in said["0.700"] and "labels_key: t" in said["0.700"]
+    write_table(tmp_path / "t.csv", collect_runs(runs))
+    assert len(results_table(read_table(tmp_path / "t.csv"))) == 4
+
+
 def test_texts_that_are_formulas_get_an_apostrophe_and_come_back(tmp_path):
     table = pd.DataFrame(
         {"text": TEXTS, "=name": 1, "number": -np.arange(13.0), "group": pd.Categorical(TEXTS)}

@@ -295,6 +295,36 @@ def test_scanpy_draws_the_map_and_a_users_own_map_stays(tmp_path):
     np.testing.assert_array_equal(kept.obsm["X_umap"], kept.obsm["X_gmvae_umap"])
 
 
+def test_results_of_an_earlier_model_do_not_stay(tmp_path):
+    def annotated(a):
+        a.obs["gmvae_type"] = pd.Categorical(["T"] * a.n_obs)
+        a.obs["gmvae_split"] = a.obs["mine"] = "test"
+        for name in ("X_gmvae", "X_gmvae_umap", "X_umap", "gmvae_type_prob", "X_pca"):
+            a.obsm[name] = np.ones((a.n_obs, 2))
+        a.uns["gmvae"] = {"K": 3}
+
+    new = {"gmvae_cluster": np.arange(100)}, {"X_gmvae": np.zeros((100, 3))}, {"K": 2}
+    runs.write_annotated(stored(tmp_path, annotated), tmp_path / "b.h5ad", *new)
+    found = ad.read_h5ad(tmp_path / "b.h5ad")
+    assert [c for c in found.obs if c.startswith("gmvae")] == ["gmvae_cluster"]
+    assert set(found.obsm) == {"X_gmvae", "X_pca"} and (found.obs["mine"] == "test").all()
+    assert found.obsm["X_gmvae"].shape == (100, 3)
+
+    def own_map(a):
+        annotated(a)
+        a.obsm["X_umap"] = np.zeros((a.n_obs, 2))
+
+    runs.write_annotated(stored(tmp_path, own_map), tmp_path / "c.h5ad", *new)
+    assert set(ad.read_h5ad(tmp_path / "c.h5ad").obsm) == {"X_gmvae", "X_pca", "X_umap"}
+
+    def of_a_user(a):  # no model of ours has been here
+        annotated(a)
+        del a.uns["gmvae"]
+
+    runs.write_annotated(stored(tmp_path, of_a_user), tmp_path / "d.h5ad", *new)
+    assert "gmvae_type" in ad.read_h5ad(tmp_path / "d.h5ad").obs
+
+
 @pytest.mark.parametrize("n, k", [(5, 4), (90, 15)])
 def test_the_map_is_given_the_exact_neighbours(n, k, monkeypatch):
     from sklearn.neighbors import NearestNeighbors
@@ -432,6 +462,21 @@ def test_the_demo_does_not_replace_other_data(tmp_path):
         gmvae_demo(out=str(tmp_path), quiet=True)
 
 
+def test_the_demo_that_is_called_again_goes_on(tmp_path, monkeypatch):
+    few, asked = cells(n=60), []
+    monkeypatch.setattr("gmvae_nb.data.kang_pbmc", lambda: few)
+    whole = commands.train_and_annotate
+    fewer = partial(whole, K=2)
+
+    def quickly(*args, **options):
+        asked.append(options["resume"])
+        return fewer(*args, **options | {"max_epochs": 1})
+
+    monkeypatch.setattr(commands, "train_and_annotate", quickly)
+    first, second = (gmvae_demo(out=str(tmp_path), quiet=True) for _ in range(2))
+    assert asked == [True, True] and first == second
+
+
 # --- consoles -------------------------------------------------------------------------------------
 
 
@@ -450,7 +495,7 @@ def test_a_plan_that_is_not_kept_to_changes_nothing_in_the_folder(tmp_path):
     options = dict(K=2, preset=replace(TINY, lr_schedule="cosine"), progress=False)
     runs.train_run(data, out, max_epochs=1, **options)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ValueError, match="planned for 1 epochs"):
+    with pytest.raises(ValueError, match="planned for 1 epochs.* for 2 in another folder"):
         runs.train_run(data, out, max_epochs=2, resume=True, **options)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not verify(out)["notes"]

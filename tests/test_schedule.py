@@ -7,12 +7,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb import commands
 from gmvae_nb.gpu import counts_for
 from gmvae_nb.model_folder import read_model, read_preset, weights_sha256
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import remarks
-from gmvae_nb.runs import finished_run, train_run
+from gmvae_nb.runs import finished_run, fitting_preset, train_run
+from gmvae_nb.scale import checked_batch_size
 from gmvae_nb.schedule import (
     Course,
     best_so_far,
@@ -25,6 +27,7 @@ from gmvae_nb.schedule import (
     row_of_weights,
     told_by_components,
     went_back,
+    with_batch_size,
 )
 from gmvae_nb.train import GMVAE, training_split
 from scipy.sparse import csr_matrix
@@ -297,6 +300,24 @@ def test_the_page_does_not_ask_for_more_epochs(run):
     assert not any("max_epochs" in r for r in remarks(falling, 4, 4, 0.0))
     planned = falling.drop(columns="weights_of")
     assert any("max_epochs" in r for r in remarks(planned, 4, 4, 0.0))
+
+
+@pytest.mark.parametrize("asked", [41, 4096, 100_000])
+def test_the_rate_is_that_of_a_mini_batch_that_there_is(asked, tmp_path, monkeypatch):
+    preset, seen = PRESETS["recommended"], []
+    wanted = with_batch_size(preset, 340)
+    assert checked_batch_size(preset, 300, 400) == with_batch_size(preset, 300)
+    if asked >= 340:
+        assert checked_batch_size(preset, asked, 400) == wanted
+        assert fitting_preset(wanted, 400) == (wanted, [])
+    # in the command, of 48 cells 40 are trained on
+    misled(48).write_h5ad(tmp_path / "mine.h5ad")
+    monkeypatch.setattr(commands, "describe_cost", lambda read, _, **how: seen.append((read, how)))
+    words = dict(out=str(tmp_path / "out"), dry_run=True, quiet=True, batch_size=asked)
+    commands.gmvae_train(str(tmp_path / "mine.h5ad"), batch_key="batch", **words)
+    read, how = seen[0]
+    assert how["preset"] == with_batch_size(preset, len(training_split(48, None, 0)[0]))
+    assert read.notes[-1].endswith("and the rate is that of this size")
 
 
 def test_components_tell_no_more_than_the_embedding_costs():

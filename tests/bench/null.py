@@ -3,12 +3,15 @@
     python tests/bench/null.py nbs/null.csv --cells 300 1000 --runs 20
     python tests/bench/null.py nbs/null.csv --cells 1000 --runs 5 --genes 100 200 --fold 1.5 2 \\
         --preset recommended centred
+    python tests/bench/null.py nbs/panel.csv --n_genes 150 --cells 400 1000 --runs 3 \\
+        --genes 0 20 --fold 3 --preset recommended centred
 
 Counts are negative binomial (r = 2) with log-normal gene means, 2,000 genes and about 2,000 counts
-a cell. Without --genes all cells are of one population; with it half of them differ by --fold, up
-or down, in so many genes that are found more often than the median. `sure` is the share of cells
-that a likelihood-ratio with the true means puts on the right side, `linear` the share that a
-logistic regression on the embedding does, cross-validated. One row per run; finished rows are kept.
+a cell; --n_genes is for a smaller panel of genes, in a table of its own. Without --genes all cells
+are of one population; with it half of them differ by --fold, up or down, in so many genes that are
+found more often than the median. `sure` is the share of cells that a likelihood-ratio with the true
+means puts on the right side, `linear` the share that a logistic regression on the embedding does,
+cross-validated. One row per run; finished rows are kept.
 """
 
 import argparse
@@ -33,12 +36,14 @@ N_GENES, COUNTS, R = 2000, 2000, 2.0
 SHOWN = ["one_cluster", "n_clusters", "ari", "ari_of_two", "sure", "linear"]
 
 
-def simulated(n_cells: int, n_different: int, fold: float, seed: int) -> tuple[ad.AnnData, float]:
+def simulated(
+    n_cells: int, n_different: int, fold: float, seed: int, n_genes: int = N_GENES
+) -> tuple[ad.AnnData, float]:
     "Cells, and how sure the true means are of their population."
     rng = np.random.default_rng(seed)
-    mean = rng.lognormal(0, 1.5, N_GENES)
+    mean = rng.lognormal(0, 1.5, n_genes)
     means = np.stack([mean, mean])
-    found = np.argsort(-mean)[: N_GENES // 2]
+    found = np.argsort(-mean)[: n_genes // 2]
     different = rng.choice(found, n_different, replace=False)
     means[1, different] *= fold ** rng.choice([-1, 1], n_different)
     means /= means.sum(1, keepdims=True)
@@ -52,7 +57,7 @@ def simulated(n_cells: int, n_different: int, fold: float, seed: int) -> tuple[a
     )
     sure = float(((ratio > 0) == (kind == 1)).mean()) if n_different else float("nan")
     obs = pd.DataFrame({"kind": kind.astype(str)}, index=[f"cell{i}" for i in range(n_cells)])
-    var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
     adata = ad.AnnData(csr_matrix(y.astype(np.float32)), obs=obs, var=var)
     return adata[:, np.asarray(adata.X.sum(0)).ravel() > 0].copy(), sure
 
@@ -74,6 +79,7 @@ def main():
     parser.add_argument("--genes", type=int, nargs="+", default=[0], help="that differ")
     parser.add_argument("--fold", type=float, nargs="+", default=[1.5])
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--n_genes", type=int, default=N_GENES)
     parser.add_argument("--preset", nargs="+", default=["recommended"])
     args = parser.parse_args()
     rows, names = read(args.csv), ["preset", "n_cells", "genes", "fold", "seed"]
@@ -82,7 +88,7 @@ def main():
         settings = dict(zip(names, (preset, n_cells, genes, fold if genes else 1.0, seed)))
         if not rows.empty and (rows[names] == pd.Series(settings)).all(axis=1).any():
             continue
-        adata, sure = simulated(n_cells, genes, fold, seed)
+        adata, sure = simulated(n_cells, genes, fold, seed, args.n_genes)
         model = GMVAE(adata, preset=preset, seed=seed).train(progress=False)
         clusters = model.predict()
         row = dict(
