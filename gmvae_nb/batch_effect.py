@@ -111,7 +111,7 @@ def gained(
 GONE, SMALLER, LITTLE = 0.8, 0.4, 0.1
 BEYOND_CHANCE = 5  # times the variance that batches at random would have
 
-
+# %% ../nbs/batch_effect.ipynb #21b5ea82
 def why_untold(
     effect: pd.DataFrame,  # from batch_effect
 ) -> str:  # empty: the scores can tell
@@ -131,7 +131,7 @@ def why_untold(
         return "batches differ, but each cluster holds nearly one batch alone"
     return ""
 
-
+# %% ../nbs/batch_effect.ipynb #9b90a2e4
 def effect_in_short(
     effect: pd.DataFrame,  # from batch_effect
 ) -> str:

@@ -338,7 +338,7 @@ def _check_empty(n: np.ndarray, names: pd.Index, name: str, axis: int) -> None:
 # what var["feature_types"] calls genes
 GENE_FEATURES = ("gene expression", "gex", "rna", "gene", "genes")
 
-
+# %% ../nbs/counts.ipynb #d071e873
 def gene_features(
     var: pd.DataFrame,  # of all features
 ) -> tuple[np.ndarray, list[str]]:  # (n_features,) True: a gene; what to say
@@ -361,7 +361,7 @@ def gene_features(
     )
     return is_gene, [note]
 
-
+# %% ../nbs/counts.ipynb #c4829cd5
 def feature_names(
     names: pd.Index,  # of all features
     is_gene: np.ndarray,  # (n_features,) from gene_features

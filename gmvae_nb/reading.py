@@ -472,7 +472,7 @@ def is_flag(column: pd.Series) -> bool:
     "Whether all its values are True or False, of whatever dtype."
     return all(isinstance(v, bool | np.bool_) for v in column.astype(object))
 
-
+# %% ../nbs/reading.ipynb #19462d5f
 def genes_in(
     adata: AnnData, mask_var: str | None
 ) -> tuple[np.ndarray, list[str]]:

@@ -76,7 +76,8 @@ SAFE = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #999999 #9060f0".split()
 GROUNDS = "#ffffff", "#12171c"  # of the maps, by day and by night
 LEAST_CONTRAST = 1.5  # with either
 
-
+# %% ../nbs/report.ipynb #e4b85515
+#| code-fold: true
 def contrast(
     colour: str,  # "#rrggbb"
     ground: str,
@@ -89,7 +90,8 @@ def contrast(
     dark, bright = np.sort(linear @ [0.2126, 0.7152, 0.0722])
     return (bright + 0.05) / (dark + 0.05)
 
-
+# %% ../nbs/report.ipynb #de9b00f9
+#| code-fold: true
 @cache
 def seen_colours() -> list[list[str]]:  # "#rrggbb", the fewest first
     "The safe colours, and those of scanpy's palettes that either ground shows."
@@ -107,7 +109,8 @@ def seen_colours() -> list[list[str]]:  # "#rrggbb", the fewest first
         seen.append([c for c, l in zip(of, least) if l >= LEAST_CONTRAST])
     return seen
 
-
+# %% ../nbs/report.ipynb #c2d24857
+#| code-fold: true
 def palette(
     n: int,  # colours needed
 ) -> list[str]:  # n of them, "#rrggbb"; repeated where there are too few
@@ -392,7 +395,7 @@ def remark_on_mixture(
         ]
     return []
 
-
+# %% ../nbs/report.ipynb #e80f271f
 def remark_on_one_cluster(
     told: float,  # what the components tell of a cell, nats
 ) -> list[str]:
@@ -467,7 +470,7 @@ def plural(
     "The word for so many, without the number."
     return one if n == 1 else many or one + "s"
 
-
+# %% ../nbs/report.ipynb #5270d803
 @cache
 def _templates() -> Environment:
     "The templates of the package, compiled once in a process."
@@ -481,7 +484,7 @@ def _templates() -> Environment:
     templates.filters["plural"] = plural
     return templates
 
-
+# %% ../nbs/report.ipynb #9e988976
 def render_page(
     values: dict[str, Any],  # name in the templates -> value
     name: str = "report.html",  # of the template
@@ -626,7 +629,7 @@ def group_map(
 # numbers of a cell and its name stand beside the groupings
 OTHER_TITLES = "barcode", "confidence", "novelty"
 
-
+# %% ../nbs/report.ipynb #0013b582
 def titled_groups(
     report: ReportInput,
 ) -> dict[str, pd.Categorical]:  # title -> (N,), clusters first
@@ -649,7 +652,7 @@ def titled_groups(
         groupings[title] = groups
     return groupings
 
-
+# %% ../nbs/report.ipynb #3d33743a
 def map_values(
     report: ReportInput,
 ) -> dict[str, Any]:
