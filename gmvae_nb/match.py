@@ -101,7 +101,7 @@ def match_genes(
             f"{first_names(missing)}): "
             f"{other_gene_column(genes, columns, matched)}"
         )
-    return GeneMatch(position, matched, missing, is_gene.sum() - matched)
+    return GeneMatch(position, matched, missing, int(is_gene.sum()) - matched)
 
 # %% ../nbs/match.ipynb #d5441bea
 def map_batches(
