@@ -55,14 +55,13 @@ from .model_folder import weights_sha256
 
 # isort: on
 from .arguments import as_path
-from .in_words import COLLAPSED_BELOW
 from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS, plot_loss, plot_z_prior
 from .runs import read_run_json
 
 # isort: off
-from .schedule import course_of, row_of_weights
+from .schedule import COLLAPSED_BELOW, course_of, row_of_weights
 from .schedule import told_by_components, went_back
 
 # isort: on

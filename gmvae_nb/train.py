@@ -56,7 +56,8 @@ from .reading import counts_to_train_on
 from .reproducible import Stream, initial_weights, numpy_stream
 from .reproducible import own_threads, seed_sequence, stream_seed
 from .reproducible import torch_stream, warn_if_threads_spin
-from .schedule import best_so_far, check_epochs, check_plan
+from .schedule import COLLAPSED_BELOW, best_so_far
+from .schedule import check_epochs, check_plan
 from .schedule import course_of, epochs_before_placing, epochs_wanted
 from .schedule import fit_batch_size, kept_epoch, kl_weight
 from .schedule import learning_rate, place_in_plan, told_by_components
@@ -512,7 +513,7 @@ def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
 def _warn_if_collapsed(self: "GMVAE") -> None:
     "A UserWarning if the components of K > 1 do not tell the cells apart."
     information = told_by_components(pd.DataFrame(self._rows))
-    if self.K == 1 or information > 0.1:
+    if self.K == 1 or information > COLLAPSED_BELOW:
         return
     cure = "give it more epochs or cells"
     if self.preset.encoder_input == "lognorm":

@@ -1194,7 +1194,7 @@ MUTANTS = [
     ),
     Mutant(
         "a collapse kept silent",
-        "if self.K == 1 or information > 0.1:",
+        "if self.K == 1 or information > COLLAPSED_BELOW:",
         "if True:",
         TRAIN,
         "collapsed",
