@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAX_CELLS', 'SLACK', 'GroupMeans', 'group_means', 'log_fold_change', 'Shrunk', 'shrink', 'expected_fdr',
-           'found_share', 'group_codes', 'differential_expression', 'matched', 'compare_two', 'rank_sum_p',
-           'split_markers', 'pseudobulk']
+           'found_share', 'by_number', 'group_codes', 'of_each_cell', 'name_of_group', 'differential_expression',
+           'matched', 'compare_two', 'rank_sum_p', 'split_markers', 'pseudobulk']
 
 # %% ../nbs/differential.ipynb #22b10005
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import false_discovery_control, norm, rankdata
 from torch import Tensor
 
+from .arguments import is_whole, shown
 from .count_splitting import halve_cells
 from .counts import get_counts
 
@@ -155,29 +158,89 @@ def found_share(
     "The share of cells in which each gene is found."
     return counts.getnnz(0) / max(1, counts.shape[0])
 
+# %% ../nbs/differential.ipynb #b72ee6d0
+def by_number(name: str) -> tuple[str, str]:
+    "A key to sort names by: 2 comes before 10, and 0.25 before 0.5."
+    return re.sub(r"(?<![\d.])\d+", lambda n: n[0].zfill(20), name), name
+
 # %% ../nbs/differential.ipynb #b72ee6ce
 def group_codes(
     labels: ArrayLike,  # of each cell; missing: of none, (N,)
 ) -> tuple[np.ndarray, list[str]]:  # codes, -1: none, (N,); names
-    "Groups by number. ValueError for fewer than two."
-    values = pd.Series(np.asarray(labels, dtype=object))
-    known = pd.Categorical(values.where(values.isna(), values.astype(str)))
-    names = [str(name) for name in known.categories]
+    """Groups by number, sorted as `by_number` does.
+
+    ValueError for fewer than two, and for what is no row of values."""
+    values = np.asarray(labels, dtype=object)
+    if values.ndim != 1:
+        raise ValueError(
+            f"groupby has the shape {values.shape}; expected a column of obs, or "
+            "one group for each cell"
+        )
+    is_known = ~pd.isna(values)
+    texts = [str(value) for value in values[is_known]]
+    names = sorted(set(texts), key=by_number)
     if len(names) < 2:
         raise ValueError(
             f"there is one group of cells or none ({', '.join(names)}): nothing "
             "to compare"
         )
-    return known.codes.astype(np.int64), names
+    codes = np.full(len(values), -1)
+    codes[is_known] = pd.Index(names).get_indexer(texts)
+    return codes, names
+
+# %% ../nbs/differential.ipynb #b72ee6d2
+def of_each_cell(
+    labels: pd.Series,  # by the names of cells
+    names: pd.Index,  # of the cells, (N,)
+) -> pd.Series:  # (N,), in their order
+    "Align by name. ValueError for a cell that is not in the index, or twice."
+    given, wanted = labels.index.astype(str), names.astype(str)
+    if given.equals(wanted):
+        return labels
+    at, has_names = None, not isinstance(names, pd.RangeIndex)
+    if has_names and given.is_unique:
+        at = given.get_indexer(wanted)
+    if at is None or (at < 0).any():
+        raise ValueError(
+            f"groupby is a Series with the names {', '.join(given[:3])}, …; "
+            f"expected each cell once, as {', '.join(wanted[:3])}, …: pass the "
+            "AnnData of these cells, or groupby.to_numpy() if it is in their "
+            "order"
+        )
+    return labels.iloc[at]
+
+# %% ../nbs/differential.ipynb #b72ee6d3
+def name_of_group(
+    group: Any,  # 1 is 1.0 too
+    names: Sequence[str],  # those that are there
+    role: str,  # named in errors
+) -> str:
+    "A group by its name. ValueError for several, and for one that is not there."
+    if isinstance(group, Iterable) and not isinstance(group, str):
+        raise ValueError(
+            f"{role} is {shown(group)}; expected one of {', '.join(names)}"
+        )
+    name, same = str(group), str(group)
+    if is_whole(group):
+        same = f"{group}.0"
+    elif isinstance(group, Real):
+        same = name.removesuffix(".0")
+    for found in (name, same):
+        if found in names:
+            return found
+    raise ValueError(
+        f"no cell is of the group {group!r}; there are {', '.join(names)}"
+    )
 
 # %% ../nbs/differential.ipynb #b146e794
 def differential_expression(
     model: GMVAE,
     adata: AnnData | Cells | None = None,  # None: the model's own cells
-    # column of obs, or a group for each cell; None: the model's clusters
+    # column of obs, or a group for each cell, a Series by the cells' names; None:
+    # the model's clusters
     groupby: str | ArrayLike | None = None,
-    group1: str | None = None,  # None: each group in turn
-    group2: str | None = None,  # None: all other cells
+    group1: str | float | None = None,  # None: each group in turn
+    group2: str | float | None = None,  # None: all other cells
     *,
     delta: float = 0.25,  # least log2 fold change that matters
     fdr_target: float = 0.05,
@@ -209,21 +272,20 @@ def differential_expression(
         if not isinstance(adata, AnnData):
             raise ValueError(f"groupby is {groupby!r}: pass the AnnData with it")
         groupby = get_categories(adata, groupby, "groupby")
+    elif isinstance(groupby, pd.Series):
+        groupby = of_each_cell(groupby, cells.names)
     codes, names = group_codes(groupby)
     if len(codes) != cells.counts.shape[0]:
         raise ValueError(
             f"groupby has {len(codes):,} values for "
             f"{cells.counts.shape[0]:,} cells"
         )
-    for name in (group1, group2):
-        if name is not None and str(name) not in names:
-            raise ValueError(
-                f"no cell is of the group {name!r}; there are {', '.join(names)}"
-            )
-    if group1 is not None and str(group1) == str(group2):
+    first = None if group1 is None else name_of_group(group1, names, "group1")
+    second = None if group2 is None else name_of_group(group2, names, "group2")
+    if first is not None and first == second:
         raise ValueError(
-            f"group1 and group2 are both {str(group1)!r}; expected two groups: "
-            "leave group2 out to compare with all other cells"
+            f"group1 and group2 are both {first!r}; expected two groups: leave "
+            "group2 out to compare with all other cells"
         )
     told = model.batches, model.batch_key
     as_of = every_value(*told, model.network.design)
@@ -233,18 +295,16 @@ def differential_expression(
         as_of[model.batch_key] = transform_batch
     settings = settings_to_decode(*told, model.covariates, as_of)
     tables = []
-    for name in names if group1 is None else [str(group1)]:
-        if name == str(group2):
+    for name in names if first is None else [first]:
+        if name == second:
             continue
         pair = np.full(len(codes), -1)
-        others = (
-            codes >= 0 if group2 is None else codes == names.index(str(group2))
-        )
+        others = codes >= 0 if second is None else codes == names.index(second)
         pair[others] = 1
         pair[codes == names.index(name)] = 0
         table = compare_two(model, cells, pair, settings, delta)
         table.insert(0, "group1", name)
-        table.insert(1, "group2", "rest" if group2 is None else str(group2))
+        table.insert(1, "group2", "rest" if second is None else second)
         table["fdr"] = expected_fdr(table["proba_de"].to_numpy())
         table["is_de"] = table["fdr"] <= fdr_target
         order = ["is_de", "score"]
@@ -342,8 +402,12 @@ def split_markers(
     cluster against all other cells. One row for each cluster and gene: cluster,
     gene, p, q (of Benjamini and Hochberg, over the genes), lfc, found1 and found2
     (shares of cells with the gene, in half the counts), score. Exact only for
-    cells that the model was not trained on. ValueError without such cells, or if
-    no cluster has `min_cells`."""
+    cells that the model was not trained on. ValueError without such cells, if
+    they are all of one cluster, or if no cluster has `min_cells`."""
+    if not is_whole(min_cells) or min_cells < 1:
+        raise ValueError(
+            f"min_cells is {shown(min_cells)}; expected a whole number, 1 or more"
+        )
     rows, test = None, model.test_idx
     cells = matched(model, adata)
     if adata is None:
@@ -357,6 +421,11 @@ def split_markers(
     assign = assign or (lambda half: model.predict_proba(half).argmax(1))
     cluster, y = assign(first), csr_matrix(second.counts)
     batch = batch_of(torch.from_numpy(second.batch)).numpy()
+    if (cluster == cluster[:1]).all():
+        raise ValueError(
+            f"all {len(cluster):,} cells are of one cluster: there are no others "
+            "to compare them with"
+        )
     total = np.asarray(y.sum(1), dtype=np.float64).ravel()
     shares = y.multiply(1 / total[:, None]).tocsc()
     tables = []
@@ -403,6 +472,8 @@ def pseudobulk(
     obs has the two keys, n_cells, and the columns to keep. ValueError for a key
     that is not there, for a column that differs within a sample, and if no sum
     has `min_cells`."""
+    if isinstance(keep, str):
+        raise ValueError(f"keep is {keep!r}; expected a list of columns of obs")
     counts = csr_matrix(get_counts(adata, layer, allow_empty_genes=True))
     columns = {}
     for name in (sample_key, groupby, *keep):
@@ -418,7 +489,8 @@ def pseudobulk(
                 f"{several.idxmax()!r}; expected one for each"
             )
     pairs = pd.MultiIndex.from_arrays([obs[sample_key], obs[groupby]])
-    of, found = pairs.factorize(sort=True)
+    found = sorted(pairs.unique(), key=lambda pair: [*map(by_number, pair)])
+    of = pd.MultiIndex.from_tuples(found).get_indexer(pairs)
     # other pairs may have the same text
     names = make_index_unique(pd.Index([" ".join(pair) for pair in found]))
     add = csr_matrix((np.ones(len(of)), (of, np.arange(len(of)))))

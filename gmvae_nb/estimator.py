@@ -6,6 +6,7 @@
 __all__ = ['kinds_of_covariates', 'GMVAEClusterer']
 
 # %% ../nbs/estimator.ipynb #9b0e0005
+import copy
 import warnings
 from typing import Any
 
@@ -13,7 +14,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
+
+# isort: off
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin
+
+# isort: on
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 # %% ../nbs/estimator.ipynb #9b0e0006
@@ -41,7 +47,9 @@ def kinds_of_covariates(
     return found
 
 # %% ../nbs/estimator.ipynb #c724f930
-class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
+class GMVAEClusterer(
+    ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator
+):
     """`GMVAE` under scikit-learn's names, for a matrix of raw counts.
 
     After `fit`: labels_ (N,), embedding_ (N, n_x), n_clusters_, and model_, the
@@ -69,8 +77,9 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         # are continuous, the others categorical
         covariates: pd.DataFrame | None = None,
     ) -> "GMVAEClusterer":
-        "Train on these cells."
-        adata = self._cells(X, batch, covariates, reset=True)
+        "Train on these cells. After an error all is as it was before."
+        fitted = copy.copy(self)
+        adata = fitted._cells(X, batch, covariates, reset=True)
         batch_key = None if batch is None else "batch"
         settings = dict(batch_key=batch_key, preset=self.preset, seed=self.seed)
         settings |= {} if covariates is None else kinds_of_covariates(covariates)
@@ -78,11 +87,10 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
             warnings.filterwarnings("ignore", ".*no count in any cell")
             model = GMVAE(adata, self.K, **settings)
         model.train(self.max_epochs, progress=self.progress)
-        labels = self._labels(model.predict())
-        self.embedding_ = model.get_latent_representation()
-        # stopped before, all that was fitted is of one model
-        self.model_, self.labels_ = model, labels
-        self.n_clusters_ = model.n_clusters
+        fitted.labels_ = self._labels(model.predict())
+        fitted.embedding_ = model.get_latent_representation()
+        fitted.model_, fitted.n_clusters_ = model, model.n_clusters
+        self.__dict__ = vars(fitted)  # stopped before, all is of one model
         return self
 
     def transform(
@@ -123,6 +131,10 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     ) -> np.ndarray:  # (N, n_clusters_), rows sum to 1
         "Probability of each cluster for each cell."
         return self._ask(GMVAE.predict_proba, X, batch, covariates)
+
+    @property
+    def _n_features_out(self) -> int:  # of get_feature_names_out
+        return self.embedding_.shape[1]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -175,11 +187,19 @@ class GMVAEClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
                 )
             obs = covariates.set_axis(obs.index).rename(columns=str)
         if batch is not None:
+            is_missing = pd.isna(np.asarray(batch, dtype=object))
             batch = np.asarray(batch)
             if batch.shape != (y.shape[0],):
                 raise ValueError(
                     f"batch has shape {batch.shape}; expected one for each of "
                     f"the {y.shape[0]:,} cells"
+                )
+            if is_missing.any():
+                raise ValueError(
+                    f"batch has no value for {is_missing.sum():,} of "
+                    f"{len(obs):,} cells, the first is cell "
+                    f"{is_missing.argmax():,}, counted from 0: fill them in, or "
+                    "leave these cells out"
                 )
             obs = obs.assign(batch=pd.Categorical(batch.astype(str)))
         return AnnData(y, obs=obs, var=pd.DataFrame(index=list(genes)))

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from .arguments import is_whole, shown
 from .data import get_categories, minibatches
-from .match import MIN_MATCHED, Cells
+from .inference import check_none_is_empty
+from .match import MIN_MATCHED, Cells, check_is_map, told_of_cells
 from .network import GMVAENetwork
 from .questions import MapBatch
 
@@ -69,7 +71,9 @@ def fit_new_columns(
     seed: int,
     n_steps: int = FIT_STEPS,
 ) -> None:
-    "Fit the last columns to the counts of their cells (eq-new-batches-fit)."
+    """Fit the last columns to the counts of their cells (eq-new-batches-fit).
+
+    ValueError for a cell that has no count in the model's genes."""
     network.eval().requires_grad_(False)
     weight = network.decoder[0].weight.requires_grad_(True)
     end = network.preset.n_x + network.design.n_batches
@@ -82,7 +86,8 @@ def fit_new_columns(
         order = numpy_stream(seed, Stream.ORDER, epoch, 1)
         generator = torch_stream(seed, Stream.NOISE, epoch, 1)
         batches = minibatches(cells.counts, cells.batch, rows, size, rng=order)
-        for y, b, _ in batches:
+        for y, b, here in batches:
+            check_none_is_empty(y, cells.names[here])
             y, b = y.to(device), b.to(device)
             with torch.no_grad():
                 q = network.encode(y, b)
@@ -111,7 +116,7 @@ def with_new_batches(
     """Let a model know new batches, by a short training of their weights alone.
 
     ValueError for a model without batches, or whose encoder sees them, and for
-    what `match_cells` refuses."""
+    what `match_cells` refuses, and a new cell without a count in its genes."""
     if model.batch_key is None or model.preset.encoder_batch:
         why = "has no batches"
         if model.batch_key is not None:
@@ -120,10 +125,20 @@ def with_new_batches(
             f"the model {why}: a new batch can only be treated as a known one, "
             "with map_batch"
         )
-    of_cell = np.asarray(get_categories(adata, model.batch_key, "batch_key"))
+    if not is_whole(n_steps) or n_steps < 1:
+        raise ValueError(
+            f"n_steps is {shown(n_steps)}; expected a whole number of "
+            "mini-batches, 1 or more"
+        )
+    check_is_map(map_batch)
     mapped = map_batch or {}
-    new = sorted(set(of_cell) - set(model.batches) - set(mapped))
-    if not new or "*" in mapped:
+    if "*" in mapped:  # then no batch is new, and the column may be missing
+        known = model.batches, model.batch_key, model.covariates
+        told_of_cells(adata, *known, mapped)
+        return model
+    of_cell = np.asarray(get_categories(adata, model.batch_key, "batch_key"))
+    new = sorted(set(of_cell) - set(model.batches) - set(map(str, mapped)))
+    if not new:
         return model
     to_known = {**mapped, **{name: model.batches[0] for name in new}}
     cells = model.match_cells(adata, map_batch=to_known, min_matched=min_matched)

@@ -6,7 +6,7 @@
 __all__ = ['Questions']
 
 # %% ../nbs/questions.ipynb #0e5710a4
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from . import inference, match
+from .arguments import is_whole, shown
 from .counts_on_disk import CountsOnDisk
 from .covariates import Covariate, TransformBatch, settings_to_decode
 from .inference import shared_noise
@@ -122,6 +123,11 @@ def _predict_proba(
     """Probability of each cluster for each cell.
 
     `n_clusters` cuts the tree of clusters there (see `cluster_tree`)."""
+    if n_clusters is not None and not is_whole(n_clusters):
+        raise ValueError(
+            f"n_clusters is {shown(n_clusters)}; expected a whole number, or "
+            "None for the clusters that are told apart"
+        )
     ask = inference.cluster_probabilities
     noise = self._noise(n_samples)
     return self._ask(ask, adata, map_batch, noise, n_clusters)
@@ -234,14 +240,14 @@ def _get_normalized_expression(
     Lopez et al. 2018."""
     told = self.batches, self.batch_key, self.covariates
     settings = settings_to_decode(*told, transform_batch)
-    genes = self.genes if gene_list is None else [str(g) for g in gene_list]
-    column = inference.columns_of(self.genes, genes)
-    is_word = isinstance(library_size, str)
-    if library_size != "latent" and (is_word or not library_size > 0):
+    gene_list = self.genes if gene_list is None else gene_list
+    if isinstance(gene_list, str | bytes) or not isinstance(gene_list, Iterable):
         raise ValueError(
-            f"library_size is {library_size!r}; expected a positive number, or "
-            "'latent'"
+            f"gene_list is {shown(gene_list)}; expected a list of names of genes"
         )
+    genes = [str(g) for g in gene_list]
+    column = inference.columns_of(self.genes, genes)
+    inference.check_library_size(library_size)
     noise = self._noise(n_samples)
     cells = self._cells(adata, map_batch, MIN_MATCHED)
     columns = torch.from_numpy(column).to(self.device)

@@ -264,6 +264,12 @@ BAD |= {
     "max_epochs True": (lambda: fit(cells(), epochs=True), "max_epochs is True"),
     "n_samples 0": (lambda: model(1).predict_proba(n_samples=0), "n_samples is 0"),
     "n_samples 2.5": (lambda: model(1).get_iwae(n_samples=2.5), "n_samples is 2.5"),
+    "n_samples True": (lambda: model(1).get_elbo(n_samples=True), "n_samples is True"),
+    "simulations 1.5": (lambda: model(1).posterior_predictive(n_samples=1.5), "n_samples is 1.5"),
+    "simulations '2'": (lambda: model(1).posterior_predictive(n_samples="2"), "n_samples is '2'"),
+    "n_clusters 1.0": (lambda: model(1).predict(n_clusters=1.0), "n_clusters is 1.0; expected a"),
+    "n_clusters '2'": (lambda: model(1).predict_proba(n_clusters="2"), "n_clusters is '2'"),
+    "n_clusters True": (lambda: model(1).predict(n_clusters=True), "n_clusters is True"),
     "genes missing": (
         lambda: model(1).get_latent_representation(cells()[:, :10].copy()),
         "10 of the model's 20 genes are in the data, fewer than 90% .10 missing: gene10",

@@ -196,3 +196,74 @@ def test_what_cannot_be_compared_is_told(trained, tmp_path):
     with pytest.raises(ValueError, match="without cells"):
         de(GMVAE.load(tmp_path))
     assert isinstance(adata, ad.AnnData)
+
+
+def test_a_series_is_read_by_the_names_of_its_cells(trained):
+    model, adata = trained
+    labels = adata.obs["cell_type"].astype(str)
+    labels = pd.Series(labels.to_numpy(), [str(name) for name in adata.obs_names])
+    named = ad.AnnData(
+        adata.X, obs=adata.obs.set_axis([f"c{i}" for i in range(200)]), var=adata.var
+    )
+    labels.index = named.obs_names
+    right = de(model, named, labels.to_numpy(), "type0")
+    turned = pd.concat([labels[::-1], pd.Series({"no cell": "type0"})])
+    pd.testing.assert_frame_equal(de(model, named, turned, "type0"), right)
+    for bad in (labels.reset_index(drop=True), labels[1:], pd.concat([labels, labels])):
+        with pytest.raises(ValueError, match="groupby is a Series with the names"):
+            de(model, named, bad, "type0")
+    with pytest.raises(ValueError, match="pass the AnnData of these cells"):
+        de(model, groupby=labels[::-1])  # the names of its own cells are not known
+    of_own = labels.reset_index(drop=True)
+    assert len(de(model, groupby=of_own)) == 3 * adata.n_vars
+    with pytest.raises(ValueError, match="groupby is a Series"):
+        de(model, groupby=of_own[::-1])
+
+
+def test_groups_are_in_the_order_of_their_numbers():
+    labels = [f"{i % 12}" for i in range(24)]
+    codes, names = differential.group_codes(labels)
+    assert names == [str(i) for i in range(12)] and codes.tolist() == [*range(12)] * 2
+    for given, ordered in (
+        ([10, 9, None, 2], ["2", "9", "10"]),
+        ([0.5, 0.25, 3.0], ["0.25", "0.5", "3.0"]),
+        (["T2", "B cell", "T10"], ["B cell", "T2", "T10"]),
+        (["1" * 5000, "2"], ["2", "1" * 5000]),
+    ):
+        assert differential.group_codes(given)[1] == ordered
+    adata = cells(60)
+    adata.obs["sample"] = np.resize(["10", "9"], 60)
+    adata.obs["kind"] = np.repeat(["2", "11"], 30)
+    sums = pseudobulk(adata, "sample", "kind", min_cells=1)
+    assert list(sums.obs_names) == ["9 2", "9 11", "10 2", "10 11"]
+    its = (adata.obs["sample"] == "9") & (adata.obs["kind"] == "11")
+    np.testing.assert_array_equal(sums.X[1], np.asarray(adata.X[its.to_numpy()].sum(0)).ravel())
+    with pytest.raises(ValueError, match="keep is 'sample'; expected a list"):
+        pseudobulk(adata, "sample", "kind", keep="sample")
+
+
+def test_a_number_names_its_group_and_a_list_names_none(trained):
+    model, adata = trained
+    groups = np.resize([1.0, 2.0], 200)
+    of_text = de(model, adata, groups, "1.0", "2.0")
+    pd.testing.assert_frame_equal(de(model, adata, groups, 1, np.float32(2)), of_text)
+    of_whole = de(model, adata, groups.astype(int), 1.0)
+    assert set(of_whole["group1"]) == {"1"}
+    for group, words in (
+        (["1.0"], r"group1 is \['1.0'\]; expected one of 1.0, 2.0"),
+        (3, "no cell is of the group 3; there are 1.0, 2.0"),
+        (True, "no cell is of the group True; there are 1.0, 2.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            de(model, adata, groups, group)
+    for shape in (groups[:, None], 5):
+        with pytest.raises(ValueError, match="groupby has the shape"):
+            de(model, adata, shape)
+
+
+def test_one_cluster_has_nothing_to_be_compared_with(trained):
+    for bad in (0, 1.5, "3", None):
+        with pytest.raises(ValueError, match="min_cells is .*expected a whole number, 1 or more"):
+            split_markers(trained[0], min_cells=bad)
+    with pytest.raises(ValueError, match="are of one cluster"):
+        split_markers(trained[0], assign=lambda half: np.zeros(half.counts.shape[0], int))

@@ -86,3 +86,37 @@ def test_a_table_of_covariates_is_that_of_the_columns_of_obs():
     ]:
         with pytest.raises(ValueError, match=words):
             fitted.predict(y, batch, bad)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA], ids=repr)
+@pytest.mark.parametrize("kind", [list, pd.Series, pd.Categorical, pd.array])
+def test_a_cell_without_a_batch_is_told(missing, kind):
+    y = np.random.default_rng(0).poisson(2.0, (6, 12))
+    batch = kind(["a", "b", "a", missing, "b", missing])
+    words = "batch has no value for 2 of 6 cells, the first is cell 3"
+    with pytest.raises(ValueError, match=words):
+        GMVAEClusterer(max_epochs=1).fit(y, batch=batch)
+
+
+def test_a_fit_that_is_refused_leaves_what_was_fitted(monkeypatch):
+    y = np.random.default_rng(0).poisson(2.0, (60, 12))
+    named = pd.DataFrame(y[:, :9], columns=[f"gene{g}" for g in range(9)])
+    fitted = GMVAEClusterer(max_epochs=1).fit(y)
+    before = dict(vars(fitted))
+    for bad in (named / 2, named - 1):
+        with pytest.raises(ValueError, match="count"):
+            fitted.fit(bad)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GMVAE, "predict", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        fitted.fit(named)
+    assert vars(fitted) == before
+    np.testing.assert_array_equal(fitted.predict(y), fitted.labels_)
+    fitted.fit(named)
+    assert fitted.n_features_in_ == 9 and fitted.feature_names_in_[0] == "gene0"
+
+
+def test_the_embedding_has_names_and_can_be_a_table():
+    y = np.random.default_rng(0).poisson(2.0, (60, 12))
+    names = [f"gmvaeclusterer{i}" for i in range(10)]
+    fitted = GMVAEClusterer(max_epochs=1).set_output(transform="pandas")
+    assert list(fitted.fit_transform(y)) == names == fitted.get_feature_names_out().tolist()

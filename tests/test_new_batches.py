@@ -121,3 +121,28 @@ def test_the_columns_of_other_covariates_stay_behind_those_of_the_batches(old, n
     theirs = np.isin(new.obs["batch"], ["x", "y"])
     gain = wider.get_iwae(new) - model.get_iwae(new, map_batch=mapped)
     assert gain[theirs].mean() > 0
+
+
+def test_a_new_cell_without_a_count_in_the_models_genes_is_named(model, new):
+    counts = new.X.toarray() if hasattr(new.X, "toarray") else new.X.copy()
+    i = int(np.flatnonzero(new.obs["batch"] == "x")[3])
+    counts[i] = 0
+    more = np.column_stack([counts, np.ones(len(counts), dtype=counts.dtype)])
+    var = pd.DataFrame(index=[*new.var_names, "another"])
+    adata = ad.AnnData(more, obs=new.obs, var=var)
+    with pytest.raises(ValueError, match=f"cell '{new.obs_names[i]}' has no count in any of"):
+        with_new_batches(model, adata, n_steps=5)
+
+
+def test_where_all_is_mapped_no_column_is_needed_and_the_map_is_read(model, new):
+    bare = ad.AnnData(new.X, obs=new.obs[[]], var=new.var)
+    assert with_new_batches(model, bare, map_batch={"*": model.batches[0]}) is model
+    with pytest.raises(ValueError, match="the model has no batch 'nope'"):
+        with_new_batches(model, bare, map_batch={"*": "nope"})
+    for bad, words in (
+        (dict(map_batch="0"), "expected a dict"),
+        (dict(n_steps=0), "n_steps is 0; expected a whole number"),
+        (dict(n_steps="3"), "n_steps is '3'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            with_new_batches(model, new, **bad)

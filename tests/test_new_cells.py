@@ -220,6 +220,9 @@ def test_simulated_counts_do_not_depend_on_chunks_and_differ_between_samples(mod
         model.posterior_predictive(adata, 0)
 
 
+NO_SIZES = True, None, np.inf, np.nan, 1e39, np.ones(60), [1]
+
+
 def test_expected_expression_has_shares_depths_and_batches(model):
     adata, expression = simulated(60, seed=3), model.get_normalized_expression
     shares = expression(adata)
@@ -243,6 +246,9 @@ def test_expected_expression_has_shares_depths_and_batches(model):
         ({"library_size": 0}, "positive"),
         ({"library_size": "big"}, "'latent'"),
         ({"gene_list": ["x"]}, "'x'"),
+        ({"gene_list": model.genes[0]}, "gene_list is .*expected a list of names of genes"),
+        ({"gene_list": 5}, "gene_list is 5"),
+        *(({"library_size": size}, "(?s)library_size is .*positive") for size in NO_SIZES),
     ):
         with pytest.raises(ValueError, match=words):
             expression(adata, **wrong)

@@ -113,3 +113,43 @@ def test_genes_and_names_that_are_left_out_or_changed_are_told():
             max_epochs=1,
             progress=False,
         )
+
+
+def test_a_second_run_without_labels_leaves_no_types_of_the_first():
+    adata = cells()
+    some = dict(max_epochs=1, progress=False, K=5)
+    tl.gmvae(adata, labels_key="cell_type", **some)
+    of_types = {"gmvae_type", "gmvae_type_probability"}
+    assert of_types < set(adata.obs) and "gmvae_type_prob" in adata.obsm
+    tl.gmvae(adata, **some)
+    assert not of_types & set(adata.obs) and "gmvae_type_prob" not in adata.obsm
+    adata.obs["gmvae_type"] = "mine"  # the run before had no labels
+    tl.gmvae(adata, **some)
+    assert (adata.obs["gmvae_type"] == "mine").all()
+
+
+@pytest.mark.parametrize(
+    "key, words",
+    [
+        ("a/b", "no name in an .h5ad file holds a '/': write 'a_b'"),
+        ("", "key_added is ''; expected a text"),
+        ("umap", "where scanpy looks for the map"),
+        ("pca", r"adata.obsm\['X_pca'\] is there and no result of an earlier run"),
+        ("cell_type", r"adata.obs\['cell_type'\] is there"),
+        ("log1p", r"del adata.uns\['log1p'\]"),
+    ],
+)
+def test_a_name_that_is_somebody_elses_is_refused_before_training(key, words, monkeypatch):
+    monkeypatch.setattr(tl, "GMVAE", None)
+    adata = cells()
+    adata.obsm["X_pca"], adata.uns["log1p"] = np.ones((adata.n_obs, 2)), {"base": None}
+    with pytest.raises(ValueError, match=words):
+        tl.gmvae(adata, key_added=key)
+    assert "gmvae" not in adata.obs and (adata.obsm["X_pca"] == 1).all()
+
+
+def test_a_name_of_an_earlier_run_is_used_again():
+    adata = cells()
+    for seed in (0, 1):
+        tl.gmvae(adata, key_added="mine", seed=seed, max_epochs=1, progress=False)
+    assert adata.uns["mine"]["params"]["seed"] == 1
