@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BMMC_FILES', 'kang_pbmc', 'get_categories', 'batch_codes', 'download_h5ad', 'bmmc_multiome', 'bmmc_cite', 'load_data',
-           'mean_and_std', 'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'to_torch',
-           'minibatches']
+           'mean_and_std', 'count_statistics', 'plot_counts_heatmap', 'split_cells', 'split_by', 'training_split',
+           'to_torch', 'minibatches']
 
 # %% ../nbs/00_data.ipynb #190d4cec
 import importlib
@@ -30,6 +30,7 @@ from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
 from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
 from .progress import Progress
+from .reproducible import Stream, seed_sequence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -371,6 +372,39 @@ def split_by(
         )
     train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
     return train.astype(np.int64), test.astype(np.int64)
+
+# %% ../nbs/00_data.ipynb #c9255fe7
+def training_split(
+    n_cells: int,
+    test_idx: np.ndarray | None,  # None: a seeded random 15 %
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:  # rows to train on, and rows held out
+    """Which cells are trained on.
+
+    ValueError for positions that do not exist, and if no cell is left."""
+    if test_idx is None:
+        train, test = split_cells(
+            n_cells, 0.15, seed_sequence(seed, Stream.SPLIT)
+        )
+    else:
+        test_idx = np.asarray(test_idx)
+        if test_idx.size and test_idx.dtype.kind not in "iu":
+            raise ValueError(
+                f"test_idx holds {test_idx.dtype}; expected the positions of "
+                "cells: for a mask, np.flatnonzero(mask)"
+            )
+        test = np.unique(test_idx.astype(np.int64))
+        if len(test) and not (0 <= test[0] and test[-1] < n_cells):
+            raise ValueError(
+                f"test_idx names cell {test[-1]} of {n_cells}; expected "
+                f"positions from 0 to {n_cells - 1}"
+            )
+        train = np.setdiff1d(np.arange(n_cells), test)
+    if not len(train):
+        raise ValueError(
+            f"test_idx names all {n_cells} cells: none is left to train on"
+        )
+    return train, test
 
 # %% ../nbs/00_data.ipynb #a48c0b27
 def to_torch(

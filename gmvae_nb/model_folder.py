@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MAY_DIFFER', 'LABELS', 'ADDED_SETTINGS', 'ADDED_TENSORS', 'KINDS', 'MOST_HEADER', 'MOST_SPARSE', 'DAMAGE',
-           'model_digest', 'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'same_history',
-           'write_model', 'describe_model', 'read_config', 'record_checksums', 'forget_checksums', 'expected_tensors',
-           'read_preset', 'check_config', 'check_tensors', 'check_model', 'read_header', 'check_size', 'read_model',
-           'epoch_seconds', 'checksum', 'describe_again', 'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole',
-           'check_files', 'is_same_as_written', 'unlisted_model', 'made_by_command', 'missing_list', 'unlike_written',
-           'unlike_history', 'trusted_checksums', 'damaged_run', 'notes_on_files', 'verify']
+           'model_digest', 'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'without_seconds',
+           'same_history', 'write_model', 'describe_model', 'read_config', 'record_checksums', 'forget_checksums',
+           'expected_tensors', 'read_preset', 'check_config', 'check_tensors', 'check_model', 'read_header',
+           'check_size', 'read_model', 'epoch_seconds', 'checksum', 'describe_again', 'mend', 'how_to_mend',
+           'listed_checksums', 'files_are_whole', 'check_files', 'is_same_as_written', 'unlisted_model',
+           'made_by_command', 'missing_list', 'unlike_written', 'unlike_history', 'trusted_checksums', 'damaged_run',
+           'notes_on_files', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
 import hashlib
@@ -40,13 +41,14 @@ from .files import write_atomically, write_checked_json
 # isort: on
 from .arguments import as_path
 from .finite import not_finite
-from .network import GMVAENetwork, Preset
+from .network import GMVAENetwork, Preset, recentred
 from .stopping import was_stopped
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
-FORMAT = 5  # raised when an older reader would misread a newer folder
+FORMAT = 6  # raised when an older reader would misread a newer folder
 # 1 had no checksum; 1 and 2 had one setting kl_warmup where there are two now;
-# until 4 the clusters of a preset that does not merge were its components
+# until 4 the clusters of a preset that does not merge were its components;
+# 6 may be of a model that was trained again
 
 # %% ../nbs/model_folder.ipynb #3ec0a367
 def model_digest(
@@ -68,7 +70,7 @@ def weights_sha256(
     "sha256 of the weights alone: what the answers of a model depend on."
     weights = {}
     for name, t in state.items():
-        if not name.startswith(("optimizer.", "best.")):
+        if not name.startswith(("optimizer.", "best.", "first.")):
             weights[name.removeprefix("network.")] = t.detach().cpu()
     K = len(weights.get("cluster_of", ()))
     if K and "forks" not in weights:  # of a preset that does not merge
@@ -106,6 +108,7 @@ MAY_DIFFER = {
     "gmvae_nb",
     "torch",
     "epochs",
+    "recentred",
     "planned_epochs",  # see GMVAE.train, which knows whether it matters
 }  # between parts of a training
 
@@ -140,17 +143,23 @@ def first_difference(
         )
     return ""
 
+# %% ../nbs/model_folder.ipynb #timeless
+def without_seconds(
+    rows: list[dict[str, Any]],  # history
+) -> list[dict[str, Any]]:
+    "The rows of a history but for how long each epoch took."
+    return [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in rows
+    ]
+
 # %% ../nbs/model_folder.ipynb #4ef985c1
 def same_history(
     rows: list[dict[str, Any]],
     others: list[dict[str, Any]],
 ) -> bool:
     "Whether two histories are the same, but for how long it took."
-
-    def timeless(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in row.items() if key != "seconds"}
-
-    return list(map(timeless, rows)) == list(map(timeless, others))
+    return without_seconds(rows) == without_seconds(others)
 
 # %% ../nbs/model_folder.ipynb #cb40b653
 def write_model(
@@ -167,9 +176,7 @@ def write_model(
             f"{bad} is not finite: this model is not written, {folder} stays as "
             "it is"
         )
-    timeless = []
-    for row in rows:
-        timeless.append({key: v for key, v in row.items() if key != "seconds"})
+    timeless = without_seconds(rows)
     digest = model_digest(config, timeless, state)
     content = {"config": config, "history": timeless, "sha256": digest}
     # one metadata entry: safetensors does not keep the order of several
@@ -242,7 +249,13 @@ def expected_tensors(
 ) -> dict[str, Tensor]:  # without memory
     """The tensors of a model with these settings.
 
-    Weights, Adam's moments, and both again of its best epoch."""
+    Weights, Adam's moments, and both again of its best epoch; of a model that is
+    trained again, those of its first training too."""
+    first = {}
+    if config.get("recentred"):
+        tensors = expected_tensors({**config, "recentred": False}, preset)
+        first = {f"first.{name}": t for name, t in tensors.items()}
+        preset = recentred(preset)
     n_genes, n_batches = len(config["genes"]), len(config["batches"])
     n_types = len(config.get("types", []))
     with torch.device("meta"):
@@ -256,13 +269,13 @@ def expected_tensors(
         tensors[f"optimizer.{i}.step"] = step
     if preset.patience:
         tensors |= {f"best.{name}": t for name, t in tensors.items()}
-    return tensors
+    return tensors | first
 
 # %% ../nbs/model_folder.ipynb #03418b1b
 # settings that older models do not name: they were trained with the defaults
 ADDED_SETTINGS = {"mean_head", "weight_decay", "refit"}
 ADDED_SETTINGS |= {"most_epochs", "patience", "alpha", "thin_to"}
-ADDED_SETTINGS |= {"label_weight"}
+ADDED_SETTINGS |= {"label_weight", "recentre"}
 # tensors that models before format 4, and before 5, do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
 ADDED_TENSORS |= {"network.cluster_of", "network.label_temperature"}
@@ -315,7 +328,8 @@ def check_config(
         (config["genes"], str),
         (config["batches"], str),
         (config["test_idx"] or [], int),
-        (rows, dict),
+        (rows + config.get("first_history", []), dict),
+        ([config.get("recentred", False)], bool),
     ]
     in_range = config["K"] > 0 and config["seed"] >= 0
     not_empty = config["genes"] and config["batches"]

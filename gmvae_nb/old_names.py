@@ -67,6 +67,7 @@ MOVED: dict[
         "map_of_pairs": "embed",
     },
     "train": {
+        "training_split": "data",
         "MapBatch": "questions",
         "match_genes": "match",
         "map_batches": "match",

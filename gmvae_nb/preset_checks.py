@@ -107,8 +107,9 @@ ALLOWED: dict[str, Allowed] = {
     # training
     "kl_warmup_epochs": from_0(LONG), "kl_warmup_share": SHARE, "refit": SHARE,
     "min_steps": whole(0, LONG), "most_epochs": whole(0, LONG),
-    "patience": SHARE, "lr_schedule": one_of("step", "cosine"),
-    "lr_factor": above_0(1), "lr_step": whole(1, LONG),
+    "patience": SHARE, "recentre": SWITCH,
+    "lr_schedule": one_of("step", "cosine"), "lr_factor": above_0(1),
+    "lr_step": whole(1, LONG),
     "M_heads": DRAWS, "M_w": DRAWS,
     "dtype": one_of("auto", "float32", "bfloat16"),
 }

@@ -62,7 +62,8 @@ from .runs import read_run_json
 
 # isort: off
 from .schedule import COLLAPSED_BELOW, course_of, row_of_weights
-from .schedule import told_by_components, went_back
+from .schedule import second_training, told_by_components
+from .schedule import went_back
 
 # isort: on
 from .tables import write_table
@@ -396,17 +397,23 @@ def remark_on_mixture(
 
 # %% ../nbs/report.ipynb #e80f271f
 def remark_on_one_cluster(
-    told: float,  # what the components tell of a cell, nats
+    history: pd.DataFrame,
 ) -> list[str]:
     "Is there one cluster because the embedding holds nothing?"
+    told = told_by_components(history)
     if told > COLLAPSED_BELOW:
         return []
-    return [
+    sentence = (
         "There is one cluster because the embedding tells cells apart by "
         f"{told:.2f} nats at most: they are all of one kind, or differ by "
-        "little beside the noise. The preset centred sees smaller "
-        "differences, as on a panel of few genes (--preset centred)."
-    ]
+        "little beside the noise."
+    )
+    if not second_training(history):
+        sentence += (
+            " The preset centred sees smaller differences, as on a panel of few "
+            "genes (--preset centred)."
+        )
+    return [sentence]
 
 # %% ../nbs/report.ipynb #c2f3c49d
 def remark_on_training(
@@ -442,7 +449,9 @@ def remarks(
     effective_K = row_of_weights(history)["effective_K"]
     sentences = remark_on_mixture(effective_K, K, used)
     if K == 1 and effective_K > 1:  # of several components
-        sentences += remark_on_one_cluster(told_by_components(history))
+        sentences += remark_on_one_cluster(history)
+    if tried := second_training(history):
+        sentences.append(f"{tried[0].upper()}{tried[1:]}.")
     if not went_back(history):
         sentences += remark_on_training(loss)
     if unsure > 0.1:
@@ -843,6 +852,7 @@ def page_values(
         alpha=preset.alpha,
         told_apart=TOLD_APART,
         course=course_of(preset, run["max_epochs"], rows),
+        second=second_training(history),
         n=lambda what: f"{run['n_' + what]:,}",
         **maps,
         **clusters,

@@ -575,7 +575,8 @@ def train_run(
         mend(out)
         compare_model(out, model, epochs)
         n_weights = sum(p.numel() for p in model.network.parameters())
-        states = 2 if preset.patience else 1  # the best epoch's too
+        # the best epoch's too, and the first training's
+        states = 1 + (preset.patience > 0) + preset.recentre
         check_room(out, 12 * states * n_weights)  # they and two moments
         score_counts = score_counts or counts_were_scored(out)
         description = describe_run(

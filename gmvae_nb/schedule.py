@@ -6,7 +6,7 @@
 __all__ = ['LEAST_WAIT', 'COLLAPSED_BELOW', 'epochs_wanted', 'check_epochs', 'fit_batch_size', 'with_batch_size', 'kl_weight',
            'learning_rate', 'Course', 'planned_course', 'epochs_before_placing', 'is_planned', 'check_plan',
            'is_watched', 'course_of', 'place_in_plan', 'best_so_far', 'kept_epoch', 'row_of_weights',
-           'told_by_components', 'went_back']
+           'told_by_components', 'went_back', 'second_training']
 
 # %% ../nbs/schedule.ipynb #5ced0005
 import math
@@ -256,3 +256,28 @@ def went_back(
         return False
     weights_of = history["weights_of"]
     return any(of < done for done, of in enumerate(weights_of, start=1))
+
+# %% ../nbs/schedule.ipynb #second02
+def second_training(
+    history: pd.DataFrame,  # GMVAE.history
+) -> str:  # empty: there was one training
+    "Which of two trainings stayed, and why, in words."
+    last = history.iloc[-1].dropna() if len(history) else {}
+    for name in ("uncentred_neg_elbo", "centred_neg_elbo"):
+        if name in last:
+            break
+    else:
+        return ""
+    loss = row_of_weights(history)["test_neg_elbo"]
+    by = f"{abs(last[name] - loss):.2g} nats per held-out cell"
+    if name == "uncentred_neg_elbo":
+        return (
+            "all cells were one cluster, so the model was trained again with "
+            "its input centred at the genes' means; that describes held-out "
+            f"cells better, by {by}, and stays"
+        )
+    return (
+        "all cells are one cluster; a second training, with its input centred "
+        f"at the genes' means, describes held-out cells worse, by {by}, and was "
+        "dropped"
+    )

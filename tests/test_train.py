@@ -254,8 +254,26 @@ def test_a_killed_command_goes_on_where_it_stopped(tmp_path):
     assert all(whole[name].equal(t) for name, t in again._state().items())
 
 
+def test_other_cells_are_not_split_as_its_own(tmp_path):
+    model = fitted(1)
+    model.save(tmp_path)
+    own, others = simulated(), simulated()
+    others.X[0, 0] += 1  # as many, and of the same names
+    again = GMVAE.load(tmp_path, own)
+    np.testing.assert_array_equal(again.test_idx, model.test_idx)
+    assert GMVAE.load(tmp_path, others).test_idx is None
+
+
+def test_a_finished_model_keeps_the_scales_that_it_learned_with():
+    model = fitted(2)
+    x, mean = model.get_latent_representation(), model.network.y_mean.clone()
+    model.train(2, test_idx=np.arange(30), progress=False)
+    assert model.network.y_mean.equal(mean)
+    np.testing.assert_array_equal(model.get_latent_representation(), x)
+
+
 def test_another_model_in_the_folder_is_neither_taken_over_nor_replaced(tmp_path):
-    fitted(2, seed=1)._write(tmp_path, fitted(2, seed=1)._state())
+    fitted(2, seed=1)._write(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="seed is 1 there, 0 here.*overwrite=True"):
         untrained().train(1, out=tmp_path, progress=False)

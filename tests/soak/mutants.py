@@ -1208,15 +1208,15 @@ MUTANTS = [
     ),
     Mutant(
         "Adam's moments not kept",
-        "self._write(out, self._state()",
-        "self._write(out, {n: t for n, t in self._state().items() if n.startswith('network.')}",
+        "self.config(), self._state(), self._first",
+        "self.config(), {n: t for n, t in self._state().items() if n.startswith('network.')}, None",
         PROMISES,
         "byte_for_byte or survives_a_kill",
     ),
     Mutant(
         "wall time in the model file",
-        'v for key, v in row.items() if key != "seconds"}',
-        "v for key, v in row.items()}",
+        'value for key, value in row.items() if key != "seconds"}',
+        "value for key, value in row.items()}",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
@@ -1436,7 +1436,7 @@ MUTANTS = [
     ),
     Mutant(
         "all cells made dense",
-        "mean, std = team.mean_and_std(counts, self.train_idx)",
+        "mean, std = team.mean_and_std(self.counts, self.train_idx)",
         (
             "mean, std = team.mean_and_std(type(counts)(counts.toarray()) if hasattr(counts, "
             "'toarray') else counts, self.train_idx)"
@@ -2196,8 +2196,8 @@ MUTANTS = [
     ),
     Mutant(
         "an estimator of two fits",
-        "labels = self._labels(model.predict())",
-        "self.model_ = model\nlabels = self._labels(model.predict())",
+        "fitted = copy.copy(self)",
+        "fitted = self",
         STOPPING,
         "of_one_fit",
     ),

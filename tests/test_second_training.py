@@ -1,0 +1,175 @@
+"""Where all cells are one cluster the model is trained twice, and held-out cells choose."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from gmvae_nb.model_folder import read_model, same_history, verify
+from gmvae_nb.network import PRESETS, get_preset, recentred
+from gmvae_nb.reading import read_input
+from gmvae_nb.report import remarks
+from gmvae_nb.runs import train_run
+from gmvae_nb.schedule import row_of_weights, second_training
+from gmvae_nb.train import GMVAE
+from scipy.sparse import csr_matrix
+
+EPOCHS = {"stays": 30, "dropped": 12}
+pytestmark = pytest.mark.filterwarnings("ignore:the mixture has collapsed")
+
+
+def cells(which: str) -> ad.AnnData:
+    "Two kinds that differ in a few genes, or one kind."
+    rng = np.random.default_rng(0)
+    n, n_genes, n_different = {"stays": (160, 40, 12), "dropped": (120, 30, 0)}[which]
+    mean = rng.lognormal(0, 1.5, n_genes)
+    means = np.stack([mean, mean])
+    found = np.argsort(-mean)[: n_genes // 2]
+    means[1, rng.choice(found, n_different, replace=False)] *= 6.0
+    means /= means.sum(1, keepdims=True)
+    mu = rng.lognormal(np.log(2000), 0.4, n)[:, None] * means[np.arange(n) % 2]
+    y = rng.poisson(rng.gamma(2.0, mu / 2)) + (np.arange(n_genes) == 0)
+    names = [f"cell{i}" for i in range(n)]
+    return ad.AnnData(csr_matrix(y.astype(np.float32)), obs=pd.DataFrame(index=names))
+
+
+def untrained(which: str, **settings) -> GMVAE:
+    small = replace(
+        PRESETS["recommended"],
+        n_x=4,
+        encoder_hidden=(32, 16),
+        decoder_hidden=(16, 32),
+        batch_size=32,
+        min_steps=0,
+        max_epochs=EPOCHS[which],
+        dtype="float32",
+    )
+    return GMVAE(cells(which), K=8, preset=replace(small, **settings))
+
+
+@pytest.fixture(scope="module", params=EPOCHS)
+def twice(request):
+    "Which training stays, and the model."
+    return request.param, untrained(request.param).train(progress=False)
+
+
+def assert_same_model(model: GMVAE, other: GMVAE):
+    state, others = model._state(), other._state()
+    assert state.keys() == others.keys()
+    assert [name for name, t in state.items() if not t.equal(others[name])] == []
+    assert model.recentred == other.recentred
+    # NaN is not NaN
+    rows, of_other = (m.history.fillna(-1).to_dict("records") for m in (model, other))
+    assert same_history(rows, of_other)
+
+
+def test_held_out_cells_choose(twice):
+    which, model = twice
+    alone = {
+        again: untrained(which, recentre=False, **change).train(progress=False)
+        for again, change in ((False, {}), (True, dict(encoder_input="centred_log", thin_to=0.2)))
+    }
+    loss = {k: row_of_weights(m.history)["test_neg_elbo"] for k, m in alone.items()}
+    better = loss[True] < loss[False]
+    assert model.recentred == better == (which == "stays")
+    of_it, other = alone[better], alone[not better]
+    for name, t in of_it.network.state_dict().items():
+        assert t.equal(model.network.state_dict()[name]), name
+    column = "uncentred_neg_elbo" if better else "centred_neg_elbo"
+    assert model.history[column].iloc[-1] == loss[not better]
+    assert model.history[column].iloc[:-1].isna().all()
+    assert model.history.drop(columns=column).columns.equals(other.history.columns)
+    told = second_training(model.history)
+    assert ("stays" in told) == better and ("dropped" in told) != better
+    assert second_training(of_it.history) == ""
+    on_page = " ".join(remarks(model.history, model.n_clusters, model.n_clusters, 0.0))
+    assert told[1:] in on_page and "--preset centred" not in on_page
+
+
+def test_saved_and_loaded_it_answers_the_same(twice, tmp_path):
+    which, model = twice
+    model.save(tmp_path)
+    again = GMVAE.load(tmp_path, cells(which))
+    assert again.recentred == model.recentred and again.preset == model.preset
+    x = model.get_latent_representation()
+    np.testing.assert_array_equal(again.get_latent_representation(), x)
+    done = len(model.history)
+    assert len(again.train(EPOCHS[which], progress=False).history) == done
+
+
+@pytest.mark.parametrize("stopped_in", [3, 11, 12, 13, 20])
+def test_stopped_in_either_training_it_goes_on_to_the_same_bits(stopped_in, tmp_path, monkeypatch):
+    undisturbed = untrained("dropped").train(progress=False, out=tmp_path / "whole")
+    calls, epoch = [], GMVAE._train_epoch
+
+    def stop_once(self, *args):
+        calls.append(args)
+        row = epoch(self, *args)
+        if len(calls) == stopped_in + 1:
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(GMVAE, "_train_epoch", stop_once)
+    model = untrained("dropped")
+    with pytest.raises(KeyboardInterrupt):
+        model.train(progress=False, out=tmp_path / "parts")
+    config, rows, state = read_model(tmp_path / "parts")
+    is_second = any(name.startswith("first.") for name in state)
+    assert is_second == (stopped_in > EPOCHS["dropped"])
+    of_second = stopped_in - EPOCHS["dropped"]
+    assert len(rows) == (of_second if is_second else min(stopped_in, 11))  # the last is lost
+    assert config.get("recentred", False) == is_second
+    # in another process, by way of a model that was loaded, and in this one
+    loaded = GMVAE.load(tmp_path / "parts", cells("dropped"))
+    assert_same_model(loaded.train(EPOCHS["dropped"], progress=False), undisturbed)
+    assert_same_model(model.train(progress=False), undisturbed)
+    resumed = untrained("dropped").train(progress=False, out=tmp_path / "parts")
+    assert_same_model(resumed, undisturbed)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+    assert not [name for name in read_model(tmp_path / "parts")[2] if name.startswith("first.")]
+    assert verify(tmp_path / "parts")["notes"] == []
+
+
+@pytest.mark.parametrize(
+    "settings, options",
+    [
+        (dict(recentre=False), {}),
+        ({}, dict(test_idx=np.array([], dtype=int))),  # nobody can choose
+        ({}, dict(max_epochs=11)),  # more epochs may be all it needs
+        (dict(encoder_input="log1p", recentre=False), {}),
+    ],
+)
+def test_there_is_one_training(settings, options):
+    model = untrained("dropped", **settings).train(progress=False, **options)
+    assert model.n_clusters == 1 and not model.recentred
+    assert len(model.history) == options.get("max_epochs", 12)
+    assert second_training(model.history) == ""
+
+
+def test_several_clusters_are_not_looked_at_again():
+    model = GMVAE(cells("stays"), preset=replace(untrained("stays").preset, recentre=True), K=8)
+    model.preset = replace(model.preset, merge=False)
+    model.network.preset = model.preset
+    assert second_training(model.train(progress=False).history) == ""
+    assert model.n_clusters > 1
+
+
+def test_a_run_says_which_training_stayed(tmp_path):
+    adata = cells("dropped")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    data = read_input(tmp_path / "cells.h5ad")
+    preset = untrained("dropped").preset
+    made = {"K": 8, "preset": preset, "progress": False}
+    model = train_run(data, tmp_path / "run", **made)
+    assert "was dropped" in second_training(model.history)
+    again = train_run(data, tmp_path / "run", resume=True, **made)
+    assert_same_model(again, model)
+    text = (tmp_path / "run" / "history.csv").read_text()
+    assert "centred_neg_elbo" in text.splitlines()[0]
+
+
+def test_centred_is_the_second_training_of_recommended():
+    assert get_preset("centred") == recentred(get_preset("recommended"))
+    assert not get_preset("centred").recentre
