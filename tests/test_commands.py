@@ -662,7 +662,7 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
     # half a minute of compiling
     monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
     code = "from gmvae_nb.commands import gmvae_train; gmvae_train()"
-    words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "80"]
+    words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "50"]
     command = [sys.executable, "-c", code, *words]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENV)
     until = time.time() + 120
@@ -673,10 +673,10 @@ def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
     assert child.returncode == 130 and "to go on" in said, said[-500:]
     assert said.strip().endswith("--resume")
     epochs = json.loads((tmp_path / "run/config.json").read_text())["epochs"]
-    assert 0 < epochs < 80
-    options = dict(K=2, max_epochs=80, resume=True, quiet=True)
+    assert 0 < epochs < 50
+    options = dict(K=2, max_epochs=50, resume=True, quiet=True)
     result = gmvae_train(str(mine), out=str(tmp_path / "run"), **options)
-    assert len(pd.read_csv(tmp_path / "run/history.csv")) == 80
+    assert len(pd.read_csv(tmp_path / "run/history.csv")) == 50
     assert result["out"] == str(tmp_path / "run")
 
 
