@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODES', 'OUT_OF_MEMORY', 'COMMANDS', 'command', 'check_none_is_empty', 'take_every_character', 'Stream',
            'hold_streams', 'in_words', 'hdf5_has_failed', 'printable', 'exit_code', 'follows', 'speaker',
-           'print_result', 'minutes', 'check_table']
+           'warnings_in_words', 'print_result', 'minutes', 'check_table']
 
 # %% ../nbs/command_line.ipynb #c11e0004
 import atexit
@@ -17,8 +17,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def command(
 
                     keep_machine_code()
                     during.enter_context(silence(bool(options.get("quiet"))))
+                    during.enter_context(warnings_in_words(called))
                     if reads_cells:  # while torch is not yet imported
                         from .looking import small_looker
 
@@ -95,9 +97,10 @@ def command(
                     resumes = options.get("resume") is False
                     said, code = stopped(called, error, resumes), 130
                 else:
-                    said, code = f"{called}: {in_words(error)}", exit_code(error)
-                    if in_words(error) is None:  # nobody has thought of it
+                    words, code = in_words(error, names), exit_code(error)
+                    if words is None:  # nobody has thought of it
                         raise
+                    said = f"{called}: {words}"
                 print(printable(said), file=sys.stderr, flush=True)
                 if code == 130 or hdf5_has_failed(error):
                     # before Python, which may call itself killed by the signal,
@@ -135,14 +138,23 @@ def take_every_character() -> None:
 
 # %% ../nbs/command_line.ipynb #8840fd40
 class Stream(io.TextIOWrapper):
-    "stdout or stderr; once it cannot be written, all that follows goes nowhere."
+    """stdout or stderr; once it cannot be written, all that follows goes nowhere.
+
+    Where the error of `write` was passed over, `flush` raises it once more."""
+
+    lost: OSError | None = None  # what was raised, and not yet by `flush`
 
     def write(self, text: str) -> int:
         self._try(super().write, text)
         return len(text)
 
     def flush(self) -> None:
-        self._try(super().flush)
+        try:
+            self._try(super().flush)
+        finally:
+            lost, self.lost = self.lost, None
+        if lost is not None:
+            raise lost
 
     def _try(self, do: Callable, *args: str) -> None:
         try:
@@ -152,10 +164,11 @@ class Stream(io.TextIOWrapper):
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             if self.fileno() != 2 and not isinstance(error, BrokenPipeError):
-                raise OSError(
+                self.lost = OSError(
                     f"stdout could not be written ({error.strerror}): make room "
                     "where it goes, or send it elsewhere"
-                ) from error
+                )
+                raise self.lost from error
 
 # %% ../nbs/command_line.ipynb #8840fd41
 def hold_streams() -> None:
@@ -176,6 +189,7 @@ def hold_streams() -> None:
 # %% ../nbs/command_line.ipynb #7e05b652
 def in_words(
     error: Exception,
+    names: Collection[str] = (),  # of the options of the command
 ) -> str | None:  # None: there are none for it
     "What to print for an error, those of libraries included."
     from .files import errno_of
@@ -184,9 +198,10 @@ def in_words(
     others = isinstance(error, (RuntimeError, ImportError, SystemError))
     if isinstance(error, MemoryError) or others and OUT_OF_MEMORY.search(text):
         said = text[:200] or "no more is said"
+        genes = " or genes (--n_top_genes)" if "n_top_genes" in names else ""
         return (
-            f"there is not enough memory ({said}): take fewer cells or genes "
-            "(--n_top_genes), or a machine with more"
+            f"there is not enough memory ({said}): take fewer cells{genes}, or a "
+            "machine with more"
         )
     number = errno_of(error)
     if number is not None and "file write failed" in text:  # and more of HDF5
@@ -246,6 +261,23 @@ def speaker(
 
     return log
 
+# %% ../nbs/command_line.ipynb #a2c4e602
+@contextmanager
+def warnings_in_words(
+    called: str,  # the command
+) -> Iterator[None]:
+    "Python's warnings are sentences on stderr as long as the `with` lasts."
+
+    def say(message: Warning | str, category: type, *_: object, **__: object):
+        if not follows() and not issubclass(category, FutureWarning):
+            text = " ".join(str(message).split())
+            line = printable(f"{called}: warning: {text}")
+            print(line, file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = say
+        yield
+
 # %% ../nbs/command_line.ipynb #92b71074
 def print_result(
     result: dict,
@@ -276,10 +308,11 @@ def check_table(
     start: str = "data,preset,K,seed,",  # of such a table
     what: str = "table of runs",
 ) -> None:
-    "ValueError if the path is no file, or one that is no such table."
-    from .files import check_can_write
+    "ValueError if the path is no file, of a model, or one that is no such table."
+    from .files import check_can_write, check_not_of_model
 
     check_can_write(path)
+    check_not_of_model(path)
     if overwrite or not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -6,8 +6,9 @@
 __all__ = ['ROUND_COUNTS', 'LAYER', 'PRESET', 'MODEL_BATCH_KEY', 'MAP_BATCH', 'LEAST_MATCHED', 'QUIET', 'JSON', 'GENE_KEY',
            'FILES', 'JOIN', 'SUBSET', 'CATEGORICAL', 'CONTINUOUS', 'SUPERVISE', 'UNLABELED', 'GENES', 'TRAIN',
            'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'SEEDS', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'describe_cost',
-           'what_was_read', 'train_and_annotate', 'summarise_run', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep',
-           'print_table', 'gmvae_report', 'gmvae_seeds', 'gmvae_embed', 'gmvae_table', 'gmvae_verify', 'gmvae_metrics']
+           'what_was_read', 'train_and_annotate', 'summarise_run', 'check_asked', 'gmvae_train', 'gmvae_demo',
+           'gmvae_sweep', 'print_table', 'gmvae_report', 'gmvae_seeds', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
+           'gmvae_metrics']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import json as json_
@@ -264,6 +265,18 @@ def summarise_run(
     ]
     return print_result(result, "\n".join(lines), json)
 
+# %% ../nbs/commands.ipynb #d4a17c01
+def check_asked(max_epochs: int | None, device: str | None) -> None:
+    "ValueError for what a training refuses, before anything takes time."
+    from .gpu import check_device
+    from .schedule import check_epochs
+
+    if max_epochs is not None:
+        check_epochs(max_epochs)
+    if max_epochs == 0:
+        raise ValueError("max_epochs is 0; expected 1 or more")
+    check_device(device)
+
 # %% ../nbs/commands.ipynb #57415810
 @command(TRAIN, "add --resume")
 def gmvae_train(
@@ -350,10 +363,13 @@ def gmvae_train(
         )
     asked, log = dict(locals()), speaker(quiet)
     log("importing")
-    from .labels import known_types
+    from .covariates import find_covariates
+    from .labels import check_room_for_types, known_types
     from .network import get_preset
     from .parts import batch_of, named_files, read_files
     from .runs import (
+        WRITTEN_COLUMNS,
+        check_keys,
         check_numbers,
         claim_folder,
         fitting_preset,
@@ -371,6 +387,7 @@ def gmvae_train(
     asked["data"] = files = named_files(data)
     batch_key = batch_of(files, batch_key)
     check_numbers(K, seed)
+    check_asked(max_epochs, None if workers else device)  # theirs is elsewhere
     named = get_preset(preset)
     own_size = with_alpha(named, alpha)
     wanted = checked_batch_size(own_size, batch_size)
@@ -392,6 +409,8 @@ def gmvae_train(
     )
     read = read_files(files, join=join, **keys, **covariates, **chosen)
     log(what_was_read(read))
+    check_keys(WRITTEN_COLUMNS, **keys, supervise=supervise, **covariates)
+    find_covariates(read.cells, batch_key, *covariates.values())
     if genes:
         from .explorer import find_genes
 
@@ -400,6 +419,7 @@ def gmvae_train(
     if supervise is not None:
         types = known_types(read.cells, supervise, unlabeled_category)
         log(f"trained with {len(types)} types of {supervise}")
+        check_room_for_types(K or len(types) + 1, wanted, types)
     n_cells = read.cells.n_obs
     _, shrunk = fitting_preset(wanted, n_cells)
     if batch_size is not None:
@@ -503,7 +523,8 @@ SWEEP = """examples:
 
 Runs are in sweep/K10-seed0 and so on; finished ones are skipped, so that a sweep
 that was stopped goes on when it is called again, with more K or more repeats if
-you like. sweep/results.csv has a row for each run.
+you like. sweep/results.csv has a row for each run, those of earlier calls too; a
+folder with runs of other cells or settings is refused.
 With --ray_address auto (or host:port, or local) the runs are tasks of a Ray
 cluster, to whose nodes the folder must be shared.
 To annotate the cells and make the page of one of them (with the --subset of the
@@ -544,6 +565,7 @@ def gmvae_sweep(
         str,
     ) = None,
     round_counts: ROUND_COUNTS = None,
+    gene_key: GENE_KEY = None,
     join: JOIN = "inner",
     subset: SUBSET = None,
     quiet: QUIET = False,
@@ -570,7 +592,13 @@ def gmvae_sweep(
         note_on_many,
         run_settings,
     )
-    from .sweep import find_cluster, train_grid, train_on_ray, train_serially
+    from .sweep import (
+        find_cluster,
+        other_runs,
+        train_grid,
+        train_on_ray,
+        train_serially,
+    )
 
     wanted_preset, out = get_preset(preset), Path(out)
     for k in K:  # all of them before the first is trained
@@ -587,7 +615,7 @@ def gmvae_sweep(
         categorical_covariate_keys=categorical_covariate_keys,
         continuous_covariate_keys=continuous_covariate_keys,
     )
-    chosen |= dict(subset=subset)
+    chosen |= dict(gene_key=gene_key, subset=subset)
     read = read_files(files, join=join, **keys, **covariates, **chosen)
     settings, shrunk = fitting_preset(wanted_preset, read.cells.n_obs)
     for note in read.notes + shrunk + note_on_many(max(K)):
@@ -618,12 +646,14 @@ def gmvae_sweep(
         of_run = run["K"], batch_key, settings, run["seed"]
         wanted = run_settings(read, *of_run, **told)
         claim_folder(run["out"], wanted, resume=True)
+    others = other_runs(grid, wanted, read)
     trainer = partial(train_serially, data=read)
     if ray_address is not None:
         trainer = partial(train_on_ray, data=read, address=ray_address, grid=out)
     failed = train_grid(grid, trainer, log, read)
     folders = [run["out"] for run in grid]
-    print_table([f for f in folders if (f / "metrics.json").exists()], out, json)
+    done = [f for f in folders if (f / "metrics.json").exists()]
+    print_table(done + others, out, json)
     if failed:
         raise FloatingPointError(
             f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
@@ -782,7 +812,8 @@ def gmvae_embed(
     ) = False,
     csv: Param("also write one row per cell to this file", str) = None,
     overwrite: Param(
-        "replace the files --out and --csv, whatever they are", store_true
+        "replace the files --out and --csv, unless a model or run has them",
+        store_true,
     ) = False,
     quiet: QUIET = False,
     json: JSON = False,
@@ -842,7 +873,7 @@ def gmvae_table(
     runs: Param("folders of finished runs", str, nargs="+"),
     csv: Param("also write one row per run to this file", str) = None,
     overwrite: Param(
-        "replace the file --csv, whatever it is", store_true
+        "replace the file --csv, unless a model or run has it", store_true
     ) = False,
 ):
     """Print the table of finished runs.

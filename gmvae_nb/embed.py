@@ -29,8 +29,8 @@ from .data import get_categories
 from .distributed import answering
 
 # isort: off
-from .files import check_target, file_state, is_annotated
-from .files import listed_files, sha256_of
+from .files import check_not_of_model, check_target, file_state
+from .files import is_annotated, listed_files, sha256_of
 
 # isort: on
 from .h5ad import open_h5ad
@@ -204,16 +204,6 @@ def _check_paths(**paths: Any) -> None:
             as_path(path, role)
 
 
-def _check_not_of_model(target: Path, run: Path) -> None:
-    "ValueError for a file that the model is read from."
-    for name in ("model.safetensors", "config.json"):
-        if target.absolute() == (run / name).absolute():
-            raise ValueError(
-                f"{target} is of the model that the cells are embedded with: "
-                "name another file"
-            )
-
-
 def places_on_map(
     latent: np.ndarray,  # (N, d)
     reference: ReferenceMap,
@@ -256,12 +246,11 @@ def embed_file(
     _check_paths(run=run, csv=csv)
 
     def check_path(path: Path) -> None:
+        check_not_of_model(target)
         _check_copy(path, target, overwrite)
         if csv is not None:
+            check_not_of_model(Path(csv))
             _check_csv(path, target, Path(csv))
-        for written in (target, csv):
-            if run is not None and written is not None:
-                _check_not_of_model(Path(written), Path(run))
 
     how: dict[str, Any] = dict(layer=layer, round_counts=round_counts)
     opened: AbstractContextManager[Found]

@@ -7,7 +7,7 @@ __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha
            'is_temporary', 'errno_of', 'check_no_special', 'check_can_write', 'write_atomically', 'check_room',
            'download', 'read_json', 'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written',
            'is_annotated', 'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files',
-           'check_target', 'FolderLock', 'locked_folder', 'is_locked']
+           'check_target', 'check_not_of_model', 'FolderLock', 'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -521,8 +521,9 @@ def check_own_files(
             continue
         raise ValueError(
             f"{path} was not written by a run in this folder, and would be "
-            "replaced: choose another folder, or add --overwrite (in Python "
-            "overwrite=True) to replace it"
+            "replaced: choose another folder, move it away, or replace it with "
+            "--overwrite of gmvae_train, gmvae_report or gmvae_seeds (in Python "
+            "overwrite=True)"
         )
 
 # %% ../nbs/files.ipynb #3fb71ce1
@@ -536,6 +537,19 @@ def check_target(
         raise ValueError(
             f"{target} is the input, which is never changed: choose another "
             "name or folder"
+        )
+
+# %% ../nbs/files.ipynb #3fb71ce2
+def check_not_of_model(path: Path) -> None:
+    "ValueError for a file of a model or a run, which nothing else may replace."
+    folder, name = path.absolute().parent, path.name
+    of_model = {"model.safetensors", "config.json", "history.csv", LOCK_FILE}
+    is_there = (folder / "model.safetensors").exists()
+    is_named = name in of_model or name in OWN_FILES
+    if (is_there and is_named) or name in listed_files(folder):
+        raise ValueError(
+            f"{path} is of the model, or of the run, in its folder, which it "
+            "would replace: name another file"
         )
 
 # %% ../nbs/files.ipynb #8b4d439a

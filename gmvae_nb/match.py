@@ -62,10 +62,12 @@ def other_gene_column(
             f"(gene_key={best!r}, or where there is no such argument "
             f"adata.var_names = adata.var[{best!r}])"
         )
+    if not matched:
+        return "give data with the genes of the training data, and their names"
     return (
-        "give data with the genes of the training data, or a lower min_matched "
-        "(of match_cells and embed_file, or --min_matched) to count the missing "
-        "ones as zero"
+        "give data with the genes of the training data; where missing ones may "
+        "count as zero, gmvae_embed and gmvae_differential have --min_matched "
+        "(in Python match_cells and embed_file have min_matched)"
     )
 
 # %% ../nbs/match.ipynb #b76a0196

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'MAY_DIFFER', 'LABELS', 'ADDED_SETTINGS', 'ADDED_TENSORS', 'KINDS', 'MOST_HEADER', 'MOST_SPARSE', 'DAMAGE',
            'model_digest', 'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'without_seconds',
-           'same_history', 'write_model', 'describe_model', 'read_config', 'record_checksums', 'forget_checksums',
-           'expected_tensors', 'read_preset', 'check_config', 'check_tensors', 'check_model', 'read_header',
-           'check_size', 'read_model', 'epoch_seconds', 'checksum', 'describe_again', 'mend', 'how_to_mend',
-           'listed_checksums', 'files_are_whole', 'check_files', 'is_same_as_written', 'unlisted_model',
+           'same_history', 'write_model', 'describe_model', 'read_config', 'is_described', 'record_checksums',
+           'forget_checksums', 'expected_tensors', 'read_preset', 'check_config', 'check_tensors', 'check_model',
+           'read_header', 'check_size', 'read_model', 'epoch_seconds', 'checksum', 'describe_again', 'mend',
+           'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files', 'is_same_as_written', 'unlisted_model',
            'made_by_command', 'missing_list', 'unlike_written', 'unlike_history', 'trusted_checksums', 'damaged_run',
            'notes_on_files', 'verify']
 
@@ -145,7 +145,7 @@ def first_difference(
 
 # %% ../nbs/model_folder.ipynb #timeless
 def without_seconds(
-    rows: list[dict[str, Any]],  # history
+    rows: Sequence[Mapping[str, Any]],  # history
 ) -> list[dict[str, Any]]:
     "The rows of a history but for how long each epoch took."
     return [
@@ -158,8 +158,16 @@ def same_history(
     rows: list[dict[str, Any]],
     others: list[dict[str, Any]],
 ) -> bool:
-    "Whether two histories are the same, but for how long it took."
-    return without_seconds(rows) == without_seconds(others)
+    "Whether two histories are the same, but for time and for another training."
+
+    def of_epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        apart = ("seconds", "centred_neg_elbo", "uncentred_neg_elbo")
+        return [
+            {key: value for key, value in row.items() if key not in apart}
+            for row in rows
+        ]
+
+    return of_epochs(rows) == of_epochs(others)
 
 # %% ../nbs/model_folder.ipynb #cb40b653
 def write_model(
@@ -167,6 +175,7 @@ def write_model(
     config: dict[str, Any],
     rows: list[dict[str, Any]],  # history, with seconds
     state: dict[str, Tensor],
+    first_rows: Sequence[Mapping[str, Any]] = (),  # of a first training
 ) -> None:
     "Write the folder. FloatingPointError for weights that are not finite."
     folder = as_path(folder, "folder")
@@ -176,6 +185,8 @@ def write_model(
             f"{bad} is not finite: this model is not written, {folder} stays as "
             "it is"
         )
+    if first_rows:
+        config = {**config, "first_history": without_seconds(first_rows)}
     timeless = without_seconds(rows)
     digest = model_digest(config, timeless, state)
     content = {"config": config, "history": timeless, "sha256": digest}
@@ -184,13 +195,14 @@ def write_model(
     write_atomically(
         folder / "model.safetensors", lambda tmp: tmp.write_bytes(data)
     )
-    describe_model(folder, config, rows)
+    describe_model(folder, config, rows, first_rows)
 
 # %% ../nbs/model_folder.ipynb #d3e54867
 def describe_model(
     folder: Path,  # with the weights in it
     config: dict[str, Any],
     rows: list[dict[str, Any]],  # history, with seconds
+    first_rows: Sequence[Mapping[str, Any]] = (),  # of a first training
 ) -> None:
     "Write what stands beside the weights: history.csv, and then config.json."
     history = pd.DataFrame(rows)
@@ -201,6 +213,7 @@ def describe_model(
     config = {
         **config,
         "seconds": [row["seconds"] for row in rows],
+        "first_seconds": [row["seconds"] for row in first_rows],
         "sha256": {name: sha256_of(folder / name) for name in names},
     }
     # seconds that are not known are null
@@ -216,6 +229,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+# %% ../nbs/model_folder.ipynb #isdescr1
+def is_described(
+    folder: Path,
+    config: Mapping[str, Any],  # of the model in it
+) -> bool:
+    "Whether config.json is of this state of the model, not of one before."
+    told = read_config(folder)
+    as_told = told.get("epochs"), told.get("recentred", False)
+    return as_told == (config["epochs"], config.get("recentred", False))
 
 # %% ../nbs/model_folder.ipynb #49d23ffd
 def record_checksums(
@@ -334,7 +357,9 @@ def check_config(
     in_range = config["K"] > 0 and config["seed"] >= 0
     not_empty = config["genes"] and config["batches"]
     typed = all(type(v) is kind for values, kind in lists for v in values)
-    if not (in_range and not_empty and typed):
+    first = config.get("first_history", [])
+    complete = all("test_neg_elbo" in row for row in first)
+    if not (in_range and not_empty and typed and complete):
         raise TypeError("settings or history are not as GMVAE.save writes them")
 
 # %% ../nbs/model_folder.ipynb #419f7be0
@@ -344,10 +369,13 @@ def check_tensors(
 ) -> None:
     "ValueError for a tensor that is missing, strange, or not finite."
 
+    has_first = any(name.startswith("first.") for name in state)
+
     def fits(name: str) -> bool:
         if name not in state:
-            may_be_missing = not name.startswith("network.")  # moments
-            return may_be_missing or name in ADDED_TENSORS
+            needed = name.startswith("network.")  # moments may be missing
+            needed |= has_first and name.startswith("first.network.")
+            return not needed or name in ADDED_TENSORS
         if name not in expected:
             return False
         found, wanted = state[name], expected[name]
@@ -376,6 +404,9 @@ def check_model(
 ) -> None:
     "ValueError or TypeError for what `write_model` would not have written."
     check_config(config, rows)
+    has_first = any(name.startswith("first.") for name in state)
+    if has_first != bool(config.get("first_history")):
+        raise ValueError("of a first training, history or weights are missing")
     check_tensors(state, expected_tensors(config, read_preset(config["preset"])))
     clusters = state.get("network.cluster_of", torch.zeros(1))
     if clusters.min() < 0 or clusters.max() >= config["K"]:
@@ -510,16 +541,19 @@ def read_model(
     if version > 1:
         seconds = epoch_seconds(path.parent, len(rows))
         rows = [{**row, "seconds": s} for row, s in zip(rows, seconds)]
+        first = config.get("first_history", [])
+        seconds = epoch_seconds(path.parent, len(first), "first_seconds")
+        timed = [{**row, "seconds": s} for row, s in zip(first, seconds)]
+        config = {**config, "first_history": timed} if first else config
     settings = json.loads(json.dumps(asdict(preset)))
     return {**config, "format": FORMAT, "preset": settings}, rows, state
 
 # %% ../nbs/model_folder.ipynb #8a8f1873
-def epoch_seconds(folder: Path, n: int) -> list[float]:
+def epoch_seconds(folder: Path, n: int, key: str = "seconds") -> list[float]:
     "How long each of n epochs took, from config.json; NaN where it does not say."
     try:
         found = [
-            math.nan if s is None else float(s)
-            for s in read_config(folder)["seconds"]
+            math.nan if s is None else float(s) for s in read_config(folder)[key]
         ]
     except (ValueError, KeyError, TypeError, OverflowError):
         found = []

@@ -6,7 +6,7 @@
 __all__ = ['LEAST_WAIT', 'COLLAPSED_BELOW', 'epochs_wanted', 'check_epochs', 'fit_batch_size', 'with_batch_size', 'kl_weight',
            'learning_rate', 'Course', 'planned_course', 'epochs_before_placing', 'is_planned', 'check_plan',
            'is_watched', 'course_of', 'place_in_plan', 'best_so_far', 'kept_epoch', 'row_of_weights',
-           'told_by_components', 'went_back', 'second_training']
+           'told_by_components', 'went_back', 'second_training', 'collapse_in_words']
 
 # %% ../nbs/schedule.ipynb #5ced0005
 import math
@@ -269,15 +269,39 @@ def second_training(
     else:
         return ""
     loss = row_of_weights(history)["test_neg_elbo"]
-    by = f"{abs(last[name] - loss):.2g} nats per held-out cell"
+    by = f"{abs(last[name] - loss):.3g} nats per held-out cell"
     if name == "uncentred_neg_elbo":
         return (
-            "all cells were one cluster, so the model was trained again with "
-            "its input centred at the genes' means; that describes held-out "
-            f"cells better, by {by}, and stays"
+            "all cells were one cluster, so the model was trained again, its "
+            "input centred at the genes' means and its cells thinned; that "
+            f"describes held-out cells better, by {by}, and stays"
         )
     return (
-        "all cells are one cluster; a second training, with its input centred "
-        f"at the genes' means, describes held-out cells worse, by {by}, and was "
-        "dropped"
+        "all cells are one cluster; a second training, its input centred at the "
+        "genes' means and its cells thinned, describes held-out cells worse, by "
+        f"{by}, and was dropped"
+    )
+
+# %% ../nbs/schedule.ipynb #collwords
+def collapse_in_words(
+    history: pd.DataFrame,  # GMVAE.history
+    K: int,
+    preset: Preset,
+) -> str:  # empty: it has not collapsed
+    "That the components of K > 1 do not tell the cells apart, and what may help."
+    information = told_by_components(history)
+    if K == 1 or information > COLLAPSED_BELOW:
+        return ""
+    cure = "give it more epochs or cells"
+    if tried := second_training(history):
+        cure = tried
+    elif preset.encoder_input == "lognorm":
+        cure += "; preset='centred' sees smaller differences"
+    if preset.init == "random":
+        cure = "preset='recommended' places the components by the data"
+    return (
+        f"the mixture has collapsed: its {K} components tell cells apart no "
+        f"better than {math.exp(information):.2f} would (mutual information "
+        f"{information:.2f} nats), so its clusters mean nothing, whatever the "
+        f"embedding is worth; {cure}"
     )

@@ -44,9 +44,9 @@ from .labels import check_room_for_types, known_types, label_codes
 from .labels import name_clusters, place_with_labels, with_each_type
 from .model_folder import FORMAT, LABELS, data_sha256
 from .model_folder import describe_model
-from .model_folder import first_difference, names_sha256, read_config
+from .model_folder import first_difference, names_sha256
 from .model_folder import read_model, read_preset, same_history
-from .model_folder import without_seconds, write_model
+from .model_folder import is_described, write_model
 from .network import GMVAENetwork, Preset, epoch_means
 from .network import get_preset, mean_input, recentred, training_loss
 from .old_names import moved
@@ -56,13 +56,12 @@ from .reading import counts_to_train_on
 from .reproducible import Stream, initial_weights, numpy_stream
 from .reproducible import own_threads, stream_seed
 from .reproducible import torch_stream, warn_if_threads_spin
-from .schedule import COLLAPSED_BELOW, best_so_far
+from .schedule import best_so_far, collapse_in_words
 from .schedule import check_epochs, check_plan
 from .schedule import course_of, epochs_before_placing, epochs_wanted
 from .schedule import fit_batch_size, kept_epoch, kl_weight
 from .schedule import learning_rate, place_in_plan
 from .schedule import row_of_weights, second_training
-from .schedule import told_by_components
 
 # isort: on
 
@@ -329,6 +328,11 @@ def _train(
     first writes; ConnectionError if one of them ends."""
     counts, team = self._cells().counts, current_team()
     self._team = team
+    if test_idx is not None and self._first is not None:
+        raise ValueError(
+            "test_idx is given in the midst of a second training, and held-out "
+            "cells shall choose between the two: leave test_idx out"
+        )
     if self.train_idx is None or test_idx is not None:
         split = training_split(counts.shape[0], test_idx, self.seed)
         self.train_idx, self.test_idx = split
@@ -359,7 +363,7 @@ def _train(
         if lock is not None and len(self._rows) == done > 0:
             # nothing was left to train; was it stopped while it was written?
             path = Path(out)
-            if overwrite or read_config(path).get("epochs") != done:
+            if overwrite or not is_described(path, self.config()):
                 self._write(path)
     self._source = None  # a card's memory is free again
     if self._rows and team.first:
@@ -444,8 +448,9 @@ def _train_epoch_or_restore(
             raise type(stop)(
                 f"{stop}; the model is as it was after {epoch} epochs"
             ) from None
+        again = " of a second training" if self._first is not None else ""
         raise KeyboardInterrupt(
-            f"stopped; {epoch} epochs are done, call train again to go on"
+            f"stopped; {epoch} epochs{again} are done, call train again to go on"
         ) from None
 
 
@@ -500,29 +505,16 @@ def _find_clusters(self: "GMVAE") -> None:
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
     "ValueError if epochs were trained as a part of another number of epochs."
-    check_plan(self.preset, self._planned_epochs, len(self._rows), max_epochs)
+    done = len(self._rows) + (len(self._first.rows) if self._first else 0)
+    check_plan(self.preset, self._planned_epochs, done, max_epochs)
     self._planned_epochs = max_epochs
 
 
 def _warn_if_collapsed(self: "GMVAE") -> None:
     "A UserWarning if the components of K > 1 do not tell the cells apart."
-    information = told_by_components(pd.DataFrame(self._rows))
-    if self.K == 1 or information > COLLAPSED_BELOW:
-        return
-    cure = "give it more epochs or cells"
-    if tried := second_training(self.history):
-        cure = tried
-    elif self.preset.encoder_input == "lognorm":
-        cure += "; preset='centred' sees smaller differences"
-    if self.preset.init == "random":
-        cure = "preset='recommended' places the components by the data"
-    warnings.warn(
-        f"the mixture has collapsed: its {self.K} components tell cells apart no "
-        f"better than {math.exp(information):.2f} would (mutual information "
-        f"{information:.2f} nats), so its clusters mean nothing, whatever the "
-        f"embedding is worth; {cure}",
-        stacklevel=3,
-    )
+    history = pd.DataFrame(self._rows)
+    if said := collapse_in_words(history, self.K, self.preset):
+        warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/04_train.ipynb #twice002
 class FirstTraining(NamedTuple):
@@ -553,19 +545,23 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
     rows, first = self._rows, self._first
     enough = epochs_wanted(self.preset, len(self.train_idx))
     is_whole = max_epochs >= enough and len(self.test_idx) > 0
-    can_look = self.preset.recentre and is_whole and not self.recentred
+    is_centred = self.network.preset.encoder_input == "centred_log"
+    can_look = self.preset.recentre and is_whole and not is_centred
     if first is not None:
         of_first, of_second = (
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
+        dropped = first.rows
         if of_second < of_first:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
             self._start_network(False)
             self._restore(first.state)
-            first.rows[-1]["centred_neg_elbo"] = of_second
-            self._rows = first.rows
+            self._rows, dropped = first.rows, rows
+            self._rows[-1]["centred_neg_elbo"] = of_second
+        # so that the sum is the time that it took
+        self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None
     elif can_look and self.n_clusters == 1 < self.K:
         self._first = FirstTraining(rows, self._state())
@@ -658,9 +654,9 @@ def _write(self: "GMVAE", folder: str | Path) -> None:
     "A checkpoint. FloatingPointError for weights that are not finite."
     config, state, first = self.config(), self._state(), self._first
     if first is not None:
-        config["first_history"] = without_seconds(first.rows)
         state |= {f"first.{name}": t for name, t in first.state.items()}
-    write_model(folder, config, self._rows, state)
+    told = config, self._rows, state, first.rows if first else ()
+    write_model(folder, *told)
 
 
 def _save(
@@ -668,6 +664,9 @@ def _save(
     folder: str | Path,  # made if need be; a model in it is replaced
 ) -> Path:  # the folder
     "Write the model: `model.safetensors`, `config.json`, `history.csv`."
+    if self._first is not None:  # both, and what is needed to choose
+        self._write(folder)
+        return Path(folder)
     state = self._state()
     weights = {
         name: t for name, t in state.items() if name.startswith("network.")
@@ -691,8 +690,7 @@ def _take_over(
     self._rows, self._planned_epochs = rows, config.get("planned_epochs")
     self._first = None
     if first:
-        rows = [{**row, "seconds": math.nan} for row in config["first_history"]]
-        self._first = FirstTraining(rows, first)
+        self._first = FirstTraining(config["first_history"], first)
 
 # %% ../nbs/04_train.ipynb #5ef84b2f
 def _resume(
@@ -712,9 +710,12 @@ def _resume(
         raise ValueError(
             f"{folder} holds another model ({difference}): {ways_out}"
         )
-    done = len(rows)
-    if self._rows:  # more epochs of the model in memory
-        if not same_history(rows, self._rows[:done]):
+    done, theirs, ours = len(rows), rows, self._rows
+    if config.get("recentred", False) != self.recentred:
+        theirs = config.get("first_history", rows)  # one is in its second
+        ours = self._first.rows if self._first is not None else ours
+    if ours:  # more epochs of the model in memory
+        if not same_history(theirs, ours[: len(theirs)]):
             raise ValueError(
                 f"{folder} holds another training of this model, {done} epochs: "
                 f"{ways_out}"
@@ -735,7 +736,7 @@ def _resume(
         )
     self._take_over(config, rows, state)
     # a write was stopped in between
-    if read_config(folder).get("epochs") != done:
+    if not is_described(folder, config):
         describe_model(folder, self.config(), self._rows)
 
 

@@ -3,10 +3,12 @@
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,15 +134,81 @@ def test_the_package_itself_lists_the_commands_on_any_console(encoding):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
 @pytest.mark.parametrize("buffered", ["", "1"])
-@pytest.mark.parametrize("words", [[], ["--version"]])
+@pytest.mark.parametrize("words", [[], ["--version"], ["--help"], ["verify", "--help"]])
 def test_a_list_that_cannot_be_printed_is_a_sentence_and_code_4(words, buffered):
     command = [sys.executable, "-m", "gmvae_nb", *words]
     env = ENV | {"PYTHONUNBUFFERED": buffered}
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, cwd=ROOT)
     said = done.stderr.decode()
-    assert done.returncode == 4 and said.startswith("gmvae: stdout could not be written")
+    name = "gmvae verify" if "verify" in words else "gmvae"
+    assert done.returncode == 4 and said.startswith(f"{name}: stdout could not be written")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"]])
+def test_a_warning_is_a_sentence_and_not_a_line_of_the_program(shell, monkeypatch, words):
+    def warns(data):
+        warnings.warn("two\nlines", stacklevel=1)
+        warnings.warn("of a library", FutureWarning, stacklevel=1)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("gmvae_nb.parts.named_files", warns)
+    before = warnings.showwarning
+    code, _, err = shell("gmvae_train", "x.h5ad", "--dry_run", *words)
+    said = err.strip().split("\n")
+    assert code == 2 and said[-1] == "gmvae_train: enough" and warnings.showwarning is before
+    assert "gmvae_train: warning: two lines" in said  # with --quiet too
+    assert ".py:" not in err and "of a library" not in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_is_advised_where_there_is_one(shell, monkeypatch, name):
+    options = inspect.signature(command_line.COMMANDS[name].__wrapped__).parameters
+    said = command_line.in_words(MemoryError(), options)
+    assert ("--n_top_genes" in said) == ("n_top_genes" in options)
+
+
+def test_the_advice_names_the_commands_that_have_the_option(tmp_path):
+    def has(option):
+        commands_ = command_line.COMMANDS.items()
+        return {n for n, f in commands_ if option in inspect.signature(f.__wrapped__).parameters}
+
+    with pytest.raises(ValueError, match="--min_matched") as error:
+        match_genes(["A", "B"], ["A", "x"])
+    assert has("min_matched") == set(re.findall(r"gmvae_\w+", str(error.value)))
+    with pytest.raises(ValueError, match="give data with the genes") as error:
+        match_genes(["A", "B"], ["x", "y"])  # a lower share is of no use
+    assert "min_matched" not in str(error.value)
+    (tmp_path / "markers.csv").write_text("mine\n")
+    with pytest.raises(ValueError, match="--overwrite") as error:
+        claim_folder(tmp_path, {}, resume=True)
+    named = set(re.findall(r"gmvae_\w+", str(error.value)))
+    assert named == {"gmvae_train", "gmvae_report", "gmvae_seeds"} <= has("overwrite")
+    assert has("join") <= has("gene_key")  # files that share no gene are told of it
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (dict(device="nonsense"), "device 'nonsense' cannot be used here"),
+        (dict(max_epochs=0), "max_epochs is 0; expected 1 or more"),
+        (dict(max_epochs=-1), "max_epochs is -1"),
+        (dict(batch_key="gmvae_cluster"), "is a column that is going to be written"),
+        (dict(categorical_covariate_keys=["batch"]), "'batch'"),
+        (dict(supervise="cell_type", K=2), "K is 2, and the labels have 3 types"),
+    ],
+)
+def test_what_training_refuses_is_refused_by_a_dry_run(tmp_path, monkeypatch, words, said):
+    a = cells(120)
+    a.obs["gmvae_cluster"] = a.obs["cell_type"]
+    a.write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr("gmvae_nb.commands.describe_cost", lambda *args, **settings: {})
+    words = dict(batch_key="batch", preset="blog", quiet=True) | words
+    for how in (dict(dry_run=True), dict(out=str(tmp_path / "run"))):
+        with pytest.raises(ValueError, match=said):
+            gmvae_train(str(tmp_path / "a.h5ad"), **words, **how)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_example_that_trains_further_is_of_a_preset_that_allows_it():

@@ -106,6 +106,16 @@ def test_no_file_of_others_is_replaced(run, tmp_path, monkeypatch):
     table_of(run, out, **GROUPS)  # its own
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "run.json", "clusters.csv"])
+def test_no_file_of_a_model_is_replaced(run, name):
+    path = run[0] / "run" / name
+    before = path.read_bytes() if path.exists() else None
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=f"{name} is of the model, or of the run"):
+            table_of(run, path, **GROUPS, overwrite=overwrite)
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
 def test_a_shell_gets_codes_and_a_sentence(run, tmp_path, monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["gmvae_differential", *map(str, words), "--quiet"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gmvae_nb.inference import for_each_cell, shared_noise
-from gmvae_nb.model_folder import read_model, weights_sha256
+from gmvae_nb.model_folder import FORMAT, read_model, weights_sha256
 from gmvae_nb.network import PRESETS
 from gmvae_nb.runs import annotate
 from gmvae_nb.train import GMVAE
@@ -104,7 +104,7 @@ def test_an_older_model_has_the_numbers_of_its_components(model, tmp_path):
     )
     assert weights_sha256(model.network.state_dict()) != weights_sha256(state)
     # and it is written in the format of today
-    assert json.loads((old.save(tmp_path / "new") / "config.json").read_text())["format"] == 5
+    assert json.loads((old.save(tmp_path / "new") / "config.json").read_text())["format"] == FORMAT
 
 
 def test_no_other_number_of_clusters_without_a_tree(model):

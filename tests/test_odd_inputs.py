@@ -337,7 +337,7 @@ def test_a_file_is_no_folder_to_train_in(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "history.csv"])
 def test_new_cells_never_replace_the_model_that_they_are_embedded_with(name, trained, tmp_path):
     folder = tmp_path / "model"
     trained.save(folder)

@@ -178,6 +178,28 @@ def test_a_run_that_is_repeated_with_labels_is_scored_and_not_trained(tmp_path, 
 # --- inputs ---------------------------------------------------------------------------------------
 
 
+def test_the_table_of_a_sweep_keeps_earlier_runs_of_the_same_settings(tmp_path):
+    path, out = stored(tmp_path), tmp_path / "s"
+    words = dict(out=str(out), batch_key="batch", max_epochs=1, quiet=True)
+    gmvae_sweep(path, K=[2], **words)
+    gmvae_sweep(path, K=[3], **words)
+    before = pd.read_csv(out / "results.csv")
+    assert list(before["K"]) == [2, 3] and "settings" not in before
+    for other, said in [
+        (dict(preset="blog"), "K2-seed0 holds a run with other settings"),
+        (dict(batch_key=None), "K2-seed0 holds a run with other"),
+        (dict(max_epochs=2), r"another max_epochs \(1, now 2\): ask for its K and seed too"),
+        (dict(labels_key="cell_type"), "another labels_key"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            gmvae_sweep(path, K=[4], **words | other)
+    assert not (out / "K4-seed0").exists()
+    pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), before)
+    (out / "K2-seed0/metrics.json").write_text("{}")  # not finished, as it is
+    gmvae_sweep(path, K=[3], **words)
+    assert list(pd.read_csv(out / "results.csv")["K"]) == [3]
+
+
 def test_fewer_cells_than_a_mini_batch_shrink_it_and_that_is_said(tmp_path, capsys):
     path = stored(tmp_path, n=17)
     gmvae_train(path, out=str(tmp_path / "run"), **{**QUICK, "quiet": False})
@@ -414,7 +436,12 @@ def test_embedding_replaces_its_own_copies_alone(tmp_path):
     targets = [foreign, str(out / "model.safetensors"), str(out / "annotated.h5ad")]
     for target in targets:
         before = open(target, "rb").read()
-        with pytest.raises(ValueError, match="was not written by gmvae_embed: .*--overwrite"):
+        said = "was not written by gmvae_embed: .*--overwrite"
+        if target != foreign:
+            said = "is of the model, or of the run"
+            with pytest.raises(ValueError, match=said):
+                gmvae_embed(str(out), path, out=target, overwrite=True, **embed)
+        with pytest.raises(ValueError, match=said):
             gmvae_embed(str(out), path, out=target, **embed)
         assert open(target, "rb").read() == before
     with pytest.raises(ValueError, match="not written by gmvae_embed"):
@@ -439,8 +466,9 @@ def test_tables_replace_tables_alone(tmp_path):
         gmvae_table([run], csv=str(csv))
     history = tmp_path / "s/K2-seed0/history.csv"
     before = history.read_bytes()
-    with pytest.raises(ValueError, match="history.csv is there"):
-        gmvae_table([run], csv=str(history))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="history.csv is of the model"):
+            gmvae_table([run], csv=str(history), overwrite=overwrite)
     assert history.read_bytes() == before
     csv.write_text("mine\n")
     gmvae_table([run], csv=str(csv), overwrite=True)

@@ -1,12 +1,13 @@
 """Where all cells are one cluster the model is trained twice, and held-out cells choose."""
 
+import json
 from dataclasses import replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb.model_folder import read_model, same_history, verify
+from gmvae_nb.model_folder import read_model, verify, without_seconds, write_model
 from gmvae_nb.network import PRESETS, get_preset, recentred
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import remarks
@@ -54,14 +55,18 @@ def twice(request):
     return request.param, untrained(request.param).train(progress=False)
 
 
+def assert_same_history(model: GMVAE, other: GMVAE):
+    # NaN is not NaN
+    rows, of_other = (m.history.fillna(-1).to_dict("records") for m in (model, other))
+    assert without_seconds(rows) == without_seconds(of_other)
+
+
 def assert_same_model(model: GMVAE, other: GMVAE):
     state, others = model._state(), other._state()
     assert state.keys() == others.keys()
     assert [name for name, t in state.items() if not t.equal(others[name])] == []
     assert model.recentred == other.recentred
-    # NaN is not NaN
-    rows, of_other = (m.history.fillna(-1).to_dict("records") for m in (model, other))
-    assert same_history(rows, of_other)
+    assert_same_history(model, other)
 
 
 def test_held_out_cells_choose(twice):
@@ -141,13 +146,99 @@ def test_stopped_in_either_training_it_goes_on_to_the_same_bits(
     assert verify(tmp_path / "parts")["notes"] == []
 
 
+@pytest.fixture(scope="module")
+def in_the_second(tmp_path_factory):
+    "A folder in which the second training has three epochs, and the model."
+    folder, epoch, calls = tmp_path_factory.mktemp("second"), GMVAE._train_epoch, []
+
+    def stop_once(self, *args):
+        calls.append(args)
+        if len(calls) > EPOCHS["dropped"] + 3:
+            raise KeyboardInterrupt
+        return epoch(self, *args)
+
+    model = untrained("dropped")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
+        patch.setattr(GMVAE, "_train_epoch", stop_once)
+        model.train(progress=False, out=folder)
+    assert "3 epochs of a second training are done" in str(stopped.value)
+    return folder, model
+
+
+def test_stopped_in_the_second_it_goes_on_as_it_was_begun(in_the_second, undisturbed, tmp_path):
+    folder, _ = in_the_second
+    model = GMVAE.load(folder, cells("dropped"))
+    with pytest.raises(ValueError, match="planned for 12 epochs"):
+        model.train(20, progress=False)
+    with pytest.raises(ValueError, match="leave test_idx out"):
+        model.train(12, test_idx=np.arange(9), progress=False)
+    model.save(tmp_path)  # the first one too
+    again = GMVAE.load(tmp_path, cells("dropped"))
+    assert_same_model(again.train(12, progress=False), undisturbed[0])
+    # its time is that of both
+    first = json.loads((folder / "config.json").read_text())["first_seconds"]
+    assert len(first) == 12 and again.history["seconds"].sum() > sum(first)
+
+
+@pytest.mark.parametrize("failing", [12, 13, 23])
+def test_after_a_write_that_failed_the_same_call_goes_on(
+    failing, undisturbed, tmp_path, monkeypatch
+):
+    calls, write = [], GMVAE._write
+
+    def full_once(self, folder):
+        calls.append(folder)
+        if len(calls) == failing:
+            raise OSError("No space left on device")
+        write(self, folder)
+
+    monkeypatch.setattr(GMVAE, "_write", full_once)
+    model = untrained("dropped")
+    with pytest.raises(OSError):
+        model.train(progress=False, out=tmp_path)
+    assert_same_model(model.train(progress=False, out=tmp_path), undisturbed[0])
+    assert (tmp_path / "model.safetensors").read_bytes() == undisturbed[1]
+
+
+def test_what_stands_beside_the_weights_is_of_the_same_training(twice, tmp_path):
+    which, model = twice
+    model.save(tmp_path)
+    stale = dict(recentred=not model.recentred)  # as after a write that was cut in two
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | stale))
+    again = untrained(which).train(progress=False, out=tmp_path)
+    assert json.loads(path.read_text()).get("recentred", False) == model.recentred
+    assert_same_history(again, model)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda config, state: config.pop("first_history"),
+        lambda config, state: config.update(first_history=[]),
+        lambda config, state: config.update(first_history=[{}]),
+        lambda config, state: config.update(first_history=[1]),
+        lambda config, state: config.update(recentred=1),
+        lambda config, state: config.update(recentred=False),
+        lambda config, state: state.pop("first.network.y_mean"),
+    ],
+)
+def test_a_checkpoint_without_its_first_training_is_refused(in_the_second, tmp_path, spoil):
+    config, rows, state = read_model(in_the_second[0])
+    config["first_history"] = without_seconds(config["first_history"])
+    spoil(config, state)
+    write_model(tmp_path, config, rows, state)
+    with pytest.raises(ValueError, match="is not a model written by gmvae_nb, or is damaged"):
+        GMVAE.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "settings, options",
     [
         (dict(recentre=False), {}),
         ({}, dict(test_idx=np.array([], dtype=int))),  # nobody can choose
         ({}, dict(max_epochs=11)),  # more epochs may be all it needs
-        (dict(encoder_input="log1p", recentre=False), {}),
+        (dict(encoder_input="centred_log"), {}),  # it was the second one already
     ],
 )
 def test_there_is_one_training(settings, options):

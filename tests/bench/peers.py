@@ -80,7 +80,9 @@ def contenders(args) -> list[Contender]:
         preset = get_preset(name)
         K = None if preset.merge else args.K  # a preset that can choose K does
         options = {"preset": name, "K": K}
-        told = asdict(preset) | {"label_weight": plain["label_weight"]}  # nobody has labels
+        told = asdict(preset)
+        for name_of in ("label_weight", "recentre"):  # nobody has labels, or one cluster
+            told[name_of] = plain[name_of]
         options |= {k: v for k, v in told.items() if v != plain[k]}
         if args.max_epochs is not None:  # else as many as the preset wants
             options["epochs"] = args.max_epochs

@@ -50,6 +50,7 @@ COMPARING = "tests/test_comparing.py"
 ESTIMATOR = "tests/test_estimator.py"
 PROGRESS = "tests/test_progress.py"
 STOPPING = "tests/test_stopping.py"
+SECOND = "tests/test_second_training.py"
 
 
 class Mutant(NamedTuple):
@@ -1194,7 +1195,7 @@ MUTANTS = [
     ),
     Mutant(
         "a collapse kept silent",
-        "if self.K == 1 or information > COLLAPSED_BELOW:",
+        "if K == 1 or information > COLLAPSED_BELOW:",
         "if True:",
         TRAIN,
         "collapsed",
@@ -1205,6 +1206,27 @@ MUTANTS = [
         "keep = np.flatnonzero(asked)",
         TRAIN,
         "left_out",
+    ),
+    Mutant(
+        "the worse of two trainings stays",
+        "if of_second < of_first:",
+        "if of_second > of_first:",
+        SECOND,
+        "choose",
+    ),
+    Mutant(
+        "a second training that forgets the first",
+        'state |= {f"first.{name}": t for name, t in first.state.items()}',
+        "pass",
+        SECOND,
+        "same_bits",
+    ),
+    Mutant(
+        "a second training where nobody can choose",
+        "is_whole = max_epochs >= enough and len(self.test_idx) > 0",
+        "is_whole = max_epochs >= enough",
+        SECOND,
+        "one_training",
     ),
     Mutant(
         "Adam's moments not kept",
@@ -2084,7 +2106,7 @@ MUTANTS = [
     ),
     Mutant(
         "a model replaced by what it has embedded",
-        "if target.absolute() == (run / name).absolute():",
+        "if (is_there and is_named) or name in listed_files(folder):",
         "if False:",
         ODD,
         "replace_the_model",
@@ -2189,7 +2211,7 @@ MUTANTS = [
     ),
     Mutant(
         "an epoch that a stop left unwritten",
-        'if overwrite or read_config(path).get("epochs") != done:',
+        "if overwrite or not is_described(path, self.config()):",
         "if False:",
         STOPPING,
         "last_epoch_is_written",
