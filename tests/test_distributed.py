@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -137,6 +138,20 @@ def test_processes_train_the_model_of_one(tmp_path, preset, monkeypatch):
 
     (one,) = in_processes(1, tmp_path, work)
     same_numbers(in_processes(2, tmp_path, work), one)
+
+
+def test_processes_look_twice_as_one_does(tmp_path):
+    "Where all cells are one cluster, see tests/test_second_training.py."
+
+    def work():
+        preset = replace(RECOMMENDED, encoder_input="lognorm", thin_to=0.0, recentre=True)
+        model = trained(replace(preset, alpha=1e-300), out=tmp_path / "model")
+        assert "centred_neg_elbo" in model.history.columns[-1]
+        return numbers(model)
+
+    (one,) = in_processes(1, tmp_path, work)
+    shutil.rmtree(tmp_path / "model")
+    same_numbers(in_processes(2, tmp_path, work), one, most=1e-3)
 
 
 def test_goes_on_with_another_number_of_processes(tmp_path):
