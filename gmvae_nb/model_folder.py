@@ -146,10 +146,12 @@ def first_difference(
 # %% ../nbs/model_folder.ipynb #timeless
 def without_seconds(
     rows: Sequence[Mapping[str, Any]],  # history
+    *others: str,  # columns to leave out too
 ) -> list[dict[str, Any]]:
     "The rows of a history but for how long each epoch took."
+    apart = ("seconds", *others)
     return [
-        {key: value for key, value in row.items() if key != "seconds"}
+        {key: value for key, value in row.items() if key not in apart}
         for row in rows
     ]
 
@@ -159,15 +161,8 @@ def same_history(
     others: list[dict[str, Any]],
 ) -> bool:
     "Whether two histories are the same, but for time and for another training."
-
-    def of_epochs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        apart = ("seconds", "centred_neg_elbo", "uncentred_neg_elbo")
-        return [
-            {key: value for key, value in row.items() if key not in apart}
-            for row in rows
-        ]
-
-    return of_epochs(rows) == of_epochs(others)
+    apart = "centred_neg_elbo", "uncentred_neg_elbo"
+    return without_seconds(rows, *apart) == without_seconds(others, *apart)
 
 # %% ../nbs/model_folder.ipynb #cb40b653
 def write_model(

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from .arguments import is_whole, shown
 from .data import get_categories, minibatches
-from .inference import check_none_is_empty
+from .inference import check_cells_have_counts
 from .match import MIN_MATCHED, Cells, check_is_map, told_of_cells
 from .network import GMVAENetwork
 from .questions import MapBatch
@@ -87,7 +87,7 @@ def fit_new_columns(
         generator = torch_stream(seed, Stream.NOISE, epoch, 1)
         batches = minibatches(cells.counts, cells.batch, rows, size, rng=order)
         for y, b, here in batches:
-            check_none_is_empty(y, cells.names[here])
+            check_cells_have_counts(y, cells.names[here])
             y, b = y.to(device), b.to(device)
             with torch.no_grad():
                 q = network.encode(y, b)

@@ -655,8 +655,8 @@ def _write(self: "GMVAE", folder: str | Path) -> None:
     config, state, first = self.config(), self._state(), self._first
     if first is not None:
         state |= {f"first.{name}": t for name, t in first.state.items()}
-    told = config, self._rows, state, first.rows if first else ()
-    write_model(folder, *told)
+    first_rows = () if first is None else first.rows
+    write_model(folder, config, self._rows, state, first_rows)
 
 
 def _save(
@@ -682,15 +682,15 @@ def _take_over(
     state: Mapping[str, Tensor],
 ) -> None:
     "Become the model that `read_model` has read."
-    first = {k[6:]: t for k, t in state.items() if k.startswith("first.")}
-    own = {k: t for k, t in state.items() if not k.startswith("first.")}
+    of_first = [name for name in state if name.startswith("first.")]
+    first = {name.removeprefix("first."): state[name] for name in of_first}
+    own = {name: t for name, t in state.items() if name not in of_first}
     if self.recentred != config.get("recentred", False):
         self._start_network(not self.recentred)
     self._restore(own)
     self._rows, self._planned_epochs = rows, config.get("planned_epochs")
-    self._first = None
-    if first:
-        self._first = FirstTraining(config["first_history"], first)
+    rows = config.get("first_history", [])
+    self._first = FirstTraining(rows, first) if first else None
 
 # %% ../nbs/04_train.ipynb #5ef84b2f
 def _resume(
@@ -737,7 +737,8 @@ def _resume(
     self._take_over(config, rows, state)
     # a write was stopped in between
     if not is_described(folder, config):
-        describe_model(folder, self.config(), self._rows)
+        first_rows = config.get("first_history", ())
+        describe_model(folder, self.config(), self._rows, first_rows)
 
 
 def _resume_everywhere(

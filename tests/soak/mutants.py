@@ -1237,8 +1237,8 @@ MUTANTS = [
     ),
     Mutant(
         "wall time in the model file",
-        'value for key, value in row.items() if key != "seconds"}',
-        "value for key, value in row.items()}",
+        'apart = ("seconds", *others)',
+        "apart = others",
         PROMISES,
         "byte_for_byte or same_seed",
     ),
