@@ -38,7 +38,7 @@ from .data import get_categories
 from .inference import cells_in_order
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
-from .reproducible import Stream, numpy_stream, own_threads
+from .reproducible import Stream, numpy_stream, own_settings
 from .train import GMVAE
 
 # %% ../nbs/differential.ipynb #22b10008
@@ -346,7 +346,7 @@ def compare_two(
             stacklevel=3,
         )
     looked_at = np.sort(np.concatenate(rows))
-    with own_threads():
+    with own_settings():
         means = group_means(model.network, cells, pair, settings, looked_at)
     lfc, error = log_fold_change(means, 0, 1)
     shrunk = shrink(lfc, SLACK * error, delta)
@@ -416,7 +416,7 @@ def split_markers(
             raise ValueError(
                 "the model has no held-out cells: pass cells that it has not seen"
             )
-    with own_threads():
+    with own_settings():
         first, second, _ = halve_cells(model.network, cells, model.seed, rows)
     assign = assign or (lambda half: model.predict_proba(half).argmax(1))
     cluster, y = assign(first), csr_matrix(second.counts)

@@ -33,7 +33,7 @@ from .gmvae_loss import mixture_log_weights
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo
 from .progress import SHORT, Progress
-from .reproducible import Stream, numpy_stream, torch_stream
+from .reproducible import Stream, numpy_stream, own_settings, torch_stream
 from .vae import reparametrize
 
 # %% ../nbs/inference.ipynb #2b4d0bf7
@@ -121,7 +121,8 @@ def shared_noise(
 ) -> Noise:
     "Noise that all cells share: a cell's result depends on the cell alone."
     check_n_samples(n_samples)
-    return network.noise(n_samples, 1, torch_stream(seed, Stream.ANSWERS))
+    with own_settings():
+        return network.noise(n_samples, 1, torch_stream(seed, Stream.ANSWERS))
 
 # %% ../nbs/inference.ipynb #394b39c5
 def latent_means(

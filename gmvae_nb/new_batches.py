@@ -21,7 +21,7 @@ from .questions import MapBatch
 
 # isort: off
 from .reproducible import Stream, initial_weights, numpy_stream
-from .reproducible import own_threads, torch_stream
+from .reproducible import own_settings, torch_stream
 
 # isort: on
 from .train import GMVAE
@@ -152,7 +152,7 @@ def with_new_batches(
     wider.labels = None
     parameters = wider.network.parameters()
     wider.optimizer = torch.optim.Adam(parameters, lr=model.preset.lr, fused=True)
-    with own_threads():
+    with own_settings():
         cells = cells._replace(batch=codes)
         options = rows, len(new), model.seed, n_steps
         fit_new_columns(wider.network, cells, *options)

@@ -20,7 +20,7 @@ from .files import file_of_model, write_atomically
 from .inference import Noise, for_each_cell, shared_noise
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
-from .reproducible import own_threads
+from .reproducible import own_settings
 from .train import GMVAE
 from .vae import reparametrize
 
@@ -150,7 +150,7 @@ def own_looks(
 ) -> Looks:
     "The looks of a model, at cells that are matched."
     noise = shared_noise(model.network, N_DRAWS, model.seed)
-    with own_threads():
+    with own_settings():
         return look_at(model.network, cells, noise)
 
 # %% ../nbs/novelty.ipynb #3cd6c946

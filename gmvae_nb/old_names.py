@@ -111,6 +111,7 @@ MOVED: dict[
         "Calibration": "calibration",
         "cluster_types": "calibration",
     },
+    "reproducible": {"own_threads": "reproducible.own_settings"},
     "results": {"run_summary": "runs", "gmvae_table": "commands"},
     "runs": {
         "cells_for": "embed",

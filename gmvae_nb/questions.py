@@ -25,7 +25,7 @@ from .labels import NONE, label_probabilities
 from .match import MIN_MATCHED, Cells, GeneMatch, MapBatch
 from .network import GMVAENetwork
 from .old_names import renamed_argument
-from .reproducible import own_threads
+from .reproducible import own_settings
 
 # %% ../nbs/questions.ipynb #06420a8a
 #| code-fold: true
@@ -87,7 +87,7 @@ def _ask(
 ) -> Any:
     "A function of the network and the cells."
     cells = self._cells(adata, map_batch, MIN_MATCHED)
-    with own_threads():
+    with own_settings():
         return function(self.network, cells, *args)
 
 
@@ -171,7 +171,7 @@ def _predict_labels(
         )
     cells = self._cells(adata, map_batch, MIN_MATCHED)
     of_question = self._noise(n_samples), len(self.types)
-    with own_threads():
+    with own_settings():
         prob = label_probabilities(self.network, cells, *of_question)
     return pd.DataFrame(prob, cells.names, [*self.types, NONE])
 
@@ -251,7 +251,7 @@ def _get_normalized_expression(
     noise = self._noise(n_samples)
     cells = self._cells(adata, map_batch, MIN_MATCHED)
     columns = torch.from_numpy(column).to(self.device)
-    with own_threads():
+    with own_settings():
         found = inference.normalized_expression(
             self.network, cells, noise, columns, settings, library_size
         )

@@ -4,17 +4,23 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from gmvae_nb.differential import differential_expression, split_markers
+from gmvae_nb.network import PRESETS
+from gmvae_nb.novelty import novelty_of_own
 from gmvae_nb.placing import kmeans_components
 from gmvae_nb.reproducible import (
     Stream,
     initial_weights,
     n_threads,
     numpy_stream,
-    own_threads,
+    own_settings,
     torch_stream,
 )
 from gmvae_nb.train import GMVAE
@@ -122,9 +128,82 @@ def test_threads_are_as_many_as_the_environment_says(monkeypatch, asked, threads
 
 def test_threads_are_put_back_after_an_error():
     before = torch.get_num_threads()
-    with pytest.raises(KeyError), own_threads():
+    with pytest.raises(KeyError), own_settings():
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+@contextmanager
+def set_and_put_back(put, value, before):
+    put(value)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+# what other code in the process may have asked of torch or numpy
+TOLD = {
+    "nothing": nullcontext,
+    "float64": lambda: set_and_put_back(
+        torch.set_default_dtype, torch.float64, torch.get_default_dtype()
+    ),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "half precision": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another device": lambda: set_and_put_back(torch.set_default_device, "meta", None),
+    "errors of numpy": lambda: np.errstate(all="raise"),
+}
+
+
+def bits_under(told) -> list[np.ndarray]:
+    "Weights of a whole training, and the answers to every question."
+    adata = simulated()
+    groups = np.array(["a", "b"])[np.arange(adata.n_obs) % 2]
+    preset = replace(PRESETS["recommended"], batch_size=40, min_steps=0, max_epochs=3)
+    with told():
+        model = GMVAE(adata, K=5, batch_key="batch", preset=preset).train(progress=False)
+    state = [t.numpy() for t in model._state().values()]
+    with told():
+        answers = [
+            model.get_latent_representation(),
+            model.get_latent_representation(give_mean=False),
+            model.predict_proba(),
+            model.predict().codes,
+            model.get_elbo(),
+            model.get_iwae(),
+            model.get_normalized_expression(),
+            model.posterior_predictive()[0].toarray(),
+            novelty_of_own(model)[0],
+            split_markers(model, adata, assign=lambda half: np.arange(len(half.batch)) % 2),
+            differential_expression(model, groupby=groups),
+        ]
+    frames = [t.to_numpy() if isinstance(t, pd.DataFrame) else np.asarray(t) for t in answers]
+    return state + frames
+
+
+@pytest.mark.filterwarnings("ignore:the mixture has collapsed", "ignore:all cells")
+def test_the_bits_are_the_same_whatever_torch_was_told():
+    expected = bits_under(TOLD["nothing"])
+    for name, told in TOLD.items():
+        for one, other in zip(bits_under(told), expected, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_type_of_new_tensors_is_put_back_by_the_last_of_several_threads():
+    torch.set_default_dtype(torch.float64)
+    try:
+        slow, quick = own_settings(), own_settings()
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            first.submit(quick.__enter__).result()
+            second.submit(slow.__enter__).result()
+            first.submit(quick.__exit__, None, None, None).result()
+            assert torch.get_default_dtype() == torch.float32  # one computes still
+            second.submit(slow.__exit__, None, None, None).result()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_streams_of_neighbouring_seeds_uses_and_epochs_do_not_meet():

@@ -312,6 +312,22 @@ def test_a_saved_model_is_not_begun_again_by_training_into_its_folder(tmp_path):
         fork.train(4, out=tmp_path, progress=False)
 
 
+def test_a_model_loaded_and_trained_further_says_what_it_has_lost(tmp_path):
+    whole = fitted(1)
+    whole.save(tmp_path / "saved")
+    whole._write(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match="without Adam's moments") as said:
+        GMVAE.load(tmp_path / "saved", simulated()).train(2, progress=False)
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match="not the cells .* split anew") as said:
+        GMVAE.load(tmp_path / "checkpoint", simulated()[5:].copy()).train(2, progress=False)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GMVAE.load(tmp_path / "checkpoint", simulated()).train(2, progress=False)
+        GMVAE.load(tmp_path / "saved", simulated()).train(1, progress=False)  # is done
+
+
 def test_a_planned_schedule_is_kept_to(tmp_path):
     planned = replace(TINY, lr_schedule="cosine")
     options = dict(K=3, batch_key="batch", preset=planned)
@@ -475,7 +491,7 @@ def test_a_damaged_model_is_refused_in_one_sentence(model, tmp_path, how):
 
 
 def test_another_format_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("gmvae_nb.train.FORMAT", 99)
+    monkeypatch.setattr("gmvae_nb.checkpoints.FORMAT", 99)
     model.save(tmp_path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="format 99"):

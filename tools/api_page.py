@@ -25,8 +25,8 @@ GROUPS = {
     "Commands": "commands comparing command_line stopping umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
-    "Files, and what is checked": "files looking model_folder preset_checks arguments finite "
-    "reproducible machine_code progress old_names",
+    "Files, and what is checked": "files looking checkpoints model_folder preset_checks "
+    "arguments finite reproducible machine_code progress old_names",
 }
 INTRODUCTION = """\
 # All functions

@@ -1103,15 +1103,65 @@ MUTANTS = [
     ),
     Mutant(
         "threads of whoever set them last",
-        # either of the two limits OpenMP's threads, and so this takes out both
-        "torch.set_num_threads(n_threads())\ntry:\n    with threadpool_limits(n_threads()):",
-        "try:\n    with threadpool_limits(None):",
+        "torch.set_num_threads(n_threads())\ntry:\n    with ExitStack() as settings:\n"
+        "        settings.enter_context(threadpool_limits(n_threads()))",
+        "try:\n    with ExitStack() as settings:\n        pass",
         REPRODUCIBLE,
         "the_same_bits",
     ),
     Mutant(
+        "the type of new tensors that somebody set",
+        "torch.set_default_dtype(torch.float32)",
+        "pass",
+        REPRODUCIBLE,
+        "whatever_torch_was_told",
+    ),
+    Mutant(
+        "the type of new tensors put back before the last thread is done",
+        "if not _computing:",
+        "if True:",
+        REPRODUCIBLE,
+        "last_of_several_threads",
+    ),
+    Mutant(
+        "precision that somebody set",
+        "off = torch.autocast(device, enabled=False)",
+        "off = ExitStack()",
+        REPRODUCIBLE,
+        "whatever_torch_was_told",
+    ),
+    Mutant(
+        "gradients that somebody switched off",
+        "settings.enter_context(torch.inference_mode(False))\n"
+        "            settings.enter_context(torch.enable_grad())",
+        "pass",
+        REPRODUCIBLE,
+        "whatever_torch_was_told",
+    ),
+    Mutant(
+        "device of new tensors that somebody set",
+        'if torch.get_default_device().type != "cpu":',
+        "if False:",
+        REPRODUCIBLE,
+        "whatever_torch_was_told",
+    ),
+    Mutant(
+        "Adam's moments that are not there, without a word",
+        "elif not self.optimizer.state and len(self._rows) < max_epochs:",
+        "elif False:",
+        TRAIN,
+        "loaded_and_trained_further",
+    ),
+    Mutant(
+        "other cells to go on with, without a word",
+        "if self._rows and test_idx is None:",
+        "if False:",
+        TRAIN,
+        "loaded_and_trained_further",
+    ),
+    Mutant(
         "threads not put back",
-        "torch.set_num_threads(before)",
+        "torch.set_num_threads(threads)",
         "pass",
         REPRODUCIBLE,
         "the_same_bits or put_back",
@@ -1146,7 +1196,7 @@ MUTANTS = [
     ),
     Mutant(
         "networks built at the same time",
-        "with _building, torch.random.fork_rng(devices=[]):",
+        "with _building, own_settings(), torch.random.fork_rng(devices=[]):",
         "with torch.random.fork_rng(devices=[]):",
         REPRODUCIBLE,
         "built_at_the_same_time",
