@@ -351,6 +351,15 @@ class Checkpoints(Questions):
         "Number of clusters: K, or what is left once components are merged."
         return int(self.network.cluster_of.max()) + 1
 
+    @property
+    def epochs_left(self) -> int:
+        "Of the training that was begun; 0 once it is over, and before it."
+        planned = self._planned_epochs
+        if planned is None:
+            return 0
+        total = course_of(self.preset, planned, self._rows).total
+        return total - len(self._rows)
+
     def __repr__(self) -> str:
         cells = "no cells"
         if self.counts is not None:

@@ -173,12 +173,14 @@ def describe_cost(
     )
     training, in_all = minutes(cost["train_seconds"]), minutes(cost["seconds"])
     per_epoch = f"{cost['seconds_per_epoch']:.1f} s per epoch"
+    twice = "; twice the training if all cells are one cluster after it"
     lines = [
         f"cells    {cells:,}",
         f"genes    {genes:,}",
         f"counts   {data.where}: {data.why}",
         *(f"note     {note}" for note in data.notes),
-        f"time     {training} of training ({per_epoch}), {in_all} in all",
+        f"time     {training} of training ({per_epoch}), {in_all} in all"
+        + twice * (cost["train_again_seconds"] > 0),
         f"memory   {cost['memory_gb']:.1f} GB",
     ]
     return print_result(result, "\n".join(lines), json)

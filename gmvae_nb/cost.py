@@ -9,6 +9,7 @@ __all__ = ['peak_memory', 'some_cells', 'expected']
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -19,6 +20,7 @@ from .counts import get_counts
 from .network import Preset, get_preset
 from .reading import Input
 from .runs import epochs_in_all, fitting_preset
+from .schedule import may_train_twice
 from .train import GMVAE
 
 # %% ../nbs/cost.ipynb #9bcff161
@@ -58,11 +60,12 @@ def expected(
     preset: str | Preset = "recommended",
     seed: int = 0,
     max_epochs: int | None = None,
-) -> dict:  # seconds_per_epoch, train_seconds, seconds (in all), memory_gb
+) -> dict[str, Any]:  # seconds_per_epoch, train_seconds, train_again_seconds, ...
     """Expected time and memory of a run, its annotation and its page.
 
     Training and embedding from a few timed steps, page and scores by a rule of
-    thumb; the memory is the highest, of the whole process."""
+    thumb: seconds (in all), and memory_gb, the highest of the whole process.
+    train_again_seconds come on top if the model is trained twice; 0: never."""
     y = get_counts(data.cells, data.layer)
     N = y.shape[0]
     preset = fitting_preset(get_preset(preset), N)[0]
@@ -81,13 +84,17 @@ def expected(
     model.predict_proba()
     embedding = (time.perf_counter() - start) * N / n
     per_epoch = float(model.history["seconds"].iloc[-1]) * N / n
-    training = epochs_in_all(preset, N, max_epochs) * per_epoch
+    epochs = epochs_in_all(preset, N, max_epochs)
+    enough = epochs_in_all(preset, N)
+    training = epochs * per_epoch
+    again = training if may_train_twice(preset, epochs, enough) else 0.0
     page, scores = 15 + 0.004 * N, 5 + 0.003 * N
     copies = 2 * (y.data.nbytes + y.indices.nbytes + y.indptr.nbytes)
     umap_bytes = 200e6 + 4000 * N
     return dict(
         seconds_per_epoch=per_epoch,
         train_seconds=training,
+        train_again_seconds=again,
         seconds=training + embedding + page + scores * (labels_key is not None),
         memory_gb=(peak_memory() + copies + umap_bytes) / 1e9,
     )

@@ -6,7 +6,7 @@
 __all__ = ['LEAST_WAIT', 'COLLAPSED_BELOW', 'epochs_wanted', 'check_epochs', 'fit_batch_size', 'with_batch_size', 'kl_weight',
            'learning_rate', 'Course', 'planned_course', 'epochs_before_placing', 'is_planned', 'check_plan',
            'is_watched', 'course_of', 'place_in_plan', 'best_so_far', 'kept_epoch', 'row_of_weights',
-           'told_by_components', 'went_back', 'second_training', 'collapse_in_words']
+           'told_by_components', 'went_back', 'may_train_twice', 'second_training', 'collapse_in_words']
 
 # %% ../nbs/schedule.ipynb #5ced0005
 import math
@@ -256,6 +256,16 @@ def went_back(
         return False
     weights_of = history["weights_of"]
     return any(of < done for done, of in enumerate(weights_of, start=1))
+
+# %% ../nbs/schedule.ipynb #31cfd7a2
+def may_train_twice(
+    preset: Preset,  # of the training that comes first
+    max_epochs: int,
+    enough: int,  # epochs that the preset takes by itself, from epochs_wanted
+) -> bool:
+    "Whether a model whose cells are all one cluster then is trained again."
+    sees_all = preset.encoder_input == "centred_log"
+    return preset.recentre and max_epochs >= enough and not sees_all
 
 # %% ../nbs/schedule.ipynb #second02
 def second_training(

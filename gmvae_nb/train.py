@@ -54,7 +54,7 @@ from .schedule import best_so_far, collapse_in_words
 from .schedule import check_epochs, check_plan
 from .schedule import course_of, epochs_before_placing, epochs_wanted
 from .schedule import fit_batch_size, kept_epoch, kl_weight
-from .schedule import learning_rate, place_in_plan
+from .schedule import learning_rate, may_train_twice, place_in_plan
 from .schedule import row_of_weights, second_training
 # isort: on
 
@@ -527,9 +527,8 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
     "Begin a second training if it is due; after it, keep the better model."
     rows, first = self._rows, self._first
     enough = epochs_wanted(self.preset, len(self.train_idx))
-    is_whole = max_epochs >= enough and len(self.test_idx) > 0
-    is_centred = self.network.preset.encoder_input == "centred_log"
-    can_look = self.preset.recentre and is_whole and not is_centred
+    may_look = may_train_twice(self.network.preset, max_epochs, enough)
+    can_choose = len(self.test_idx) > 0
     if first is not None:
         of_first, of_second = (
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
@@ -546,7 +545,7 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
         # so that the sum is the time that it took
         self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None
-    elif can_look and self.n_clusters == 1 < self.K:
+    elif may_look and can_choose and self.n_clusters == 1 < self.K:
         self._first = FirstTraining(rows, self._state())
         self._start_network(True)
         self._scale()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -634,6 +635,11 @@ def test_the_time_that_is_stated_grows_with_the_cells(mine, monkeypatch):
     assert stated["train_seconds"] == pytest.approx(7 * 2 * N / 256)
     afterwards = stated["seconds"] - stated["train_seconds"]
     assert afterwards == pytest.approx(3 * N / 256 + 15 + 0.004 * N)
+    assert stated["train_again_seconds"] == 0  # the preset never trains again
+    ticks = iter([10.0, 13.0])
+    again = replace(preset, recentre=True, max_epochs=7)
+    stated = cost.expected(data, K=2, preset=again)
+    assert stated["train_again_seconds"] == stated["train_seconds"] > 0
 
 
 def test_a_batch_key_that_is_not_there_is_told_on_reading(mine):

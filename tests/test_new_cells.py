@@ -25,6 +25,7 @@ from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from scipy.stats import kstest
 
+from hazards import stop_at_step
 from test_train import TINY, simulated
 
 LIKE = {  # small, with what the shipped presets have
@@ -295,6 +296,21 @@ def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
     x = kept.obsm["X_gmvae"]
     assert_close(x[:100], x[200:300], atol=1e-5)
     assert set(kept.layers) - {None} == {"counts", "other"} and kept.n_obs == n
+
+
+def test_a_model_whose_training_was_stopped_is_said_to_be_one(tmp_path):
+    preset = replace(TINY, max_epochs=4)
+    model = GMVAE(simulated(), K=3, batch_key="batch", preset=preset)
+    stop_at_step(model, 8, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(progress=False)
+    simulated().write_h5ad(tmp_path / "a.h5ad")
+    files = tmp_path / "a.h5ad", tmp_path / "b.h5ad"
+    done = len(model.history)
+    assert 0 < done < 4
+    assert f"was stopped {4 - done} epochs before" in embed_file(model, *files)["notes"][-1]
+    model.train(progress=False)
+    assert embed_file(model, *files)["notes"] == []
 
 
 def test_an_opened_file_gives_the_counts_that_reading_it_gives(tmp_path):

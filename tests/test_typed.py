@@ -41,7 +41,10 @@ COMPLAINTS = (  # line, and what mypy says of it
     (13, 'Argument "library_size" has incompatible type "Literal[\'small\']"'),
     (14, 'Argument "n_x" to "Preset" has incompatible type "str"; expected "int"'),
     (14, 'Argument 1 has incompatible type "int"; expected "Tensor"'),
-    (14, 'Argument 1 to "load" of "Checkpoints" has incompatible type "int"; expected "str | Path"'),
+    (
+        14,
+        'Argument 1 to "load" of "Checkpoints" has incompatible type "int"; expected "str | Path"',
+    ),
     (15, 'Unexpected keyword argument "n_draws"'),  # an old name
     (16, 'variable has type "list[str]"'),
     (17, 'Argument 2 to "write_atomically" has incompatible type "int"'),
