@@ -268,6 +268,7 @@ def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
     monkeypatch.setitem(sys.modules, "snakemake.shell", shell)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = dict(K=2, batch_key="my batch", labels_key=None, overwrite=True, quiet=False)
+    options |= dict(preset="", max_epochs="")  # as --config preset= gives it
     job = SimpleNamespace(
         input=[],
         output=["runs/K2/annotated.h5ad"],
@@ -284,4 +285,5 @@ def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
     given = vars(parser_of(function, name).parse_args(spelled(words, ["data"])))
     assert given["data"] == ["kang_pbmc"] and given["out"] == "runs/K2"
     assert given["batch_key"] == "my batch" and given["K"] == 2 and given["labels_key"] is None
+    assert given["preset"] == "recommended" and given["max_epochs"] is None
     assert given["resume"] and given["overwrite"] and not given["quiet"]

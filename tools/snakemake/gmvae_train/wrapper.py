@@ -12,7 +12,7 @@ options = []
 for name, value in dict(snakemake.params.get("options", {})).items():  # noqa: F821
     if value is True:
         options.append(f"--{name}")
-    elif value not in (None, False):
+    elif value not in (None, False, ""):
         options += [f"--{name}", str(value)]
 words = shlex.join(["gmvae_train", str(data), "--out", str(folder), "--resume", *options])
 os.environ["OMP_NUM_THREADS"] = str(snakemake.threads)  # noqa: F821
