@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['ROUND_COUNTS', 'LAYER', 'PRESET', 'MODEL_BATCH_KEY', 'MAP_BATCH', 'LEAST_MATCHED', 'QUIET', 'JSON', 'GENE_KEY',
            'FILES', 'JOIN', 'SUBSET', 'CATEGORICAL', 'CONTINUOUS', 'SUPERVISE', 'UNLABELED', 'GENES', 'TRAIN',
-           'PRINTED', 'DEMO', 'SWEEP', 'REPORT', 'SEEDS', 'EMBED', 'TABLE', 'VERIFY', 'METRICS', 'describe_cost',
-           'what_was_read', 'train_and_annotate', 'summarise_run', 'check_asked', 'gmvae_train', 'gmvae_demo',
-           'gmvae_sweep', 'print_table', 'gmvae_report', 'gmvae_seeds', 'gmvae_embed', 'gmvae_table', 'gmvae_verify',
-           'gmvae_metrics']
+           'PRINTED', 'DEMO', 'SWEEP', 'describe_cost', 'what_was_read', 'train_and_annotate', 'summarise_run',
+           'check_asked', 'gmvae_train', 'gmvae_demo', 'gmvae_sweep', 'print_table']
 
 # %% ../nbs/commands.ipynb #ddf2d437
 import json as json_
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING
 
 # isort: off
 from .command_line import check_table, command, follows, minutes
-from .command_line import print_result, printable, speaker
+from .command_line import print_result, speaker
 
 # isort: on
 from .old_names import moved
@@ -205,10 +203,11 @@ def train_and_annotate(
     **options,  # of train_run
 ) -> tuple:  # model, new columns of obs, page
     "Train, annotate and make the page."
+    from .annotation import annotate_run, check_annotation
     from .distributed import joined
     from .files import locked_folder
     from .report import write_report
-    from .runs import annotate_run, check_annotation, train_run
+    from .runs import train_run
 
     check_annotation(data, out / "annotated.h5ad")
     with locked_folder(out):  # nobody trains on before the page is made
@@ -365,13 +364,12 @@ def gmvae_train(
         )
     asked, log = dict(locals()), speaker(quiet)
     log("importing")
+    from .annotation import WRITTEN_COLUMNS, check_keys
     from .covariates import find_covariates
     from .labels import check_room_for_types, known_types
     from .network import get_preset
     from .parts import batch_of, named_files, read_files
     from .runs import (
-        WRITTEN_COLUMNS,
-        check_keys,
         check_numbers,
         claim_folder,
         fitting_preset,
@@ -477,9 +475,10 @@ def gmvae_demo(
     Train, annotate, make the page."""
     log = speaker(quiet)
     log("importing")
+    from .annotation import write_cells
     from .data import kang_pbmc
     from .reading import read_input
-    from .runs import claim_folder, write_cells
+    from .runs import claim_folder
 
     file, run = Path(out) / "kang_pbmc.h5ad", Path(out) / "run"
     claim_folder(run, {}, resume=True)
@@ -681,318 +680,3 @@ def print_table(
         f"{results_table(runs).to_string(index=False)}\nwritten  {path}",
         json,
     )
-
-# %% ../nbs/commands.ipynb #4448997d
-REPORT = """examples:
-  gmvae_report run                      writes run/report.html, explore.html,
-                                        markers.csv and clusters.csv
-  gmvae_report run --genes CD3D MS4A1   these colour the maps of explore.html
-
-Each page is one file that holds everything it shows, and can be sent as it is;
-explore.html holds barcodes and counts of the cells."""
-
-# %% ../nbs/commands.ipynb #59127304
-@command(REPORT)
-def gmvae_report(
-    run: Param("folder of a finished run of gmvae_train", str),
-    genes: GENES = None,
-    overwrite: Param("replace files that no run has made", store_true) = False,
-    json: JSON = False,
-):
-    "Make the pages of a run again, from what is in its folder."
-    from .files import PAGE_FILES, check_own_files
-    from .report import write_report
-
-    check_own_files(Path(run), PAGE_FILES, overwrite)
-    page = write_report(run, genes or ())
-    size = page.stat().st_size
-    result = dict(report=str(page), bytes=size)
-    return print_result(result, f"{page} ({size / 1e6:.1f} MB)", json)
-
-# %% ../nbs/commands.ipynb #5eed3a02
-SEEDS = """examples:
-  gmvae_seeds run                        with the next two seeds
-  gmvae_seeds run --seeds 1 2 3 4        with these
-
-Each seed is a run of its own in run/seeds/seedN. Finished ones are kept, so that
-more seeds can join them. What is written to the folder of the run:
-  seed_clusters.csv   cells of each cluster, and its stability: the mean over
-                      seeds of the best Jaccard index, 1 for the same cells
-  seed_cells.csv      barcode, cluster, its confidence, and that over seeds
-
-exit codes: 0 done, 2 folder or options cannot be used, 3 loss no longer finite,
-4 a file cannot be read or written, or memory is too small, 130 stopped"""
-
-# %% ../nbs/commands.ipynb #5eed3a03
-@command(SEEDS)
-def gmvae_seeds(
-    run: Param("folder of a finished run of gmvae_train", str),
-    seeds: Param(
-        "other seeds; by default the two after the run's own", int, nargs="+"
-    ) = None,
-    overwrite: Param(
-        "replace tables in the folder that no run has made", store_true
-    ) = False,
-    quiet: QUIET = False,
-    json: JSON = False,
-):
-    "Train a run's cells with other seeds, and say which clusters come again."
-    log = speaker(quiet)
-    log("importing")
-    from .stability import SEED_FILES, chance_of_range, try_seeds
-
-    options = dict(overwrite=overwrite, log=log, progress=not quiet)
-    found = try_seeds(run, seeds, **options)
-    numbers, alike = found.n_clusters, found.ari
-    low, high, chance = min(numbers), max(numbers), chance_of_range(len(numbers))
-    result = dict(
-        n_clusters=numbers,
-        next_in_range=chance,
-        ari=alike.tolist(),
-        clusters=found.clusters.to_dict(orient="records"),
-        files=[str(Path(run) / name) for name in SEED_FILES],
-    )
-    lines = [
-        f"{numbers[0]} clusters; {low} to {high} with {len(numbers)} seeds, and "
-        f"so with the next one with a chance of {chance:.0%} or more",
-        f"ARI of two seeds: {alike.min():.2f} to {alike.max():.2f}",
-        found.clusters.round(2).to_string(index=False),
-        *(f"written  {name}" for name in result["files"]),
-    ]
-    return print_result(result, "\n".join(lines), json)
-
-# %% ../nbs/commands.ipynb #765afc4c
-EMBED = """examples:
-  gmvae_embed run new.h5ad                        writes new_gmvae.h5ad
-  gmvae_embed run new.h5ad --out embedded.h5ad
-  gmvae_embed run new/ --out embedded.h5ad
-      all .h5ad files of a folder as one
-  gmvae_embed run new.h5ad --map_batch donor7=donor1 donor8=donor1
-      unseen batches, as one that was trained on
-  gmvae_embed run new.h5ad --map_batch '*=donor1' chemistry:v4=v3
-      every unseen batch, and an unseen value of the covariate chemistry
-  gmvae_embed run new.h5ad --finetune_batch --csv new.csv
-      unseen batches learn weights of their own; one row per cell in new.csv
-  gmvae_embed run new.h5ad --gene_key gene_ids
-      gene names are in this column of var
-  torchrun --standalone --nproc-per-node 4 -m gmvae_nb embed run new.h5ad
-      the cells shared by four processes
-
-Genes are matched by name. The file may have others, and in any order; those that
-it misses count as zero, and fewer than --min_matched of the model's genes are
-refused. A batch that was not trained on is refused unless --map_batch names a
-known one, or --finetune_batch lets it be learned. If the run has an
-annotated.h5ad, the new cells get X_gmvae_umap, a place on its map: each lies at
-the mean of the nearest cells of the run. If it has a novelty.npz, they get
-gmvae_novelty: near 1 are cells unlike those of the run. If it was trained with
---supervise, they get gmvae_type and its probability.
-exit codes: 0 done, 2 file or options cannot be used, 3 results are not finite,
-4 a file cannot be read or written, or memory is too small, 130 stopped"""
-
-# %% ../nbs/commands.ipynb #c0de0a0b
-@command(EMBED)
-def gmvae_embed(
-    run: Param(
-        "folder of a run of gmvae_train, or of a model written by GMVAE.save", str
-    ),
-    data: FILES,
-    out: Param(
-        "the annotated copy to write, an .h5ad file; by default NAME_gmvae.h5ad "
-        "beside the file, of several NAME_and_2_more_gmvae.h5ad beside the first",
-        str,
-    ) = None,
-    map_batch: MAP_BATCH = None,
-    batch_key: MODEL_BATCH_KEY = None,
-    layer: LAYER = None,
-    gene_key: GENE_KEY = None,
-    min_matched: LEAST_MATCHED = 0.9,
-    round_counts: ROUND_COUNTS = None,
-    finetune_batch: Param(
-        "batches that were not trained on learn weights of their own, in a short "
-        "training of these alone",
-        store_true,
-    ) = False,
-    csv: Param("also write one row per cell to this file", str) = None,
-    overwrite: Param(
-        "replace the files --out and --csv, unless a model or run has them",
-        store_true,
-    ) = False,
-    quiet: QUIET = False,
-    json: JSON = False,
-):
-    "Embed and cluster the cells of other files with a model trained before."
-    log = speaker(quiet)
-    log("importing")
-    from .distributed import shared_answers
-    from .embed import (
-        describe_embedding,
-        embed_file,
-        map_of_pairs,
-        name_of_copy,
-        split_pairs,
-    )
-    from .parts import named_files
-    from .train import GMVAE
-
-    split_pairs(map_batch)  # refuses what is none, before anything is read
-    files = named_files(data)
-    out = out or str(name_of_copy(files))
-    log(f"embedding {', '.join(files)}")
-    if csv:
-        check_table(Path(csv), overwrite, "barcode,gmvae_cluster", "such table")
-    with shared_answers():  # alone, or with the processes started beside this
-        model = GMVAE.load(run)
-        report = embed_file(
-            model,
-            files,
-            out,
-            map_batch=map_of_pairs(map_batch, model.covariates),
-            batch_key=batch_key,
-            layer=layer,
-            gene_key=gene_key,
-            min_matched=min_matched,
-            overwrite=overwrite,
-            round_counts=round_counts,
-            finetune_batch=finetune_batch,
-            run=run,
-            csv=csv,
-        )
-    if follows():
-        return report
-    lines = [*describe_embedding(report), f"written  {out}"]
-    return print_result(dict(out=str(out), **report), "\n".join(lines), json)
-
-# %% ../nbs/commands.ipynb #c0de0a0d
-TABLE = """examples:
-  gmvae_table sweep/K*                   finished runs, whoever made them
-  gmvae_table sweep/K* --csv runs.csv    and one row for each run in a file
-
-exit codes: 0 done, 2 a folder holds no finished run"""
-
-# %% ../nbs/commands.ipynb #c0de0a0e
-@command(TABLE, reads_cells=False)
-def gmvae_table(
-    runs: Param("folders of finished runs", str, nargs="+"),
-    csv: Param("also write one row per run to this file", str) = None,
-    overwrite: Param(
-        "replace the file --csv, unless a model or run has it", store_true
-    ) = False,
-):
-    """Print the table of finished runs.
-
-    Mean and standard deviation over repeats, per K."""
-    from .results import collect_runs, results_table
-    from .tables import write_table
-
-    if csv:
-        check_table(Path(csv), overwrite)
-    rows = collect_runs(runs)
-    if csv:
-        write_table(csv, rows)
-    print(printable(results_table(rows).to_string(index=False)))
-
-# %% ../nbs/commands.ipynb #c0de0a10
-VERIFY = """examples:
-  gmvae_verify run                       one run
-  gmvae_verify sweep/K*                  all runs of a sweep
-
-exit codes: 0 all files are as they were written, but for what a stopped write has
-left, which is said; 2 a file is damaged, missing, or not what was written"""
-
-# %% ../nbs/commands.ipynb #c0de0a11
-@command(VERIFY, reads_cells=False)
-def gmvae_verify(
-    runs: Param(
-        "folders of runs, or of models written by GMVAE.save", str, nargs="+"
-    ),
-    json: JSON = False,
-):
-    "Compare folders with the checksums that are kept in them."
-    from .model_folder import verify
-
-    checked, wrong, lines = {}, [], []
-    for run in runs:
-        try:
-            checked[run] = verify(run)
-        except ValueError as error:
-            wrong.append(str(error))
-            continue
-        n_files = len(checked[run]["files"])
-        lines.append(f"{run}: {n_files} files are as they were written")
-        lines += [f"  {note}" for note in checked[run]["notes"]]
-    print_result(checked, "\n".join(lines), json)
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return checked
-
-# %% ../nbs/commands.ipynb #ed353be4
-METRICS = """examples:
-  gmvae_metrics run/annotated.h5ad --batch_key donor --clusters gmvae_cluster
-  gmvae_metrics cells.h5ad --embed X_scVI --labels_key celltype --json
-  gmvae_metrics run/annotated.h5ad --check scib
-      and what scib says, score by score
-
-The counts stay on disk. Cells without a label are left out; without any labels
-the scores that need none remain: iLISI, and PCR with --baseline."""
-
-# %% ../nbs/commands.ipynb #9eb05ac4
-@command(METRICS, may_be_empty=("batch_key", "labels_key"))
-def gmvae_metrics(
-    file: Param("an .h5ad file with an embedding in obsm and labels in obs", str),
-    embed: Param("key of the embedding in obsm", str) = "X_gmvae",
-    batch_key: Param(
-        "column of obs with the batch, '' if there are no batches; by default "
-        "batch, if there is one",
-        str,
-    ) = None,
-    labels_key: Param(
-        "column of obs with the cell type, '' if there are no labels; by default "
-        "cell_type, if there is one",
-        str,
-    ) = None,
-    clusters: Param(
-        "column of obs with clusters to score, for example the model's own", str
-    ) = None,
-    baseline: Param("key of the unintegrated PCA in obsm, for PCR", str) = None,
-    n_clusters: Param(
-        "k of the label-free k-means; by default the number of given clusters",
-        int,
-    ) = None,
-    seed: Param("of Leiden, k-means and the intervals", int) = 0,
-    check: Param(
-        "print the same scores by another package beside them", choices=("scib",)
-    ) = None,
-    json: Param("print JSON; NaN is null", store_true) = False,
-):
-    """Score an embedding: do cells lie with their type, are the batches mixed?
-
-    Higher is better."""
-    from .h5ad import read_h5ad
-    from .metrics import evaluate
-
-    adata = read_h5ad(file, backed=True)
-    if batch_key is None and "batch" in adata.obs:
-        batch_key = "batch"
-    if labels_key is None and "cell_type" in adata.obs:
-        labels_key = "cell_type"
-    keys = (embed, batch_key or None, labels_key or None, clusters)
-    scores = evaluate(
-        adata,
-        *keys,
-        seed,
-        progress=True,
-        baseline=baseline,
-        n_clusters=n_clusters,
-    )
-    table = scores.table[["score", "low", "high", "note"]].astype(object)
-    rows = table.where(table.notna(), None).to_dict("index")
-    result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
-    text = repr(scores)
-    if check == "scib":
-        from .scib_check import beside_scib
-
-        beside = beside_scib(scores.scores, adata, *keys)
-        whole = beside.astype(object).where(beside.notna(), None)
-        result["check"] = whole.to_dict("index")
-        text += f"\n\n{beside.round(6).to_string()}"
-    return print_result(result, text, json)

@@ -50,8 +50,8 @@ from .reading import gene_columns, gene_names
 from .reference_map import ReferenceMap, place_on_map, read_map
 
 # isort: off
-from .runs import UNSURE_BELOW, WRITTEN_COLUMNS, annotate
-from .runs import check_keys, write_annotated
+from .annotation import UNSURE_BELOW, WRITTEN_COLUMNS, annotate
+from .annotation import check_keys, write_annotated
 
 # isort: on
 from .tables import cell_table, write_table

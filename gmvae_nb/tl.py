@@ -14,13 +14,13 @@ import pandas as pd
 from anndata import AnnData
 
 from . import __version__
+from .annotation import annotate, check_keys, umap
 from .arguments import shown
 from .inference import cluster_linkage
 from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
 from .reading import read_input
-from .runs import annotate, check_keys, umap
 from .train import GMVAE
 
 # %% ../nbs/tl.ipynb #5eed2a17

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 
-from . import __version__, commands, comparing  # noqa: F401, COMMANDS
+# COMMANDS is filled when they are imported
+from . import __version__, after_training, commands, comparing  # noqa: F401  # noqa: F401
 from .command_line import COMMANDS, command, exit_code, hold_streams
 
 # %% ../nbs/umbrella.ipynb #0b710008

@@ -17,17 +17,29 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import __version__, command_line, commands, cost, reading, runs, sweep, umbrella
-from gmvae_nb.commands import gmvae_demo, gmvae_embed, gmvae_sweep, gmvae_train
+from gmvae_nb import (
+    __version__,
+    annotation,
+    command_line,
+    commands,
+    cost,
+    reading,
+    runs,
+    sweep,
+    umbrella,
+)
+from gmvae_nb.after_training import gmvae_embed
+from gmvae_nb.annotation import write_annotated
+from gmvae_nb.commands import gmvae_demo, gmvae_sweep, gmvae_train
 from gmvae_nb.counts import find_counts
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.match import MIN_MATCHED, map_batches, match_genes
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import claim_folder, write_annotated
+from gmvae_nb.runs import claim_folder
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
-from hazards import cells, model
+from hazards import cells, model, no_map
 from test_report import unpack
 
 ROOT = Path(__file__).parents[1]
@@ -539,7 +551,7 @@ def test_new_cells_lie_on_the_map_of_the_run_if_it_has_one(finished, mine, tmp_p
 
 
 def test_training_on_some_cells_is_recorded_and_annotates_those_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
     a = cells(240)
     a.var["symbol"] = [f"S{i}" for i in range(20)]
     a.obsm["X_pca"] = np.arange(480.0).reshape(240, 2)
@@ -576,7 +588,7 @@ def test_a_cell_is_unsure_below_one_half():
         get_latent_representation=lambda cells: np.zeros((4, 2)),
         types=[],
     )
-    obs, obsm = runs.annotate(model)
+    obs, obsm = annotation.annotate(model)
     assert list(obs["gmvae_unsure"]) == [True, False, False, False]
     assert list(obs["gmvae_cluster"]) == ["0", "0", "1", "0"]
     np.testing.assert_allclose(obs["gmvae_confidence"], [0.45, 0.5, 0.7, 1])
@@ -608,14 +620,14 @@ def test_without_held_out_cells_all_are_trained_on_and_scored(mine, tmp_path):
 
 def test_cells_in_memory_and_data_by_name_are_read_as_files_are(mine, tmp_path, monkeypatch):
     # half a minute of compiling
-    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
     adata, file = ad.read_h5ad(mine), read_input(mine)
     memory = read_input(adata)
     assert (memory.sha256, memory.layer, memory.where) == (file.sha256, file.layer, file.where)
     model = runs.train_run(
         memory, tmp_path / "run", K=2, preset="blog", max_epochs=1, progress=False
     )
-    runs.annotate_run(model, memory, tmp_path / "run")
+    annotation.annotate_run(model, memory, tmp_path / "run")
     kept = ad.read_h5ad(tmp_path / "run/annotated.h5ad")
     assert "X_gmvae" in kept.obsm and (kept.X != adata.X).nnz == 0
     assert "gmvae_cluster" not in adata.obs and "X_gmvae" not in adata.obsm
@@ -734,7 +746,7 @@ def test_bad_input_is_a_sentence_and_code_2(shell, mine, tmp_path):
 
 def test_stopped_it_says_how_to_go_on_and_does(mine, tmp_path, monkeypatch):
     # half a minute of compiling
-    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
     code = "from gmvae_nb.commands import gmvae_train; gmvae_train()"
     words = [str(mine), "--out", str(tmp_path / "run"), "--K", "2", "--max_epochs", "50"]
     command = [sys.executable, "-c", code, *words]

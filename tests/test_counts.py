@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from gmvae_nb.annotation import write_annotated, write_cells
 from gmvae_nb.counts import find_counts, gene_features, get_counts
 from gmvae_nb.fractional import is_nearly_count
 from gmvae_nb.h5ad import open_h5ad, read_h5ad
 from gmvae_nb.looking import main
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import write_annotated, write_cells
 from scipy import sparse
 
 from hazards import every_warning_an_error

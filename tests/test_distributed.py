@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from gmvae_nb.commands import gmvae_embed
+from gmvae_nb.after_training import gmvae_embed
 from gmvae_nb.counts_on_disk import CountsOnDisk
 from gmvae_nb.distributed import (
     SHARDS,

@@ -8,8 +8,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import explorer, report, runs
-from gmvae_nb.commands import gmvae_report
+from gmvae_nb import annotation, explorer, report, runs
+from gmvae_nb.after_training import gmvae_report
 from gmvae_nb.explorer import (
     absences,
     cell_quality,
@@ -81,10 +81,10 @@ def run(tmp_path_factory):
     model = runs.train_run(read, folder / "run", **options, **keys)
     nodes = np.array([[0, 1, 0.9, 2], [2, 3, 0.95, 2], [4, 5, 0.99, 4]])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "umap", lambda X, seed: X[:, :2])
-        patch.setattr(runs, "annotate", known_clusters)
-        patch.setattr(runs, "cluster_linkage", lambda network: nodes)
-        runs.annotate_run(model, read, folder / "run")
+        patch.setattr(annotation, "umap", lambda X, seed: X[:, :2])
+        patch.setattr(annotation, "annotate", known_clusters)
+        patch.setattr(annotation, "cluster_linkage", lambda network: nodes)
+        annotation.annotate_run(model, read, folder / "run")
     gmvae_report(str(folder / "run"), genes=["cd3d"])
     return folder / "run", data
 

@@ -18,18 +18,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import commands, embed, reading, runs
+from gmvae_nb import annotation, commands, embed, reading, runs
+from gmvae_nb.after_training import gmvae_embed, gmvae_report
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.command_line import COMMANDS
-from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_sweep, gmvae_train
+from gmvae_nb.commands import gmvae_sweep, gmvae_train
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import LOCK_FILE
 from gmvae_nb.model_folder import describe_again, verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.train import GMVAE
 
-from hazards import TINY, cells, model
+from hazards import TINY, cells, model, no_map
 
 KEYS = dict(batch_key="batch", labels_key="cell_type")
 QUICK = dict(K=2, preset="blog", max_epochs=2, quiet=True, **KEYS)
@@ -40,7 +42,7 @@ TEXTS = ["config.json", "run.json", "metrics.json", "history.csv", "markers.csv"
 def quick(monkeypatch):
     "A small network behind the name of a preset; the map is not computed."
     monkeypatch.setitem(PRESETS, "blog", TINY)
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def finished(tmp_path_factory):
     cells().write_h5ad(folder / "mine.h5ad")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "blog", TINY)
-        patch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+        patch.setattr(annotation, "umap", no_map)
         gmvae_train(str(folder / "mine.h5ad"), out=str(folder / "run"), **QUICK)
     return folder
 
@@ -549,7 +551,7 @@ def test_results_that_cannot_be_written_as_h5ad_are_kept(run, monkeypatch):
     def fail(*args):
         raise TypeError("Can't implicitly convert non-string objects to strings")
 
-    monkeypatch.setattr(runs, "add_arrays", fail)
+    monkeypatch.setattr(annotation, "add_arrays", fail)
     data = read_input(run.parent / "mine.h5ad", **KEYS)
     m = GMVAE.load(run, data.cells)
     old = (run / "annotated.h5ad").read_bytes()

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb import runs, tl
+from gmvae_nb import annotation, tl
+from gmvae_nb.after_training import gmvae_embed
 from gmvae_nb.clusters import cluster_tree, cut_tree
-from gmvae_nb.commands import gmvae_embed, gmvae_train
+from gmvae_nb.commands import gmvae_train
 from gmvae_nb.gmvae_loss import label_cross_entropy
 from gmvae_nb.labels import (
     NONE,
@@ -327,7 +328,7 @@ def test_the_command_and_the_line_tell_the_types(cells, tmp_path, monkeypatch):
     def place(X, seed=0):
         return np.asarray(X[:, :2], dtype=np.float32)
 
-    monkeypatch.setattr(runs, "umap", place)
+    monkeypatch.setattr(annotation, "umap", place)
     monkeypatch.setattr(tl, "umap", place)
     monkeypatch.setitem(PRESETS, "recommended", TINY)
     file, out = tmp_path / "mine.h5ad", tmp_path / "run"

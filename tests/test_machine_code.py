@@ -13,7 +13,7 @@ from types import ModuleType
 import numba
 import numpy as np
 import pytest
-from gmvae_nb import machine_code, runs
+from gmvae_nb import annotation, machine_code
 from gmvae_nb.machine_code import COMPILERS, code_folder, keep_machine_code, kept_on_disk
 from numba.core.caching import FunctionCache
 
@@ -131,9 +131,9 @@ def test_the_map_is_made_inside(monkeypatch):
         entered.append(1)
         return nullcontext()
 
-    monkeypatch.setattr(runs, "kept_on_disk", noted)
+    monkeypatch.setattr(annotation, "kept_on_disk", noted)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "umap", ModuleType("umap"))
         with pytest.raises(ImportError):
-            runs.umap(np.zeros((9, 2), dtype=np.float32))
+            annotation.umap(np.zeros((9, 2), dtype=np.float32))
     assert len(entered) == 1

@@ -13,8 +13,8 @@ import pytest
 import scipy.sparse as sp
 from gmvae_nb import metrics as m
 from gmvae_nb import neighbors as nb
+from gmvae_nb.after_training import gmvae_metrics
 from gmvae_nb.calibration import calibration, cluster_types
-from gmvae_nb.commands import gmvae_metrics
 from gmvae_nb.kbet import diffusion_neighbours, kbet_by_cell, kbet_pvalues
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.commands import gmvae_embed
+from gmvae_nb.after_training import gmvae_embed
 from gmvae_nb.embed import embed_file
 from gmvae_nb.new_batches import with_new_batches
 from gmvae_nb.train import GMVAE

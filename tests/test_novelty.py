@@ -5,21 +5,22 @@ from dataclasses import replace
 import anndata as ad
 import numpy as np
 import pytest
-from gmvae_nb import novelty, runs
+from gmvae_nb import annotation, novelty
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import listed_files
 from gmvae_nb.network import PRESETS
 from gmvae_nb.novelty import Known, Looks, novelty_of, novelty_of_own, read_known
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.train import GMVAE
 
-from hazards import SMALL, cells
+from hazards import SMALL, cells, no_map
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
 
 
 def trained(n=400, epochs=3, **kw) -> GMVAE:
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
     data = read_input(str(file), batch_key="batch")
     model = train_run(data, out, batch_key="batch", preset=SMALL, max_epochs=3, progress=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+        patch.setattr(annotation, "umap", no_map)
         annotate_run(model, data, out)
     return out, file, model
 

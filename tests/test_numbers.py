@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gmvae_nb.annotation import annotate
 from gmvae_nb.inference import for_each_cell, shared_noise
 from gmvae_nb.model_folder import FORMAT, read_model, weights_sha256
 from gmvae_nb.network import PRESETS
-from gmvae_nb.runs import annotate
 from gmvae_nb.train import GMVAE
 
 from test_promises import rewritten

@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import command_line, files, runs, tl
+from gmvae_nb import annotation, command_line, files, tl
+from gmvae_nb.annotation import WRITTEN_COLUMNS, annotate_run
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
 from gmvae_nb.counts import find_counts, gene_features
@@ -30,14 +31,7 @@ from gmvae_nb.parts import named_files, read_files
 from gmvae_nb.reading import read_input, split_subset
 from gmvae_nb.report import write_report
 from gmvae_nb.results import collect_runs
-from gmvae_nb.runs import (
-    WRITTEN_COLUMNS,
-    annotate_run,
-    check_numbers,
-    claim_folder,
-    epochs_in_all,
-    train_run,
-)
+from gmvae_nb.runs import check_numbers, claim_folder, epochs_in_all, train_run
 from gmvae_nb.scale import checked_batch_size
 from gmvae_nb.stability import try_seeds
 from gmvae_nb.train import GMVAE
@@ -67,7 +61,7 @@ def test_a_column_that_the_run_writes_is_no_key_of_it(tmp_path, role):
 
 
 def test_the_columns_that_a_run_writes_are_those_that_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed: X[:, :2])
+    monkeypatch.setattr(annotation, "umap", lambda X, seed: X[:, :2])
     a = cells(60)
     a.obs["known"] = ["a", "b", None] * 20
     data = read_input(a)

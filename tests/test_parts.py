@@ -10,8 +10,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import embed, runs
-from gmvae_nb.commands import gmvae_embed, gmvae_report, gmvae_train, gmvae_verify
+from gmvae_nb import annotation, embed
+from gmvae_nb.after_training import gmvae_embed, gmvae_report, gmvae_verify
+from gmvae_nb.commands import gmvae_train
 from gmvae_nb.embed import embed_file
 from gmvae_nb.parts import join_files, named_files, read_files
 from gmvae_nb.reading import read_input
@@ -20,14 +21,14 @@ from gmvae_nb.stability import data_of_run
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csc_matrix, csr_matrix
 
-from hazards import SMALL, cells
+from hazards import SMALL, cells, no_map
 
 NAMES = ("a", "b", "c")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
 
 
 def write(folder, parts) -> list[str]:
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     write(folder / "samples", thirds())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+        patch.setattr(annotation, "umap", no_map)
         options = dict(K=3, max_epochs=1, preset="blog", quiet=True)
         result = gmvae_train(str(folder / "samples"), out=str(folder / "run"), **options)
     return folder / "run", folder / "samples", result, options
@@ -370,7 +371,7 @@ def test_columns_that_differ_can_be_written(files, tmp_path):
     assert obs["plate"].isna().sum() == 40 and obs["good"].isna().sum() == 80
     assert list(obs["depth"].iloc[[0, 40]].isna()) == [True, False]
     path = tmp_path / "joined.h5ad"
-    runs.write_cells(join_files(files).cells, path)
+    annotation.write_cells(join_files(files).cells, path)
     back = ad.read_h5ad(path).obs
     pd.testing.assert_series_equal(back["plate"].isna(), obs["plate"].isna())
 
@@ -460,8 +461,8 @@ def test_no_part_is_written_over(files, tmp_path):
     thirds()[2].write_h5ad(third)
     data = read_files([*files[:2], str(third)])
     with pytest.raises(ValueError, match="annotated.h5ad"):
-        runs.check_annotation(data, third)
-    runs.check_annotation(data, out / "other.h5ad")
+        annotation.check_annotation(data, third)
+    annotation.check_annotation(data, out / "other.h5ad")
 
 
 def test_some_of_the_cells_of_several_files(files, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import command_line, inference, progress, runs
+from gmvae_nb import annotation, command_line, inference, progress
 from gmvae_nb.progress import SECONDS, SHORT, Progress, working
 from gmvae_nb.report import marker_genes
 from gmvae_nb.train import GMVAE
@@ -92,7 +92,7 @@ def test_the_long_stages_of_a_run_say_what_they_are(short, capsys, monkeypatch):
             return X[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", type("umap", (), {"UMAP": Slow}))
-    runs.umap(np.zeros((60, 3), dtype=np.float32))
+    annotation.umap(np.zeros((60, 3), dtype=np.float32))
     assert capsys.readouterr().err.startswith("UMAP: ")
     monkeypatch.setattr("gmvae_nb.report.rank_genes", lambda *a: time.sleep(0.3))
     with pytest.raises(TypeError):  # there are no genes

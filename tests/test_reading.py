@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from gmvae_nb import fractional, runs
-from gmvae_nb.commands import gmvae_embed, gmvae_train
+from gmvae_nb import annotation, fractional
+from gmvae_nb.after_training import gmvae_embed
+from gmvae_nb.commands import gmvae_train
 from gmvae_nb.counts import find_counts, get_counts
 from gmvae_nb.reading import read_input
 from scipy import sparse
 
-from hazards import command
+from hazards import command, no_map
 from test_counts import cells, table
 
 # --- anndata 0.13 lists X among the layers, under None --------------------------------------------
@@ -166,7 +167,7 @@ def test_cells_that_rounding_leaves_empty_are_named():
 
 
 def test_the_commands_round_and_say_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
     a, run = cells(corrected(table())), tmp_path / "run"
     a.write_h5ad(tmp_path / "a.h5ad")
     words = [str(tmp_path / "a.h5ad"), "--out", str(run), "--K", "2", "--quiet"]

@@ -14,7 +14,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import runs
+from gmvae_nb import annotation
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.clusters import ALPHA, TOLD_APART
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.network import Preset
@@ -41,11 +42,13 @@ from gmvae_nb.report import (
     unsure_pairs,
     write_report,
 )
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
 from jinja2 import Environment
 from scipy.sparse import csr_matrix
+
+from hazards import no_map
 
 NASTY = "<script>alert(1)</script>"
 TEMPLATES = ("report.html", "report.css", "report.js", "methods.html", "references.bib")
@@ -98,7 +101,7 @@ def page(request, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         # the real one spends half a minute compiling
-        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+        patch.setattr(annotation, "umap", no_map)
         annotate_run(model, run_input, folder / "run")
     text = write_report(folder / "run").read_text(encoding="utf-8")
     return request.param, text, folder / "run"

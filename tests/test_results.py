@@ -11,12 +11,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import runs
-from gmvae_nb.commands import gmvae_report, gmvae_table, gmvae_train, gmvae_verify
+from gmvae_nb import annotation
+from gmvae_nb.after_training import gmvae_report, gmvae_table, gmvae_verify
+from gmvae_nb.commands import gmvae_train
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.results import collect_runs, plot_umaps, results_table
 from gmvae_nb.tables import read_table, write_table
 from gmvae_nb.train import GMVAE
+
+from hazards import no_map
 
 NOTEBOOK = Path(__file__).parents[1] / "nbs/06_results.ipynb"
 PAPERMILL = [sys.executable, "-m", "papermill", str(NOTEBOOK)]
@@ -49,7 +52,7 @@ def own_file(tmp_path_factory):
 def train(file: Path, out: Path, max_epochs: int, **options) -> None:
     "gmvae_train with the settings of the run below; its map is not computed."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "umap", lambda X, seed: X[:, :2].astype(np.float32))
+        patch.setattr(annotation, "umap", no_map)
         gmvae_train(
             str(file),
             out=str(out),
@@ -77,8 +80,8 @@ def begun(own_file):
 # what IPython runs before the cells: to compile UMAP takes longer than all else
 NO_UMAP = """
 import numpy
-from gmvae_nb import runs
-runs.umap = lambda X, seed: numpy.zeros((X.shape[0], 2), "float32")
+from gmvae_nb import annotation
+annotation.umap = lambda X, seed: numpy.zeros((X.shape[0], 2), "float32")
 """
 
 
@@ -179,7 +182,7 @@ def test_run_again_it_trains_neither_model(finished, own_file, monkeypatch):
 
 def test_without_labels_batches_and_a_model_beside_it(own_file, monkeypatch, capsys):
     monkeypatch.chdir(own_file.parent)
-    monkeypatch.setattr(runs, "umap", lambda X, seed: np.zeros((X.shape[0], 2), np.float32))
+    monkeypatch.setattr(annotation, "umap", lambda X, seed: np.zeros((X.shape[0], 2), np.float32))
     alone = dict(batch_key=None, labels_key=None, compare="", out="alone")
     run_notebook(to_the_end=True, K=1, data="mine.h5ad", layer="counts", max_epochs=1, **alone)
     assert {p.name for p in Path("alone").iterdir()} == {*MODEL_FILES, *FIGURES}

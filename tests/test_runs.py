@@ -12,16 +12,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import commands, reading, runs
-from gmvae_nb.commands import (
-    gmvae_demo,
-    gmvae_embed,
-    gmvae_metrics,
-    gmvae_report,
-    gmvae_sweep,
-    gmvae_table,
-    gmvae_train,
-)
+from gmvae_nb import annotation, commands, reading, runs
+from gmvae_nb.after_training import gmvae_embed, gmvae_metrics, gmvae_report, gmvae_table
+from gmvae_nb.commands import gmvae_demo, gmvae_sweep, gmvae_train
 from gmvae_nb.files import nan_for_null, write_json
 from gmvae_nb.model_folder import record_checksums, verify
 from gmvae_nb.network import PRESETS
@@ -29,7 +22,7 @@ from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
 from gmvae_nb.runs import train_run
 
-from hazards import SMALL, TINY, cells
+from hazards import SMALL, TINY, cells, no_map
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +30,7 @@ def quick(monkeypatch):
     "Small networks behind the names of presets; the map is not computed."
     monkeypatch.setitem(PRESETS, "recommended", SMALL)
     monkeypatch.setitem(PRESETS, "blog", TINY)
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
 
 
 def strict(text: str):
@@ -63,7 +56,7 @@ def test_no_file_of_a_run_holds_a_word_that_json_has_not(tmp_path, capsys):
     assert table["isolated_labels_asw"].dtype == float
     gmvae_table([str(tmp_path)])
     assert " nan" not in capsys.readouterr().out
-    runs.annotate_run(model, data, tmp_path)
+    annotation.annotate_run(model, data, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     metrics["test"] = dict.fromkeys(metrics["test"])  # a loss that is not a number
     write_json(tmp_path / "metrics.json", metrics)
@@ -276,13 +269,13 @@ def test_what_cannot_be_written_is_told_before_training(tmp_path, monkeypatch):
     a = cells()
     a.uns["model"] = object()
     with pytest.raises(ValueError, match="cannot be written as h5ad .*'model'"):
-        runs.check_annotation(read_input(a), tmp_path / "annotated.h5ad")
+        annotation.check_annotation(read_input(a), tmp_path / "annotated.h5ad")
     path = stored(tmp_path)
     with h5py.File(path, "r+") as f:
         f.copy("obs", f, "old")
         del f["obs"].attrs["column-order"]
     with h5py.File(path) as f, pytest.raises(ValueError, match="old versions of anndata"):
-        runs.add_columns(f, {})
+        annotation.add_columns(f, {})
     path = stored(tmp_path, name="annotated.h5ad")
     before = (tmp_path / "annotated.h5ad").read_bytes()
     with pytest.raises(ValueError, match="is the input|not written by a run"):
@@ -326,7 +319,7 @@ def test_results_of_an_earlier_model_do_not_stay(tmp_path):
         a.uns["gmvae"] = {"K": 3}
 
     new = {"gmvae_cluster": np.arange(100)}, {"X_gmvae": np.zeros((100, 3))}, {"K": 2}
-    runs.write_annotated(stored(tmp_path, annotated), tmp_path / "b.h5ad", *new)
+    annotation.write_annotated(stored(tmp_path, annotated), tmp_path / "b.h5ad", *new)
     found = ad.read_h5ad(tmp_path / "b.h5ad")
     assert [c for c in found.obs if c.startswith("gmvae")] == ["gmvae_cluster"]
     assert set(found.obsm) == {"X_gmvae", "X_pca"} and (found.obs["mine"] == "test").all()
@@ -336,14 +329,14 @@ def test_results_of_an_earlier_model_do_not_stay(tmp_path):
         annotated(a)
         a.obsm["X_umap"] = np.zeros((a.n_obs, 2))
 
-    runs.write_annotated(stored(tmp_path, own_map), tmp_path / "c.h5ad", *new)
+    annotation.write_annotated(stored(tmp_path, own_map), tmp_path / "c.h5ad", *new)
     assert set(ad.read_h5ad(tmp_path / "c.h5ad").obsm) == {"X_gmvae", "X_pca", "X_umap"}
 
     def of_a_user(a):  # no model of ours has been here
         annotated(a)
         del a.uns["gmvae"]
 
-    runs.write_annotated(stored(tmp_path, of_a_user), tmp_path / "d.h5ad", *new)
+    annotation.write_annotated(stored(tmp_path, of_a_user), tmp_path / "d.h5ad", *new)
     assert "gmvae_type" in ad.read_h5ad(tmp_path / "d.h5ad").obs
 
 
@@ -363,7 +356,7 @@ def test_the_map_is_given_the_exact_neighbours(n, k, monkeypatch):
 
     monkeypatch.setattr("umap.UMAP", Placed)
     X = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-    runs.umap(X)
+    annotation.umap(X)
     distances, near = NearestNeighbors(n_neighbors=k).fit(X).kneighbors(X)
     np.testing.assert_array_equal(given["precomputed_knn"][0], near)
     np.testing.assert_allclose(given["precomputed_knn"][1], distances, rtol=1e-4, atol=1e-6)
@@ -376,7 +369,7 @@ def test_the_map_of_few_cells_asks_for_no_distance_of_each_pair(monkeypatch):
     monkeypatch.setattr(umap.umap_, "pairwise_distances", lambda *a, **k: pytest.fail("asked"))
     for n in (4, 60, 200):
         X = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-        place = runs.umap(X)
+        place = annotation.umap(X)
         assert place.shape == (n, 2) and np.isfinite(place).all()
 
 
@@ -544,16 +537,16 @@ def test_the_map_of_many_cells_is_that_of_a_sample_and_says_so(tmp_path, monkeyp
     monkeypatch.undo()  # the real umap, on a stand-in for UMAP
     monkeypatch.setitem(PRESETS, "recommended", SMALL)
     monkeypatch.setattr("umap.UMAP", Placed)
-    monkeypatch.setattr(runs, "MAP_CELLS", 40)
+    monkeypatch.setattr(annotation, "MAP_CELLS", 40)
     X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-    place = runs.umap(X, seed=1)
+    place = annotation.umap(X, seed=1)
     assert seen == [40] and place.shape == (200, 2) and np.isfinite(place).all()
     exact = (place == X[:, :2] * 2).all(1)
     assert exact.sum() == 40  # the sample lies where it was put
-    np.testing.assert_array_equal(place, runs.umap(X, seed=1))
-    assert (place != runs.umap(X, seed=2)).any()
+    np.testing.assert_array_equal(place, annotation.umap(X, seed=1))
+    assert (place != annotation.umap(X, seed=2)).any()
     far = np.concatenate([X[:100], X[100:] + 100])
-    place = runs.umap(far)
+    place = annotation.umap(far)
     assert (place[:100, 0] < 50).all() and (place[100:, 0] > 150).all()
 
     file = tmp_path / "mine.h5ad"
@@ -561,7 +554,7 @@ def test_the_map_of_many_cells_is_that_of_a_sample_and_says_so(tmp_path, monkeyp
     gmvae_train(str(file), str(tmp_path / "run"), max_epochs=1, quiet=True)
     page = (tmp_path / "run/report.html").read_text()
     assert "of 40 cells drawn at" in " ".join(page.split())
-    monkeypatch.setattr(runs, "MAP_CELLS", 50_000)
+    monkeypatch.setattr(annotation, "MAP_CELLS", 50_000)
     gmvae_train(str(file), str(tmp_path / "all"), max_epochs=1, quiet=True)
     assert "drawn at random; every other" not in " ".join(
         (tmp_path / "all/report.html").read_text().split()

@@ -7,12 +7,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import runs
-from gmvae_nb.commands import gmvae_seeds
+from gmvae_nb import annotation
+from gmvae_nb.after_training import gmvae_seeds
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.model_folder import verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.stability import (
     SEED_FILES,
     chance_of_range,
@@ -27,14 +28,14 @@ from gmvae_nb.stability import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hazards import SMALL, cells
+from hazards import SMALL, cells, no_map
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     "A small network behind the name of the preset; the map is not computed."
     monkeypatch.setitem(PRESETS, "recommended", SMALL)
-    monkeypatch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+    monkeypatch.setattr(annotation, "umap", no_map)
 
 
 def run_of(folder, adata=None, **options):

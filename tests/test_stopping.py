@@ -8,21 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import command_line, model_folder, report, runs
+from gmvae_nb import annotation, command_line, model_folder, report
+from gmvae_nb.after_training import gmvae_report, gmvae_table
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.command_line import check_table, command
-from gmvae_nb.commands import gmvae_report, gmvae_table
 from gmvae_nb.files import check_own_files, check_target, is_locked, write_atomically
 from gmvae_nb.network import PRESETS
 from gmvae_nb.options import Param
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.stopping import STOPS, take_stops, was_stopped
 from gmvae_nb.train import GMVAE
 
-from hazards import TINY, cells, fork, model, outcome
+from hazards import TINY, cells, fork, model, no_map, outcome
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -284,7 +284,7 @@ def finished(tmp_path_factory):
     a.write_h5ad(folder / "mine.h5ad")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "blog", TINY)
-        patch.setattr(runs, "umap", lambda X, seed=0: np.asarray(X[:, :2], dtype=np.float32))
+        patch.setattr(annotation, "umap", no_map)
         data = read_input(folder / "mine.h5ad", batch_key="batch")
         options = dict(K=2, preset="blog", batch_key="batch", progress=False)
         m = train_run(data, folder / "run", max_epochs=1, **options)
@@ -324,7 +324,7 @@ def test_a_table_is_written_though_nobody_reads_it(run, tmp_path, monkeypatch):
 
 
 def test_a_pair_that_is_none_is_told_before_anything_is_read(tmp_path):
-    from gmvae_nb.commands import gmvae_embed
+    from gmvae_nb.after_training import gmvae_embed
     from gmvae_nb.comparing import gmvae_differential
 
     words = dict(map_batch=["donor7"], quiet=True)

@@ -7,7 +7,7 @@ import gmvae_nb
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import runs, tl
+from gmvae_nb import annotation, tl
 from gmvae_nb.commands import gmvae_train
 from gmvae_nb.network import PRESETS
 
@@ -22,7 +22,7 @@ def quick(monkeypatch):
     def place(X, seed=0):
         return np.asarray(X[:, :2], dtype=np.float32) + seed
 
-    monkeypatch.setattr(runs, "umap", place)
+    monkeypatch.setattr(annotation, "umap", place)
     monkeypatch.setattr(tl, "umap", place)
 
 

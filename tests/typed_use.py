@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from gmvae_nb.annotation import annotate_run
 from gmvae_nb.calibration import Calibration, calibration, cluster_types
 from gmvae_nb.count_splitting import Halves, agreement_p, halve_cells, split_counts
 from gmvae_nb.counts import get_counts
@@ -21,7 +22,7 @@ from gmvae_nb.nb_heads import NBHeads
 from gmvae_nb.network import PRESETS, Preset, get_preset
 from gmvae_nb.reading import Input, read_input
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import annotate_run, train_run
+from gmvae_nb.runs import train_run
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 from torch import Tensor

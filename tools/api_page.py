@@ -21,8 +21,9 @@ GROUPS = {
     "What a model says of cells": "inference questions count_splitting stability differential "
     "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
-    "Runs, tables and pages": "runs embed cost sweep scale results in_words report explorer tables",
-    "Commands": "commands comparing command_line stopping umbrella options",
+    "Runs, tables and pages": "runs annotation embed cost sweep scale results in_words report "
+    "explorer tables",
+    "Commands": "commands after_training comparing command_line stopping umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
     "Files, and what is checked": "files looking checkpoints model_folder preset_checks "

@@ -10,9 +10,10 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from gmvae_nb.annotation import umap
 from gmvae_nb.counts import get_counts
 from gmvae_nb.reading import read_input
-from gmvae_nb.runs import score_run, umap
+from gmvae_nb.runs import score_run
 from gmvae_nb.train import GMVAE
 from peers import write_rows
 

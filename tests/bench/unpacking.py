@@ -34,6 +34,7 @@ SECONDS = mmap.mmap(-1, 16)  # of processor time, which each of them writes here
 
 # cells, form, level of gzip, entries in a block (None: h5py's choice)
 FILES = [
+    (100, "csr", 4, None),
     (4_000, "csr", 4, None),
     (20_000, "csr", 1, None),
     (20_000, "csr", 4, None),
