@@ -576,9 +576,9 @@ ALLOCATIONS = {
     ("where", "kind"),
     [
         *(("step", kind) for kind in ALLOCATIONS),
-        ("score_run", "torch"),
-        ("annotate", "nothing said"),
-        ("write_annotated", "numpy"),
+        ("runs.score_run", "torch"),
+        ("annotation.annotate", "nothing said"),
+        ("annotation.write_annotated", "numpy"),
     ],
 )
 def test_too_little_memory_is_a_sentence_and_the_run_goes_on(
@@ -590,10 +590,10 @@ def test_too_little_memory_is_a_sentence_and_the_run_goes_on(
     shutil.copy(finished / "mine.h5ad", tmp_path)
     command = ("gmvae_train", tmp_path / "mine.h5ad", "--out", tmp_path / "run", *WORDS.split())
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam if where == "step" else runs, where, fail)
+        patch.setattr("torch.optim.Adam.step" if where == "step" else f"gmvae_nb.{where}", fail)
         code = called(*command)
     said = capsys.readouterr().err
-    kept = where == "write_annotated"  # the results are there, in another form
+    kept = where == "annotation.write_annotated"  # the results are there, in another form
     assert code == (2 if kept else 4) and said.count("\n") == 1, said
     assert kept or "there is not enough memory" in said
     assert called(*command, "--resume") == 0

@@ -139,7 +139,7 @@ def test_the_wheel_has_the_commands(built):
     scripts = dict(entries["console_scripts"])
     assert {"gmvae_table", "gmvae_verify", "gmvae_train"} <= set(scripts)
     commands = {}
-    for module in ("commands", "comparing", "umbrella"):
+    for module in ("commands", "after_training", "comparing", "umbrella"):
         source = ast.parse((ROOT / f"gmvae_nb/{module}.py").read_text(encoding="utf-8"))
         functions = {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
         names = {name for name in functions if re.fullmatch("gmvae(_.*)?", name)}
