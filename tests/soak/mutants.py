@@ -7,9 +7,11 @@ A mutant names a piece of code that stands once in the package, in whatever modu
 its place; blanks, line ends and commas before a closing bracket do not count.
 """
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -2370,31 +2372,79 @@ def copied(to: Path) -> None:
         shutil.copy(ROOT / name, to / name)
 
 
+# what nearly every test imports, and what costs more than most tests
+LIBRARIES = (
+    "anndata h5py hypothesis joblib numba numpy pandas pytest safetensors.torch scanpy "
+    "scipy.sparse scipy.stats sklearn.cluster sklearn.mixture torch umap"
+).split()
+
+
+def test_here(copy: str, test: str, chosen: str, said: str) -> None:
+    "Run the tests of a copy in this process, and leave it; what they say goes to a file."
+    os.chdir(copy)
+    own = {str(ROOT), *map(str, Path(__file__).parents)}
+    sys.path[:] = [copy, *(path for path in sys.path if path not in own)]
+    os.environ["PYTHONPATH"] = copy
+    with open(said, "wb") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    import pytest
+
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", test, "-k", chosen])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
+def serve() -> None:
+    "Import the libraries once; then a copy of this process for each line of stdin."
+    import importlib
+
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(600)
+            test_here(*json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
 def main(words: list[str]) -> int:
-    "The number of mutants that no test noticed."
-    survived = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        for mutant in MUTANTS:
-            if words and not any(word in mutant.what for word in words):
-                continue
+    "The number of mutants that no test noticed, and of files whose tests fail without one."
+    chosen = [m for m in MUTANTS if not words or any(word in m.what for word in words)]
+    command = [sys.executable, __file__, "--serve"]
+    # as `import gmvae_nb` asks it of torch, if it comes first
+    env = {**os.environ, "KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    wrong = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, **pipes) as server,
+    ):
+        copy, said = Path(folder) / "copy", Path(folder) / "said.txt"
+
+        def tried(what: str, test: str, those: str, wanted: int) -> bool:
+            "Whether the tests end with this code."
+            asked = json.dumps([str(copy), test, those, str(said)])
+            print(asked, file=server.stdin, flush=True)
+            code = int(server.stdout.readline())
+            word = {0: "passed", 1: "caught"}[wanted] if code == wanted else "SURVIVED"
+            last = said.read_text(encoding="utf-8").strip().split("\n")[-1]
+            print(f"{word:9} {what:45} {last[:60]}", flush=True)
+            return code == wanted
+
+        copied(copy)
+        for test in sorted({m.test for m in chosen}):
+            those = " or ".join(m.chosen for m in chosen if m.test == test)
+            wrong += not tried(f"{test} as it is", test, those, 0)
+        for mutant in chosen:
             copied(copy)
             path, text = changed(mutant, copy / "gmvae_nb")
             path.write_text(text, encoding="utf-8")
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-            command += [mutant.test, "-k", mutant.chosen]
-            env = {**os.environ, "PYTHONPATH": str(copy)}
-            done = subprocess.run(
-                command, cwd=copy, env=env, capture_output=True, text=True, timeout=600
-            )
-            last = done.stdout.strip().split("\n")[-1]
-            caught = done.returncode == 1
-            survived += not caught
-            print(
-                f"{'caught' if caught else 'SURVIVED':9} {mutant.what:45} {last[:60]}", flush=True
-            )
-    print(f"{survived} survived")
-    return survived
+            wrong += not tried(mutant.what, mutant.test, mutant.chosen, 1)
+        server.stdin.close()
+    print(f"{wrong} survived")
+    return wrong
 
 
 if __name__ == "__main__":
@@ -2402,4 +2452,6 @@ if __name__ == "__main__":
         found = misfits()
         print(*found, sep="\n", end="\n" * bool(found))
         sys.exit(bool(found))
+    if sys.argv[1:] == ["--serve"]:
+        sys.exit(serve())
     sys.exit(bool(main(sys.argv[1:])))
