@@ -269,7 +269,8 @@ def warnings_in_words(
     "Python's warnings are sentences on stderr as long as the `with` lasts."
 
     def say(message: Warning | str, category: type, *_: object, **__: object):
-        if not follows() and not issubclass(category, FutureWarning):
+        of_developers = issubclass(category, (FutureWarning, DeprecationWarning))
+        if not follows() and not of_developers:
             text = " ".join(str(message).split())
             line = printable(f"{called}: warning: {text}")
             print(line, file=sys.stderr, flush=True)

@@ -164,6 +164,7 @@ def test_a_warning_is_a_sentence_and_not_a_line_of_the_program(shell, monkeypatc
     def warns(data):
         warnings.warn("two\nlines", stacklevel=1)
         warnings.warn("of a library", FutureWarning, stacklevel=1)
+        warnings.warn("of a library too", DeprecationWarning, stacklevel=1)
         raise ValueError("enough")
 
     monkeypatch.setattr("gmvae_nb.parts.named_files", warns)
