@@ -30,8 +30,10 @@ from .clusters import TOLD_APART
 from .progress import working
 
 # isort: off
-from .report import MARKER_COLUMNS, ReportInput, cells_on_map
-from .report import draw_map, legend_of, on_map, plural, png
+from .findings import MARKER_COLUMNS
+from .report import ReportInput, cells_on_map
+from .drawing import draw_map, on_map, png
+from .report import legend_of, plural
 from .report import render_page, titled_groups
 
 # isort: on
@@ -41,7 +43,7 @@ MOST_GENES = 200
 
 
 def telling_order(
-    markers: pd.DataFrame,  # from report.marker_genes
+    markers: pd.DataFrame,  # from findings.marker_genes
 ) -> pd.DataFrame:  # the same rows; column `turn`: 0 for a cluster's best
     "Markers by how much their share of cells differs, each cluster in turn."
     difference = markers["share_in"] - markers["share_out"]
@@ -144,7 +146,7 @@ def remark_on_dying(
 
 # %% ../nbs/explorer.ipynb #e8910014
 def quality_rows(
-    clusters: Sequence[dict[str, Any]],  # from report.cluster_rows
+    clusters: Sequence[dict[str, Any]],  # from findings.cluster_rows
     quality: pd.DataFrame,  # from cell_quality
     cluster: np.ndarray,  # (N,) names
 ) -> list[dict[str, Any]]:  # each cluster's row, and what is added to it
@@ -495,7 +497,7 @@ COLUMN_TITLES = {
 
 
 def marker_rows(
-    markers: pd.DataFrame,  # from report.marker_genes
+    markers: pd.DataFrame,  # from findings.marker_genes
 ) -> dict[str, Any]:
     "The table of markers."
     columns = [
@@ -511,7 +513,7 @@ def marker_rows(
 def explore_values(
     report: ReportInput,
     values: dict[str, Any],  # of report.page_values
-    markers: pd.DataFrame,  # from report.marker_genes
+    markers: pd.DataFrame,  # from findings.marker_genes
     counts: csr_matrix,  # (N, G), all genes of the file
     names: Sequence[str],  # (G,)
     asked: Sequence[str] = (),  # more genes, from find_genes

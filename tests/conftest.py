@@ -15,5 +15,5 @@ DOT = "data:image/png;base64,iVBORw0KGgo="
 def dots_for_pictures(request, monkeypatch):
     "Pages are written with a dot for each picture where no test looks at them: a third of a run."
     if request.module.__name__.rpartition(".")[2] not in LOOK:
-        monkeypatch.setattr("gmvae_nb.report.png", lambda fig, dpi=110: DOT)
-        monkeypatch.setattr("gmvae_nb.explorer.png", lambda fig, dpi=110: DOT)
+        for page in ("drawing", "report", "explorer"):
+            monkeypatch.setattr(f"gmvae_nb.{page}.png", lambda fig, dpi=110: DOT)

@@ -21,9 +21,9 @@ from gmvae_nb.clusters import (
     shared_cells,
     told_apart,
 )
+from gmvae_nb.drawing import draw_tree
 from gmvae_nb.metrics import ari
 from gmvae_nb.placing import MIN_STD, em_turn, fit_components, kmeans_components
-from gmvae_nb.report import draw_tree
 from gmvae_nb.train import GMVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import annotation, explorer, report, runs
+from gmvae_nb import annotation, drawing, explorer, findings, report, runs
 from gmvae_nb.after_training import gmvae_report
 from gmvae_nb.explorer import (
     absences,
@@ -134,7 +134,7 @@ def test_what_is_packed_is_what_the_file_holds(run, page):
     for name in ("confidence", "novelty"):
         np.testing.assert_allclose(numbers[name], kept.obs[f"gmvae_{name}"], atol=1e-4)
     after = blocks[header["maps"][1]["block"]].reshape(-1, 2)
-    assert after.tolist() == report.on_map(kept.obsm["X_gmvae_umap"]).tolist()
+    assert after.tolist() == drawing.on_map(kept.obsm["X_gmvae_umap"]).tolist()
 
 
 def test_tables_say_what_she_asks(page):
@@ -188,10 +188,12 @@ def test_a_run_without_batches_labels_markers_and_a_map_before(tmp_path):
     data.uns["gmvae"] = {}
     run = dict(settings=dict(batch_key=None), labels_key=None, layer=None)
     asked = report.ReportInput(run, {}, pd.DataFrame(), data, None, None)
-    clusters = report.cluster_rows(data.obs, None, None, pd.DataFrame(columns=["cluster", "gene"]))
+    clusters = findings.cluster_rows(
+        data.obs, None, None, pd.DataFrame(columns=["cluster", "gene"])
+    )
     src = report.group_map("cluster", data.obs["gmvae_cluster"].values, np.zeros((3, 2)))
     values = dict(maps=[src], clusters=clusters, unsure_cells=0, effect={})
-    none = report.marker_genes(data.X, data.var_names, data.obs["gmvae_cluster"].values)
+    none = findings.marker_genes(data.X, data.var_names, data.obs["gmvae_cluster"].values)
     found = explorer.explore_values(asked, values, none, data.X, list(data.var_names))
     assert [m["title"] for m in found["maps_here"]] == ["After"]
     data.obs["gmvae_cluster"] = pd.Categorical(["0"] * 3)

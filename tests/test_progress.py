@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb import annotation, command_line, inference, progress
+from gmvae_nb.findings import marker_genes
 from gmvae_nb.progress import SECONDS, SHORT, Progress, working
-from gmvae_nb.report import marker_genes
 from gmvae_nb.train import GMVAE
 from scipy.sparse import csr_matrix
 
@@ -94,7 +94,7 @@ def test_the_long_stages_of_a_run_say_what_they_are(short, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", type("umap", (), {"UMAP": Slow}))
     annotation.umap(np.zeros((60, 3), dtype=np.float32))
     assert capsys.readouterr().err.startswith("UMAP: ")
-    monkeypatch.setattr("gmvae_nb.report.rank_genes", lambda *a: time.sleep(0.3))
+    monkeypatch.setattr("gmvae_nb.findings.rank_genes", lambda *a: time.sleep(0.3))
     with pytest.raises(TypeError):  # there are no genes
         clusters = pd.Categorical(list("aaaabbbb"))
         marker_genes(csr_matrix(np.ones((8, 2), np.float32)), ["x", "y"], clusters)

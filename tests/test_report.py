@@ -18,28 +18,22 @@ from gmvae_nb import annotation
 from gmvae_nb.annotation import annotate_run
 from gmvae_nb.clusters import ALPHA, TOLD_APART
 from gmvae_nb.data import kang_pbmc
+from gmvae_nb.drawing import GROUNDS, contrast, on_map, palette
+from gmvae_nb.findings import cluster_rows, marker_genes, remarks, unsure_pairs
 from gmvae_nb.network import Preset
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import (
-    GROUNDS,
     ReportInput,
     cells_on_map,
-    cluster_rows,
-    contrast,
     legend_of,
-    marker_genes,
-    on_map,
     page_values,
-    palette,
     plural,
     read_report_input,
-    remarks,
     render_page,
     report_counts,
     report_markers,
     template_text,
     titled_groups,
-    unsure_pairs,
     write_report,
 )
 from gmvae_nb.runs import train_run

@@ -374,7 +374,7 @@ def test_the_map_of_few_cells_asks_for_no_distance_of_each_pair(monkeypatch):
 
 
 def test_clusters_without_cells_reach_no_test():
-    from gmvae_nb.report import marker_genes
+    from gmvae_nb.findings import marker_genes
 
     clusters = pd.Categorical(["0", "4"] * 50, categories=list("01234"))
     counts = cells().X

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from gmvae_nb import commands
+from gmvae_nb.findings import remarks
 from gmvae_nb.gpu import counts_for
 from gmvae_nb.model_folder import read_model, read_preset, weights_sha256
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
-from gmvae_nb.report import remarks
 from gmvae_nb.runs import finished_run, fitting_preset, train_run
 from gmvae_nb.scale import checked_batch_size
 from gmvae_nb.schedule import (

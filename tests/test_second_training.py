@@ -7,10 +7,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb.findings import remarks
 from gmvae_nb.model_folder import read_model, verify, without_seconds, write_model
 from gmvae_nb.network import PRESETS, get_preset, recentred
 from gmvae_nb.reading import read_input
-from gmvae_nb.report import remarks
 from gmvae_nb.runs import train_run
 from gmvae_nb.schedule import row_of_weights, second_training
 from gmvae_nb.train import GMVAE

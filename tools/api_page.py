@@ -22,7 +22,7 @@ GROUPS = {
     "novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs annotation embed cost sweep scale results in_words report "
-    "explorer tables",
+    "drawing findings explorer tables",
     "Commands": "commands after_training comparing command_line stopping umbrella options",
     "The mathematics": "vae gmvae_loss nb_likelihood gaussian_products nb_heads counts_linear gpu "
     "distributed",
