@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import annotation, command_line, files, tl
+from gmvae_nb import annotation, files, tl, umbrella
 from gmvae_nb.annotation import WRITTEN_COLUMNS, annotate_run
 from gmvae_nb.comparing import compare_in_file
 from gmvae_nb.cost import expected
@@ -98,7 +98,7 @@ def test_a_run_is_scored_anew_when_its_labels_have_changed(tmp_path):
         a.write_h5ad(tmp_path / "mine.h5ad")
         words = "--K 2 --max_epochs 1 --labels_key cell_type --quiet --preset blog --out"
         sys.argv = ["gmvae_sweep", str(tmp_path / "mine.h5ad"), *words.split(), str(tmp_path / "s")]
-        command_line.COMMANDS["gmvae_sweep"]()
+        umbrella.COMMANDS["gmvae_sweep"]()
         weights = (tmp_path / "s/K2-seed0/model.safetensors").read_bytes()
         return pd.read_csv(tmp_path / "s/results.csv")["asw"][0], weights
 
@@ -170,7 +170,7 @@ def test_a_mini_batch_that_is_too_large_is_told_how_large_it_may_be():
 def shell(capsys, name, *words):
     sys.argv = [name, *map(str, words)]
     with pytest.raises(SystemExit) as end:
-        command_line.COMMANDS[name]()
+        umbrella.COMMANDS[name]()
     return end.value.code, capsys.readouterr().err
 
 
