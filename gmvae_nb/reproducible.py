@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stream', 'seed_sequence', 'numpy_stream', 'stream_seed', 'torch_stream', 'n_threads', 'warn_if_threads_spin',
-           'float32_by_default', 'own_settings', 'initial_weights']
+           'float32_by_default', 'own_torch', 'own_settings', 'initial_weights']
 
 # %% ../nbs/reproducible.ipynb #5eed0004
 import os
@@ -123,24 +123,29 @@ def float32_by_default() -> Iterator[None]:
 
 # %% ../nbs/reproducible.ipynb #d3746794
 @contextmanager
-def own_settings() -> Iterator[None]:
-    """`n_threads()` threads, and torch as if nobody had set anything else.
+def own_torch() -> Iterator[None]:
+    """torch as if nobody had set anything.
 
     New tensors are float32 and on the CPU, gradients can be taken, and nothing is
     computed in less than its own precision. Put back afterwards."""
+    with ExitStack() as settings:
+        settings.enter_context(float32_by_default())
+        settings.enter_context(torch.inference_mode(False))
+        settings.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            settings.enter_context(torch.autocast(device, enabled=False))
+        if torch.empty(0).device.type != "cpu":
+            settings.enter_context(torch.device("cpu"))
+        yield
+
+# %% ../nbs/reproducible.ipynb #6a31fc19
+@contextmanager
+def own_settings() -> Iterator[None]:
+    "`n_threads()` threads, of torch and of what else computes here; `own_torch`."
     threads = torch.get_num_threads()
     torch.set_num_threads(n_threads())
     try:
-        with ExitStack() as settings:
-            settings.enter_context(threadpool_limits(n_threads()))
-            settings.enter_context(float32_by_default())
-            settings.enter_context(torch.inference_mode(False))
-            settings.enter_context(torch.enable_grad())
-            for device in ("cpu", "cuda"):
-                off = torch.autocast(device, enabled=False)
-                settings.enter_context(off)
-            if torch.get_default_device().type != "cpu":
-                settings.enter_context(torch.device("cpu"))
+        with threadpool_limits(n_threads()), own_torch():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -152,6 +157,6 @@ _building = threading.Lock()
 @contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
     "Layers that are made here get the weights of the seed."
-    with _building, own_settings(), torch.random.fork_rng(devices=[]):
+    with _building, own_torch(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, Stream.WEIGHTS))
         yield

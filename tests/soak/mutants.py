@@ -1105,9 +1105,9 @@ MUTANTS = [
     ),
     Mutant(
         "threads of whoever set them last",
-        "torch.set_num_threads(n_threads())\ntry:\n    with ExitStack() as settings:\n"
-        "        settings.enter_context(threadpool_limits(n_threads()))",
-        "try:\n    with ExitStack() as settings:\n        pass",
+        # either of the two limits OpenMP's threads, and so this takes out both
+        "torch.set_num_threads(n_threads())\ntry:\n    with threadpool_limits(n_threads()), ",
+        "try:\n    with ",
         REPRODUCIBLE,
         "the_same_bits",
     ),
@@ -1127,8 +1127,8 @@ MUTANTS = [
     ),
     Mutant(
         "precision that somebody set",
-        "off = torch.autocast(device, enabled=False)",
-        "off = ExitStack()",
+        "settings.enter_context(torch.autocast(device, enabled=False))",
+        "pass",
         REPRODUCIBLE,
         "whatever_torch_was_told",
     ),
@@ -1142,7 +1142,7 @@ MUTANTS = [
     ),
     Mutant(
         "device of new tensors that somebody set",
-        'if torch.get_default_device().type != "cpu":',
+        'if torch.empty(0).device.type != "cpu":',
         "if False:",
         REPRODUCIBLE,
         "whatever_torch_was_told",
@@ -1198,7 +1198,7 @@ MUTANTS = [
     ),
     Mutant(
         "networks built at the same time",
-        "with _building, own_settings(), torch.random.fork_rng(devices=[]):",
+        "with _building, own_torch(), torch.random.fork_rng(devices=[]):",
         "with torch.random.fork_rng(devices=[]):",
         REPRODUCIBLE,
         "built_at_the_same_time",
