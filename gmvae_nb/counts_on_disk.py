@@ -121,10 +121,11 @@ class CountsOnDisk:
     ) -> csr_matrix:  # (len(rows), G) float32
         rows = np.asarray(rows, dtype=np.int64)
         wanted, back = np.unique(rows, return_inverse=True)
-        gaps = np.flatnonzero(np.diff(wanted) > 32) + 1
+        far = np.diff(wanted) > 32  # what lies between is not read
+        full = np.diff(wanted // 2048) > 0  # so many rows are held at a time
         parts = [
             self.read(run[0], run[-1] + 1)[run - run[0]]
-            for run in np.split(wanted, gaps)
+            for run in np.split(wanted, np.flatnonzero(far | full) + 1)
         ]
         y = sparse.vstack(parts, format="csr")
         if (back != np.arange(len(rows))).any():

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.counts_on_disk import take_genes
+from gmvae_nb.counts_on_disk import CountsOnDisk, take_genes
 from gmvae_nb.embed import embed_file
 from gmvae_nb.h5ad import open_h5ad
 from gmvae_nb.inference import cells_in_order
@@ -296,6 +296,22 @@ def test_embedding_a_file_never_reads_its_matrix_whole(tmp_path, monkeypatch):
     x = kept.obsm["X_gmvae"]
     assert_close(x[:100], x[200:300], atol=1e-5)
     assert set(kept.layers) - {None} == {"counts", "other"} and kept.n_obs == n
+
+
+def test_rows_that_lie_apart_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    "Every seventh row is nearer to the next than what is worth skipping."
+    y = csr_matrix(np.random.default_rng(0).poisson(0.3, (9_000, 20)).astype(np.float32))
+    ad.AnnData(y).write_h5ad(tmp_path / "a.h5ad")
+    counts = CountsOnDisk(ad.read_h5ad(tmp_path / "a.h5ad", backed="r").X)
+    rows, spans, read = np.arange(9_000)[::-7], [], CountsOnDisk.read
+
+    def noted(self, start, stop):
+        spans.append(stop - start)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(CountsOnDisk, "read", noted)
+    assert (counts[rows] != y[rows]).nnz == 0
+    assert max(spans) <= 2048 and len(spans) == 5
 
 
 def test_a_model_whose_training_was_stopped_is_said_to_be_one(tmp_path):

@@ -1274,6 +1274,13 @@ MUTANTS = [
         "same_bits",
     ),
     Mutant(
+        "how many rows of a file are held at a time",
+        "full = np.diff(wanted // 2048) > 0",
+        "full = far",
+        NEW_CELLS,
+        "lie_apart",
+    ),
+    Mutant(
         "a training that was stopped, used without a word",
         "if not left:",
         "if True:",

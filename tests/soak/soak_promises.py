@@ -52,15 +52,16 @@ FIGURES = ROOT / "nbs/promises.csv"
 def note():
     """Keeps a row of figures: what was tried, how often, and how often the promise was kept.
 
-    And how long it took."""
+    And how long it took, and on which day."""
     start = time.perf_counter()
 
     def keep(what: str, tried: int, kept: int, detail: str = "") -> None:
-        rows = pd.DataFrame(columns=["what", "tried", "kept", "seconds", "detail"])
+        rows = pd.DataFrame(columns=["what", "tried", "kept", "seconds", "date", "detail"])
         if FIGURES.exists():
             rows = pd.read_csv(FIGURES, dtype=str, keep_default_na=False)
         row = dict(what=what, tried=str(tried), kept=str(kept))
         row |= dict(seconds=f"{time.perf_counter() - start:.0f}", detail=detail)
+        row |= dict(date=time.strftime("%Y-%m-%d"))
         rows = pd.concat([rows[rows["what"] != what], pd.DataFrame([row])])
         write_atomically(FIGURES, lambda path: rows.to_csv(path, index=False))
         print("\n", row)
