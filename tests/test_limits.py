@@ -50,19 +50,20 @@ def check_nothing_is_lost(run: Path) -> None:
 
 def test_a_file_that_may_not_grow_fails_at_any_size(limited):
     folder, codes = limited
+    dies = h5py.version.hdf5_version_tuple < (1, 14, 4)  # of a file that it cannot close
     for bound in OF_A_FILE:
         name = f"FSIZE-{bound}"
         code, said = codes[name], (folder / f"{name}.txt").read_text()
-        if code == -signal.SIGSEGV and h5py.version.hdf5_version_tuple < (1, 14, 4):
+        if dies and code == -signal.SIGSEGV:
             check_nothing_is_lost(folder / name)
-            continue  # an old HDF5 dies of a file that it cannot close
+            continue
         # with results that cannot be written as h5ad, which are kept in another form, it is 2
         assert code in (2, 4), (bound, code, said)
         last = said.strip().split("\n")[-1]  # h5py says what it cannot raise
         assert last.startswith("gmvae_train: ") and "File too large" in last, said
         assert code == 4 or "annotated_cells.npz" in last
         check_nothing_is_lost(folder / name)
-    assert codes["FSIZE-8000"] == codes["FSIZE-100000"] == 4
+    assert dies or codes["FSIZE-8000"] == codes["FSIZE-100000"] == 4
 
 
 def test_too_little_memory_for_anything_is_a_sentence(limited):

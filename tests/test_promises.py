@@ -240,7 +240,7 @@ def test_everything_is_written_in_one_way(source):
         if not isinstance(node, ast.Call) or id(node) in allowed or not writes(node):
             continue
         name = name_of(node)
-        in_memory = name == "savefig" and source.name == "report.py"  # into a BytesIO
+        in_memory = name == "savefig" and source.name == "drawing.py"  # into a BytesIO
         to_temporary = source.suffix == ".ipynb" and "folders[" in ast.unparse(node)
         # write_atomically itself, the .part of a download, who has a lock
         own = name == "open" and source.name == "files.py"
