@@ -351,7 +351,7 @@ def _train(
         self._keep_to_plan(max_epochs)
         if not self._rows:
             self._scale()
-        elif not self.optimizer.state and len(self._rows) < max_epochs:
+        elif not self.optimizer.state and self.epochs_left:
             warnings.warn(
                 "the model was kept without Adam's moments, as GMVAE.save does, "
                 "and Adam starts afresh: what train(out=...) writes has them",

@@ -325,6 +325,10 @@ def test_a_model_loaded_and_trained_further_says_what_it_has_lost(tmp_path):
     with every_warning_an_error():
         GMVAE.load(tmp_path / "checkpoint", simulated()).train(2, progress=False)
         GMVAE.load(tmp_path / "saved", simulated()).train(1, progress=False)  # is done
+        early = untrained(replace(TINY, patience=0.1, refit=0.25, lr=0.3)).train(40, progress=False)
+        assert len(early.history) < 40  # the watch ended it
+        early.save(tmp_path / "early")
+        GMVAE.load(tmp_path / "early", simulated()).train(40, progress=False)
 
 
 def test_a_planned_schedule_is_kept_to(tmp_path):
