@@ -47,6 +47,7 @@ class Stream(IntEnum):
     MAP = 13  # which cells UMAP sees, of many
     THINNING = 14  # of what the encoder sees, in an epoch
     DRAW = 15  # of x, one for each cell of a trained model
+    LOTS = 16  # which halves of cells are drawn, and paired
 
 # %% ../nbs/reproducible.ipynb #950c6b63
 def seed_sequence(

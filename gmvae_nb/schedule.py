@@ -273,23 +273,20 @@ def second_training(
 ) -> str:  # empty: there was one training
     "Which of two trainings stayed, and why, in words."
     last = history.iloc[-1].dropna() if len(history) else {}
-    for name in ("uncentred_neg_elbo", "centred_neg_elbo"):
-        if name in last:
-            break
-    else:
+    if "halves_agree_p" not in last:
         return ""
-    loss = row_of_weights(history)["test_neg_elbo"]
-    by = f"{abs(last[name] - loss):.3g} nats per held-out cell"
-    if name == "uncentred_neg_elbo":
+    p = f"(p = {last['halves_agree_p']:.2g})"
+    if "uncentred_neg_elbo" in last:
         return (
             "all cells were one cluster, so the model was trained again, its "
-            "input centred at the genes' means and its cells thinned; that "
-            f"describes held-out cells better, by {by}, and stays"
+            "input centred at the genes' means and its cells thinned; the two "
+            "halves of held-out cells' counts agree on the clusters of that "
+            f"model {p}, and it stays"
         )
     return (
         "all cells are one cluster; a second training, its input centred at the "
-        "genes' means and its cells thinned, describes held-out cells worse, by "
-        f"{by}, and was dropped"
+        "genes' means and its cells thinned, was dropped: the two halves of "
+        f"held-out cells' counts do not agree on clusters of that model {p}"
     )
 
 # %% ../nbs/schedule.ipynb #collwords

@@ -25,6 +25,7 @@ from torch import Tensor
 from . import clusters
 from .arguments import check_seed
 from .checkpoints import Checkpoints, FirstTraining
+from .count_splitting import halves_agree_p
 from .covariates import find_covariates
 from .data import batch_codes, to_torch, training_split
 from .distributed import current_team
@@ -297,8 +298,9 @@ def _train(
     to the best epoch's, and the encoder rests for what is left, in proportion.
     After the last epoch, components are merged if the preset says so, and
     clusters numbered by size. A preset with `recentre` trains a second time,
-    its input centred at the genes' means, if all cells are one cluster then; of
-    the two models the one stays that describes the held-out cells better.
+    its input centred at the genes' means, if all cells are one cluster then.
+    That model stays if halves of the held-out cells' counts agree on its
+    clusters (p of `halves_agree_p` at most the preset's alpha).
 
     `history` gets one row per epoch: epoch, seconds, lr; the means of -ELBO and
     its terms (nats per cell) over training cells (as they were met, with
@@ -306,8 +308,8 @@ def _train(
     held-out cells (of the training cells if none are held out). A preset with
     `patience` adds weights_of: the epoch whose weights the model had when this
     one was over. The last row of a model that was trained twice has
-    centred_neg_elbo, or uncentred_neg_elbo: the held-out -ELBO of the training
-    that did not stay.
+    halves_agree_p, and centred_neg_elbo or uncentred_neg_elbo: the held-out
+    -ELBO of the training that did not stay.
 
     Interrupted with Ctrl-C, the model is put back to its last finished epoch
     before KeyboardInterrupt goes on. A UserWarning says so if the mixture has
@@ -523,8 +525,14 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
         warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/04_train.ipynb #twice002
+def _second_p(self: "GMVAE") -> float:
+    "The chance that held-out cells agree so well on clusters that are none."
+    of_model = self.network, self._own_cells(), self._noise(50), self.seed
+    return halves_agree_p(*of_model, self.test_idx)
+
+
 def _look_twice(self: "GMVAE", max_epochs: int) -> None:
-    "Begin a second training if it is due; after it, keep the better model."
+    "Begin a second training if it is due; after it, keep one of the models."
     rows, first = self._rows, self._first
     enough = epochs_wanted(self.preset, len(self.train_idx))
     may_look = may_train_twice(self.network.preset, max_epochs, enough)
@@ -534,14 +542,15 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
-        dropped = first.rows
-        if of_second < of_first:
+        p, dropped = self._team.by_first(self._second_p), first.rows
+        if p <= self.preset.alpha:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
             self._start_network(False)
             self._restore(first.state)
             self._rows, dropped = first.rows, rows
             self._rows[-1]["centred_neg_elbo"] = of_second
+        self._rows[-1]["halves_agree_p"] = p
         # so that the sum is the time that it took
         self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None
@@ -648,6 +657,7 @@ class GMVAE(Checkpoints):
     _keep_or_go_back = _keep_or_go_back
     _find_clusters = _find_clusters
     _scale = _scale
+    _second_p = _second_p
     _look_twice = _look_twice
     _keep_to_plan = _keep_to_plan
     _warn_if_collapsed = _warn_if_collapsed

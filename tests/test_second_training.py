@@ -1,4 +1,4 @@
-"""Where all cells are one cluster the model is trained twice, and held-out cells choose."""
+"""Where all cells are one cluster it is trained twice, and halves of held-out cells choose."""
 
 import json
 from dataclasses import replace
@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb.count_splitting import halves_agree_p
 from gmvae_nb.findings import remarks
 from gmvae_nb.model_folder import read_model, verify, without_seconds, write_model
 from gmvae_nb.network import PRESETS, get_preset, recentred
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:the mixture has collapsed")
 def cells(which: str) -> ad.AnnData:
     "Two kinds that differ in a few genes, or one kind."
     rng = np.random.default_rng(0)
-    n, n_genes, n_different = {"stays": (160, 40, 12), "dropped": (120, 30, 0)}[which]
+    n, n_genes, n_different = {"stays": (240, 40, 12), "dropped": (120, 30, 0)}[which]
     mean = rng.lognormal(0, 1.5, n_genes)
     means = np.stack([mean, mean])
     found = np.argsort(-mean)[: n_genes // 2]
-    means[1, rng.choice(found, n_different, replace=False)] *= 6.0
+    means[1, rng.choice(found, n_different, replace=False)] *= 10.0
     means /= means.sum(1, keepdims=True)
     mu = rng.lognormal(np.log(2000), 0.4, n)[:, None] * means[np.arange(n) % 2]
     y = rng.poisson(rng.gamma(2.0, mu / 2)) + (np.arange(n_genes) == 0)
@@ -76,17 +77,21 @@ def test_held_out_cells_choose(twice):
         for again, change in ((False, {}), (True, dict(encoder_input="centred_log", thin_to=0.2)))
     }
     loss = {k: row_of_weights(m.history)["test_neg_elbo"] for k, m in alone.items()}
-    better = loss[True] < loss[False]
-    assert model.recentred == better == (which == "stays")
-    of_it, other = alone[better], alone[not better]
+    second = alone[True]
+    of_second = second.network, second._own_cells(), second._noise(50), second.seed
+    p = halves_agree_p(*of_second, second.test_idx)
+    stays = p <= 0.05
+    assert model.recentred == stays == (which == "stays")
+    of_it, other = alone[stays], alone[not stays]
     for name, t in of_it.network.state_dict().items():
         assert t.equal(model.network.state_dict()[name]), name
-    column = "uncentred_neg_elbo" if better else "centred_neg_elbo"
-    assert model.history[column].iloc[-1] == loss[not better]
-    assert model.history[column].iloc[:-1].isna().all()
-    assert model.history.drop(columns=column).columns.equals(other.history.columns)
+    columns = ["uncentred_neg_elbo" if stays else "centred_neg_elbo", "halves_agree_p"]
+    assert model.history[columns].iloc[-1].tolist() == [loss[not stays], p]
+    assert model.history[columns].iloc[:-1].isna().all(axis=None)
+    assert model.history.drop(columns=columns).columns.equals(other.history.columns)
     told = second_training(model.history)
-    assert ("stays" in told) == better and ("dropped" in told) != better
+    assert ("stays" in told) == stays and ("dropped" in told) != stays
+    assert f"(p = {p:.2g})" in told
     assert second_training(of_it.history) == ""
     on_page = " ".join(remarks(model.history, model.n_clusters, model.n_clusters, 0.0))
     assert told[1:] in on_page and "--preset centred" not in on_page

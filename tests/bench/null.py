@@ -9,10 +9,11 @@
 Counts are negative binomial (r = 2) with log-normal gene means, 2,000 genes and about 2,000 counts
 a cell; --n_genes is for a smaller panel of genes, in a table of its own. Without --genes all cells
 are of one population; with it half of them differ by --fold, up or down, in so many genes that are
-found more often than the median. `once` is `recommended` without its second training. `sure` is
-the share of cells that a likelihood-ratio with the true means puts on the right side, `linear` the
-share that a logistic regression on the embedding does, cross-validated. One row per run; finished
-rows are kept.
+found more often than the median. `once` is `recommended` without its second training. Where there
+was one, `halves_agree_p` is what it was chosen or dropped by, and `nats` how much better its model
+describes a held-out cell than the first. `sure` is the share of cells that a likelihood-ratio with
+the true means puts on the right side, `linear` the share that a logistic regression on the
+embedding does, cross-validated. One row per run; finished rows are kept.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 from gmvae_nb.metrics import ari
 from gmvae_nb.network import PRESETS
+from gmvae_nb.schedule import row_of_weights
 from gmvae_nb.train import GMVAE
 from peers import read, write_rows
 from scipy.sparse import csr_matrix
@@ -74,6 +76,15 @@ def linear(x: np.ndarray, kind: pd.Series) -> float:
     return float((cross_val_predict(rule, x, kind, cv=5) == kind).mean())
 
 
+def second(history: pd.DataFrame) -> dict[str, float]:
+    "p of a second training's clusters, and what it brought; NaN without one."
+    last = history.iloc[-1].reindex(["halves_agree_p", "centred_neg_elbo", "uncentred_neg_elbo"])
+    p, of_second, of_first = last
+    loss = row_of_weights(history)["test_neg_elbo"]
+    nats = loss - of_second if np.isnan(of_first) else of_first - loss
+    return dict(halves_agree_p=p, nats=nats)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,6 +114,7 @@ def main():
             ari_of_two=ari(adata.obs["kind"], model.predict(n_clusters=2)),
             sure=sure,
             linear=linear(model.get_latent_representation(), adata.obs["kind"]),
+            **second(model.history),
         )
         rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
         write_rows(args.csv, rows)

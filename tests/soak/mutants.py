@@ -1261,8 +1261,8 @@ MUTANTS = [
     ),
     Mutant(
         "the worse of two trainings stays",
-        "if of_second < of_first:",
-        "if of_second > of_first:",
+        "if p <= self.preset.alpha:",
+        "if p > self.preset.alpha:",
         SECOND,
         "choose",
     ),
