@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gmvae_nb.count_splitting import agreement_p, halve_cells, split_counts, thin_counts
+from gmvae_nb import count_splitting
+from gmvae_nb.count_splitting import (
+    Halves,
+    agreement_p,
+    at_one_depth,
+    halve_cells,
+    halves_agree_p,
+    paired_by_lots_p,
+    split_counts,
+    thin_counts,
+)
 from gmvae_nb.inference import draw_nb
 from gmvae_nb.match import Cells
 from gmvae_nb.network import PRESETS
@@ -338,5 +348,150 @@ def test_a_cell_without_any_count_is_named(model):
     halve_cells(model.network, cells, 0, np.array([0, 1]))  # not asked for
 
 
-def test_the_stream_of_halves_has_its_number():
-    assert Stream.HALVES == 12 and Stream.SIMULATION == 11
+def test_the_streams_of_halves_and_lots_have_their_numbers():
+    assert Stream.HALVES == 12 and Stream.SIMULATION == 11 and Stream.LOTS == 16
+
+
+# --- depth and batch taken away -------------------------------------------------------------------
+def as_halves(first: np.ndarray, second: np.ndarray) -> Halves:
+    n = len(first)
+    names, batch = pd.Index([f"c{i}" for i in range(n)]), np.arange(n) % 2
+    parts = (
+        Cells(csr_matrix(part.astype(np.float32)), batch, names, None, {})
+        for part in (first, second)
+    )
+    return Halves(*parts, np.arange(100, 100 + n))
+
+
+def test_halves_at_one_depth_are_drawn_without_putting_back():
+    rng = np.random.default_rng(0)
+    rows = [[10, 0, 30, 60], [1, 2, 3, 4], [500, 300, 200, 0]] * 40
+    y = np.array(rows)[rng.permutation(120)]
+    halves = as_halves(y, y[::-1].copy())
+    shallow = y.sum(1) == 10
+    kept = ~(shallow | shallow[::-1])
+    even = at_one_depth(halves, rng, too_few=0.4)
+    np.testing.assert_array_equal(even.rows, halves.rows[kept])
+    for part, had in zip(even[:2], (y[kept], y[::-1][kept])):
+        assert (dense(part).sum(1) == 100).all() and (dense(part) <= had).all()
+        assert part.counts.nnz == part.counts.count_nonzero()
+        deep = had.sum(1) == 1000
+        np.testing.assert_array_equal(dense(part)[~deep], had[~deep])
+        share = dense(part)[deep][:, 0]  # 100 of 1,000, of which 500 are marked
+        assert_mean(share, 50)
+        assert_mean((share - 50) ** 2, 100 * 0.25 * 900 / 999)
+        np.testing.assert_array_equal(part.batch, halves.first.batch[kept])
+        pd.testing.assert_index_equal(part.names, halves.first.names[kept])
+    np.testing.assert_array_equal(dense(halves.first), y)  # those given are left alone
+    all_of_them = at_one_depth(halves, rng)  # fewer than a tenth have fewer than 10
+    assert len(all_of_them.rows) == 120 and (dense(all_of_them.first).sum(1) == 10).all()
+    none = as_halves(np.empty((0, 4)), np.empty((0, 4)))
+    assert len(at_one_depth(none, rng).rows) == 0
+
+
+def test_depth_is_no_reason_to_agree_at_one_depth():
+    "The rule: how many genes are found."
+    rng, log_r = np.random.default_rng(3), np.full(300, np.log(2.0))
+    means = rng.lognormal(0, 1, 300)
+    p = {"as they are": [], "at one depth": []}
+    for _ in range(40):
+        depth = np.exp(rng.normal(size=(80, 1)))
+        y = csr_matrix(rng.poisson(rng.gamma(2.0, depth * means / 2)))
+        first, second = split_counts(y, log_r[y.indices], 0.5, rng)
+        halves = as_halves(first.toarray(), second.toarray())
+        for name, found in zip(p, (halves, at_one_depth(halves, rng))):
+            of_half = [(dense(part) > 0).sum(1) for part in found[:2]]
+            both = [n > np.median(n) for n in of_half]
+            p[name].append(paired_by_lots_p(*both, np.zeros(len(found.rows)), rng, 199))
+    assert np.mean(np.array(p["as they are"]) <= 0.05) > 0.9
+    assert binomtest(int(np.sum(np.array(p["at one depth"]) <= 0.05)), 40, 0.05).pvalue > 0.01
+
+
+def test_halves_paired_by_lots():
+    rng = np.random.default_rng(4)
+    batch = rng.permutation(np.repeat([0, 1, 2], [50, 30, 20]))
+    share = np.array([0.1, 0.5, 0.9])[batch]  # in the first cluster, by batch
+    p = np.array(
+        [paired_by_lots_p(*(rng.random((2, 100)) < share), batch, rng, 199) for _ in range(300)]
+    )
+    for level in (0.05, 0.2, 0.5):  # p <= level as often as that, or less: there are ties
+        assert binomtest(int((p <= level).sum()), 300, level, alternative="greater").pvalue > 0.01
+    assert (p <= 0.2).mean() > 0.08
+    one, same = np.zeros(100, dtype=int), rng.random(100) < 0.5
+    across = [paired_by_lots_p(*(rng.random((2, 100)) < share), one, rng, 199) for _ in range(20)]
+    assert np.median(across) < 0.05  # the batch alone
+    other = np.where(rng.random(100) < 0.8, same, ~same)
+    assert paired_by_lots_p(same, other, batch, rng) == 0.001
+    assert paired_by_lots_p(same, ~same, batch, rng) == 1
+    three = batch + 10 * same  # of any name, and more than two
+    assert paired_by_lots_p(three, three, batch, rng, 19) == 1 / 20
+
+
+@pytest.fixture
+def two_kinds(model, monkeypatch):
+    "Cells with a gene or without, and a model whose clusters are these."
+
+    def kind(network, cells, noise):
+        return np.eye(2)[(dense(cells)[:, 0] > 0).astype(int)]
+
+    monkeypatch.setattr(count_splitting, "cluster_probabilities", kind)
+    adata = simulated(200, seed=7)
+    y = adata.X.toarray()
+    y[:, 0] = 200 * (np.arange(200) % 2)
+    y[:, 1] += 400  # as deep as each other
+    adata.X = csr_matrix(y)
+    return model.match_cells(adata)
+
+
+def test_a_model_is_asked_whether_it_sees_anything(model, two_kinds):
+    def p(batch, rows=None):
+        cells = two_kinds._replace(batch=batch)
+        return halves_agree_p(model.network, cells, model._noise(2), 0, rows)
+
+    kind, nothing = np.arange(200) % 2, np.zeros(200, dtype=int)
+    assert p(nothing) == 0.001
+    assert p(nothing, np.flatnonzero(kind)) == 1  # one cluster
+    assert p(kind) == 1  # the batch is all there is
+
+
+def test_a_model_that_sees_depth_alone_sees_nothing(model, monkeypatch):
+    def deep(network, cells, noise):
+        return np.eye(2)[(dense(cells).sum(1) > 300).astype(int)]
+
+    monkeypatch.setattr(count_splitting, "cluster_probabilities", deep)
+    adata = simulated(200, seed=7)
+    y = adata.X.toarray()
+    y[:, 1] = np.where(np.arange(200) % 2, 1000, 200)
+    adata.X = csr_matrix(y)
+    assert halves_agree_p(model.network, model.match_cells(adata), model._noise(2), 0) == 1
+
+
+@pytest.mark.parametrize("kind_is_batch", [True, False])
+def test_covariates_beside_the_batch_pair_no_halves(model, two_kinds, monkeypatch, kind_is_batch):
+    wholes = lambda network, cells, *_: Halves(cells, cells, np.arange(200))  # noqa: E731
+    monkeypatch.setattr(count_splitting, "halve_cells", wholes)
+    batch = np.arange(200) % 2 * kind_is_batch
+    told = two_kinds._replace(batch=np.column_stack([batch, np.linspace(0, 1, 200)]))
+    p = halves_agree_p(model.network, told, model._noise(2), 0)
+    assert p == (1 if kind_is_batch else 0.001)
+
+
+def test_of_many_cells_a_sample_is_asked(model, two_kinds, monkeypatch):
+    asked = []
+
+    def halved(network, cells, seed, rows):
+        asked.append(rows)
+        return halve_cells(network, cells, seed, rows)
+
+    monkeypatch.setattr(count_splitting, "MAX_SAMPLED_CELLS", 30)
+    monkeypatch.setattr(count_splitting, "halve_cells", halved)
+    for rows in (None, np.arange(50, 120), np.arange(50, 80)):
+        halves_agree_p(model.network, two_kinds, model._noise(2), 0, rows)
+    assert [len(set(rows)) for rows in asked] == [30, 30, 30]
+    assert asked[0].max() > 120 and asked[1].min() >= 50 and asked[1].max() < 120
+    np.testing.assert_array_equal(asked[2], np.arange(50, 80))
+
+
+def test_without_a_cell_of_two_halves_nothing_is_proven(model):
+    cells = model.match_cells(few_counts())
+    assert halves_agree_p(model.network, cells, model._noise(2), 0, np.array([3, 8])) == 1

@@ -37,6 +37,7 @@ STABILITY = "tests/test_stability.py"
 TL = "tests/test_tl.py"
 NOVELTY = "tests/test_novelty.py"
 LABELS = "tests/test_labels.py"
+COUNT_SPLITTING = "tests/test_count_splitting.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 NEW_CELLS = "tests/test_new_cells.py"
@@ -1258,6 +1259,41 @@ MUTANTS = [
         "keep = np.flatnonzero(asked)",
         TRAIN,
         "left_out",
+    ),
+    Mutant(
+        "one depth of the halves of cells",
+        "halves = at_one_depth(halve_cells(network, cells, seed, rows), rng)",
+        "halves = halve_cells(network, cells, seed, rows)",
+        COUNT_SPLITTING,
+        "sees_depth_alone",
+    ),
+    Mutant(
+        "halves that are too shallow left out",
+        "kept = (totals >= n).all(0)",
+        "kept = (totals > 0).all(0)",
+        COUNT_SPLITTING,
+        "without_putting_back",
+    ),
+    Mutant(
+        "halves paired within each batch",
+        "lots = np.lexsort((rng.random(len(batch)), batch))",
+        "lots = rng.permutation(len(batch))",
+        COUNT_SPLITTING,
+        "by_lots",
+    ),
+    Mutant(
+        "the pairing that we have is one of the lots",
+        "return float((1 + as_many) / (1 + n_lots))",
+        "return float(as_many / n_lots)",
+        COUNT_SPLITTING,
+        "by_lots",
+    ),
+    Mutant(
+        "halves of held-out cells alone",
+        "return halves_agree_p(*of_model, self.test_idx)",
+        "return halves_agree_p(*of_model)",
+        SECOND,
+        "choose",
     ),
     Mutant(
         "the worse of two trainings stays",
