@@ -232,6 +232,8 @@ def summarise_run(
     json: bool,
 ) -> dict:
     "What came out."
+    from .findings import remark_on_proof
+
     metrics = json_.loads((out / "metrics.json").read_text(encoding="utf-8"))
     sizes = obs["gmvae_cluster"].value_counts()
     unsure = obs["gmvae_unsure"].mean()
@@ -247,6 +249,7 @@ def summarise_run(
         test_neg_elbo=metrics["test"]["neg_elbo"],
         scores=scores,
         note=metrics["note"],
+        halves_agree_p=metrics.get("halves_agree_p"),
     )
     lines = [
         f"{len(sizes)} clusters, from {model.K} components; {unsure:.1%} of the "
@@ -256,6 +259,7 @@ def summarise_run(
         known = {k: v for k, v in scores.items() if v is not None}
         words = [f"{k} {v:.3f}" for k, v in known.items() if k in PRINTED]
         lines.append(f"held-out cells: {', '.join(words)}")
+    lines += remark_on_proof(result["halves_agree_p"], model.preset.alpha)
     if metrics["note"]:
         lines.append(metrics["note"])
     lines += [

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKER_CELLS', 'MARKER_COLUMNS', 'rank_genes', 'marker_genes', 'most_frequent', 'cluster_row', 'cluster_rows',
-           'unsure_pairs', 'remark_on_mixture', 'remark_on_one_cluster', 'remark_on_training', 'remarks']
+           'unsure_pairs', 'remark_on_mixture', 'remark_on_one_cluster', 'remark_on_training', 'remark_on_proof',
+           'remarks']
 
 # %% ../nbs/findings.ipynb #71540db2
 import warnings
@@ -219,6 +220,20 @@ def remark_on_training(
     return [
         f"Training stopped early, after {n_epochs} epoch{'s' * (n_epochs > 1)}: "
         f"{still}. Give it more with a larger max_epochs and resume."
+    ]
+
+# %% ../nbs/findings.ipynb #2db5d5fd
+def remark_on_proof(
+    p: float | None,  # GMVAE.halves_agree_p; None: nobody asked
+    alpha: float,
+) -> list[str]:
+    "Are the clusters more than noise?"
+    if p is None or p <= alpha:
+        return []
+    return [
+        f"The two halves of held-out cells' counts do not agree on the clusters "
+        f"(p = {p:.2g}): nothing says that these are more than noise. With few "
+        "cells, or cells of one kind, do not build on them."
     ]
 
 # %% ../nbs/findings.ipynb #e9e45aff

@@ -46,7 +46,7 @@ from .files import write_atomically
 
 # isort: off
 from .findings import cluster_rows, marker_genes, most_frequent
-from .findings import remarks, unsure_pairs
+from .findings import remark_on_proof, remarks, unsure_pairs
 
 # isort: on
 from .h5ad import read_h5ad
@@ -446,6 +446,8 @@ def page_values(
     used = len(clusters["clusters"])
     rows = history.to_dict("records")
     preset = read_preset(settings["preset"])
+    p = metrics.get("halves_agree_p")
+    unproven = remark_on_proof(p, preset.alpha)
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,
@@ -459,7 +461,9 @@ def page_values(
         **maps,
         **clusters,
         **unsure,
-        remarks=remarks(history, n_clusters, used, unsure["unsure_share"]),
+        remarks=remarks(history, n_clusters, used, unsure["unsure_share"])
+        + unproven,
+        halves_agree_p=p,
         types=type_rows(report),
         scores=score_rows(metrics),
         effect=effect_values(effect),

@@ -16,6 +16,7 @@ from anndata import AnnData
 from . import __version__
 from .annotation import annotate, check_keys, umap
 from .arguments import shown
+from .findings import remark_on_proof
 from .inference import cluster_linkage
 from .labels import NONE
 from .network import Preset
@@ -110,7 +111,8 @@ def gmvae(
     obsm[key_prob], obsm[X_key_umap], obsm[X_umap] unless another map is there,
     and uns[key]; with labels also obs[key_type], obs[key_type_probability] and
     obsm[key_type_prob].
-    A UserWarning says what was left out. ValueError for counts or a key that
+    A UserWarning says what was left out, and if held-out counts do not confirm
+    the clusters, see `GMVAE.halves_agree_p`. ValueError for counts or a key that
     cannot be used; then nothing is written."""
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     keys |= dict(categorical_covariate_keys=categorical_covariate_keys)
@@ -135,6 +137,11 @@ def gmvae(
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)
     novelty = novelty_of_own(model)[0]
+    evidence = {}
+    if model.preset.merge and model.n_clusters > 1:
+        evidence["halves_agree_p"] = p = model.halves_agree_p()
+        for remark in remark_on_proof(p, model.preset.alpha):
+            warnings.warn(remark, stacklevel=2)
     prob = obsm["gmvae_prob"]
     names = [str(k) for k in range(prob.shape[1])]
     place = umap(obsm["X_gmvae"], seed)
@@ -174,5 +181,6 @@ def gmvae(
         counts_sha256=data.sha256,
         epochs=len(model.history),
         cluster_tree=cluster_linkage(model.network),
+        **evidence,
     )
     return model if return_model else None

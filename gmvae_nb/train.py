@@ -525,10 +525,17 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
         warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/04_train.ipynb #twice002
-def _second_p(self: "GMVAE") -> float:
-    "The chance that held-out cells agree so well on clusters that are none."
-    of_model = self.network, self._own_cells(), self._noise(50), self.seed
-    return halves_agree_p(*of_model, self.test_idx)
+def _halves_agree_p(self: "GMVAE") -> float:  # 1 if there is one cluster
+    """How probable it is that halves of held-out counts agree so well by chance.
+
+    Small: the clusters are more than noise, depth and batch. ValueError without
+    held-out cells. See `count_splitting.halves_agree_p`."""
+    cells = self._own_cells()
+    if self.test_idx is None or not len(self.test_idx):
+        raise ValueError("no cells were held out, and others cannot say")
+    of_model = self.network, cells, self._noise(50), self.seed
+    with own_settings():
+        return halves_agree_p(*of_model, self.test_idx)
 
 
 def _look_twice(self: "GMVAE", max_epochs: int) -> None:
@@ -542,7 +549,7 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
-        p, dropped = self._team.by_first(self._second_p), first.rows
+        p, dropped = self._team.by_first(self.halves_agree_p), first.rows
         if p <= self.preset.alpha:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
@@ -642,6 +649,7 @@ class GMVAE(Checkpoints):
 
     # training
     train = _train
+    halves_agree_p = _halves_agree_p
     _epochs_to_train = _epochs_to_train
     _shrink_mini_batch = _shrink_mini_batch
     _allowed = _allowed
@@ -657,7 +665,6 @@ class GMVAE(Checkpoints):
     _keep_or_go_back = _keep_or_go_back
     _find_clusters = _find_clusters
     _scale = _scale
-    _second_p = _second_p
     _look_twice = _look_twice
     _keep_to_plan = _keep_to_plan
     _warn_if_collapsed = _warn_if_collapsed

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -205,6 +206,25 @@ def methods(page):
         return " ".join(render_page(values | dict(run=run) | other, "methods.html").split())
 
     return written
+
+
+def test_the_methods_say_whether_held_out_counts_agree(methods):
+    merging = dict(n_x=3, merge=True, lr=1, lr_schedule="cosine", batch_size=1, M=1)
+    assert "two independent halves" not in methods(preset=merging, halves_agree_p=None)
+    for p, said in ((0.004, "the halves agree on"), (0.074, "they do not agree on")):
+        words = methods(preset=merging, halves_agree_p=p, alpha=0.05)
+        assert f"of one depth; {said} the clusters (p = {p}, paired" in words
+
+
+def test_clusters_that_held_out_counts_do_not_confirm_are_remarked(page):
+    report = read_report_input(page[2])
+    report.metrics.pop("halves_agree_p")
+    markers = report_markers(report)
+    for asked in ({}, *({"halves_agree_p": p} for p in (None, 0.05, 0.0741))):
+        values = page_values(replace(report, metrics=report.metrics | asked), markers, None)
+        said = [s for s in values["remarks"] if "(p = 0.074): nothing says that" in s]
+        assert len(said) == (asked.get("halves_agree_p") == 0.0741)
+        assert values["halves_agree_p"] == asked.get("halves_agree_p")
 
 
 def test_the_methods_are_those_of_the_run(methods):

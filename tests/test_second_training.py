@@ -1,12 +1,14 @@
 """Where all cells are one cluster it is trained twice, and halves of held-out cells choose."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb import tl
 from gmvae_nb.count_splitting import halves_agree_p
 from gmvae_nb.findings import remarks
 from gmvae_nb.model_folder import read_model, verify, without_seconds, write_model
@@ -80,6 +82,7 @@ def test_held_out_cells_choose(twice):
     second = alone[True]
     of_second = second.network, second._own_cells(), second._noise(50), second.seed
     p = halves_agree_p(*of_second, second.test_idx)
+    assert second.halves_agree_p() == p
     stays = p <= 0.05
     assert model.recentred == stays == (which == "stays")
     of_it, other = alone[stays], alone[not stays]
@@ -253,12 +256,49 @@ def test_there_is_one_training(settings, options):
     assert second_training(model.history) == ""
 
 
+def test_without_held_out_cells_halves_are_not_asked(tmp_path):
+    model = untrained("dropped").train(1, test_idx=np.array([], dtype=int), progress=False)
+    with pytest.raises(ValueError, match="no cells were held out"):
+        model.halves_agree_p()
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="loaded without cells"):
+        GMVAE.load(tmp_path).halves_agree_p()
+    with pytest.raises(ValueError, match="no cells were held out"):
+        untrained("dropped").halves_agree_p()
+
+
 def test_several_clusters_are_not_looked_at_again():
     model = GMVAE(cells("stays"), preset=replace(untrained("stays").preset, recentre=True), K=8)
     model.preset = replace(model.preset, merge=False)
     model.network.preset = model.preset
     assert second_training(model.train(progress=False).history) == ""
     assert model.n_clusters > 1
+
+
+@pytest.mark.parametrize("hold_out", [True, False])
+def test_a_run_says_whether_held_out_counts_know_of_its_clusters(tmp_path, hold_out):
+    data = read_input(cells("stays"))
+    preset = untrained("stays", encoder_input="centred_log", thin_to=0.2).preset
+    model = train_run(data, tmp_path, K=8, preset=preset, hold_out=hold_out, progress=False)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert model.n_clusters == 2
+    assert metrics["halves_agree_p"] == (model.halves_agree_p() if hold_out else None)
+
+
+def test_one_line_says_so_too(monkeypatch):
+    model = dict(preset=untrained("stays", encoder_input="centred_log", thin_to=0.2).preset)
+    asked = dict(K=8, progress=False, return_model=True, **model)
+    adata = cells("stays")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the two halves|The two halves")
+        p = tl.gmvae(adata, **asked).halves_agree_p()
+    assert adata.uns["gmvae"]["halves_agree_p"] == p <= 0.05
+    monkeypatch.setattr(GMVAE, "halves_agree_p", lambda self: 0.3)
+    with pytest.warns(UserWarning, match=r"do not agree on the clusters \(p = 0.3\)"):
+        tl.gmvae(adata, **asked)
+    assert adata.uns["gmvae"]["halves_agree_p"] == 0.3
+    tl.gmvae(adata, **asked | dict(preset=replace(model["preset"], alpha=1e-300)))
+    assert "halves_agree_p" not in adata.uns["gmvae"]  # one cluster
 
 
 def test_a_run_says_which_training_stayed(tmp_path):

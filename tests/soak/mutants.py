@@ -28,6 +28,7 @@ MUTATIONS = "tests/test_mutations.py"
 PROMISES = "tests/test_promises.py"
 RAY = "tests/test_ray.py"
 RECOMMENDED = "tests/test_recommended.py"
+REPORT = "tests/test_report.py"
 REPRODUCIBLE = "tests/test_reproducible.py"
 TRAIN = "tests/test_train.py"
 READING = "tests/test_reading.py"
@@ -1287,6 +1288,20 @@ MUTANTS = [
         "return float(as_many / n_lots)",
         COUNT_SPLITTING,
         "by_lots",
+    ),
+    Mutant(
+        "clusters that held-out counts do not confirm",
+        "if p is None or p <= alpha:",
+        "if True:",
+        REPORT,
+        "do_not_confirm",
+    ),
+    Mutant(
+        "nobody asked of one line of Python",
+        'evidence["halves_agree_p"] = p = model.halves_agree_p()',
+        "p = model.halves_agree_p()",
+        SECOND,
+        "says_so_too",
     ),
     Mutant(
         "halves of held-out cells alone",
