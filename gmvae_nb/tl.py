@@ -138,7 +138,8 @@ def gmvae(
     obs, obsm = annotate(model)
     novelty = novelty_of_own(model)[0]
     evidence = {}
-    if model.preset.merge and model.n_clusters > 1:
+    asks = model.preset.merge and model.n_clusters > 1
+    if asks and len(model.test_idx):
         evidence["halves_agree_p"] = p = model.halves_agree_p()
         for remark in remark_on_proof(p, model.preset.alpha):
             warnings.warn(remark, stacklevel=2)

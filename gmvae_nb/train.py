@@ -532,7 +532,11 @@ def _halves_agree_p(self: "GMVAE") -> float:  # 1 if there is one cluster
     held-out cells. See `count_splitting.halves_agree_p`."""
     cells = self._own_cells()
     if self.test_idx is None or not len(self.test_idx):
-        raise ValueError("no cells were held out, and others cannot say")
+        raise ValueError(
+            "the model knows of no held-out cells, and those that it learned "
+            "from cannot say whether its clusters are more than noise: train it "
+            "without test_idx, which holds out 15 %, or load it with its cells"
+        )
     of_model = self.network, cells, self._noise(50), self.seed
     with own_settings():
         return halves_agree_p(*of_model, self.test_idx)

@@ -258,12 +258,12 @@ def test_there_is_one_training(settings, options):
 
 def test_without_held_out_cells_halves_are_not_asked(tmp_path):
     model = untrained("dropped").train(1, test_idx=np.array([], dtype=int), progress=False)
-    with pytest.raises(ValueError, match="no cells were held out"):
+    with pytest.raises(ValueError, match="knows of no held-out cells"):
         model.halves_agree_p()
     model.save(tmp_path)
     with pytest.raises(ValueError, match="loaded without cells"):
         GMVAE.load(tmp_path).halves_agree_p()
-    with pytest.raises(ValueError, match="no cells were held out"):
+    with pytest.raises(ValueError, match="knows of no held-out cells"):
         untrained("dropped").halves_agree_p()
 
 
@@ -299,6 +299,11 @@ def test_one_line_says_so_too(monkeypatch):
     assert adata.uns["gmvae"]["halves_agree_p"] == 0.3
     tl.gmvae(adata, **asked | dict(preset=replace(model["preset"], alpha=1e-300)))
     assert "halves_agree_p" not in adata.uns["gmvae"]  # one cluster
+    adata, train = cells("stays"), GMVAE.train
+    none = np.array([], dtype=int)
+    monkeypatch.setattr(GMVAE, "train", lambda self, *a, **kw: train(self, *a, test_idx=none, **kw))
+    assert tl.gmvae(adata, **asked).n_clusters > 1  # and nobody can be asked
+    assert "halves_agree_p" not in adata.uns["gmvae"]
 
 
 def test_a_run_says_which_training_stayed(tmp_path):

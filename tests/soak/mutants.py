@@ -1304,6 +1304,13 @@ MUTANTS = [
         "says_so_too",
     ),
     Mutant(
+        "nobody to ask for one line of Python",
+        "if asks and len(model.test_idx):",
+        "if asks:",
+        SECOND,
+        "says_so_too",
+    ),
+    Mutant(
         "halves of held-out cells alone",
         "return halves_agree_p(*of_model, self.test_idx)",
         "return halves_agree_p(*of_model)",
