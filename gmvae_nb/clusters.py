@@ -141,6 +141,9 @@ class ClusterTree(NamedTuple):
     kappa: np.ndarray  # of the two, (K - 1,)
     p: np.ndarray  # of one population, (K - 1,)
     n_clusters: int  # of which each pair is told apart
+    # whether halves of counts agree on what is below it, see `proof`; NaN: nobody
+    # asked
+    halves_agree_p: np.ndarray  # (K - 1,)
 
 # %% ../nbs/clusters.ipynb #220917a5
 def cluster_tree(
@@ -165,7 +168,7 @@ def cluster_tree(
         kappa[step], p[step] = merging.evidence(i, j)
         forks[step] = i, j
         merging.join(i, j)
-    return ClusterTree(forks, kappa, p, n_clusters)
+    return ClusterTree(forks, kappa, p, n_clusters, np.full(K - 1, np.nan))
 
 # %% ../nbs/clusters.ipynb #7f130ce7
 def cut_tree(
@@ -223,11 +226,12 @@ def linkage(
 
     A fork's height is its kappa, or that of a fork below it if that is larger."""
     node, n = cluster_of.copy(), int(cluster_of.max()) + 1
-    height = np.maximum.accumulate(kappa)
     below, rows = np.ones(2 * n - 1), np.zeros((n - 1, 4))
+    height = np.zeros(2 * n - 1)
     for row, fork in enumerate(range(len(forks) - (n - 1), len(forks))):
         a, b = node[forks[fork]]
         below[n + row] = below[a] + below[b]
-        rows[row] = a, b, height[fork], below[n + row]
+        height[n + row] = max(kappa[fork], height[a], height[b])
+        rows[row] = a, b, height[n + row], below[n + row]
         node[(node == a) | (node == b)] = n + row
     return rows

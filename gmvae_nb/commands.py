@@ -259,7 +259,9 @@ def summarise_run(
         known = {k: v for k, v in scores.items() if v is not None}
         words = [f"{k} {v:.3f}" for k, v in known.items() if k in PRINTED]
         lines.append(f"held-out cells: {', '.join(words)}")
-    lines += remark_on_proof(result["halves_agree_p"], model.preset.alpha)
+    if model.preset.merge:
+        asked = result["halves_agree_p"]
+        lines += remark_on_proof(model.n_clusters, asked)
     if metrics["note"]:
         lines.append(metrics["note"])
     lines += [

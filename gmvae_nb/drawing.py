@@ -176,7 +176,7 @@ def draw_tree(
     fig = Figure(figsize=(5, height), layout="constrained")
     ax = fig.add_subplot()
     dendrogram(nodes, ax=ax, orientation="left", color_threshold=0)
-    low = min(nodes[0, 2], TOLD_APART)
+    low = min(nodes[:, 2].min(), TOLD_APART)
     ax.axvline(TOLD_APART, ls="--", c="grey", lw=1)
     ax.set(xlim=(1, low - 0.02), xlabel="agreement of two looks at a cell")
     return png(fig)

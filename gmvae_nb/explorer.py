@@ -300,7 +300,7 @@ def tree_drawing(
     if len(nodes) == 0:
         return None
     drawn = dendrogram(nodes, no_plot=True)
-    low = min(nodes[0, 2], TOLD_APART) - 0.02
+    low = min(nodes[:, 2].min(), TOLD_APART) - 0.02
     width, step = 250, 24
 
     def x(height: float) -> float:

@@ -224,16 +224,16 @@ def remark_on_training(
 
 # %% ../nbs/findings.ipynb #2db5d5fd
 def remark_on_proof(
-    p: float | None,  # GMVAE.halves_agree_p; None: nobody asked
-    alpha: float,
+    n_clusters: int,
+    p: float | None,  # of inference.root_p; None: nobody asked
 ) -> list[str]:
-    "Are the clusters more than noise?"
-    if p is None or p <= alpha:
+    "Did counts speak for the clusters that did not make them?"
+    if n_clusters == 1 or p is not None:
         return []
     return [
-        f"The two halves of held-out cells' counts do not agree on the clusters "
-        f"(p = {p:.2g}): nothing says that these are more than noise. With few "
-        "cells, or cells of one kind, do not build on them."
+        "No counts were asked but those that made the clusters: too few cells "
+        "were held out to say whether these are more than noise. With few cells, "
+        "or cells of one kind, do not build on them."
     ]
 
 # %% ../nbs/findings.ipynb #e9e45aff

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'check_cells_have_counts', 'cells_in_order',
            'for_each_cell', 'check_n_samples', 'shared_noise', 'latent_means', 'latent_draws', 'w_means',
-           'cluster_probabilities', 'merged_cluster_range', 'cluster_report', 'fork_table', 'cluster_linkage', 'elbo',
-           'iwae', 'check_library_size', 'columns_of', 'normalized_expression', 'draw_nb', 'posterior_predictive']
+           'cluster_probabilities', 'merged_cluster_range', 'joined_components', 'cluster_report', 'fork_table',
+           'cluster_linkage', 'root_p', 'elbo', 'iwae', 'check_library_size', 'columns_of', 'normalized_expression',
+           'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from .gmvae_loss import mixture_log_weights
 from .match import Cells
 from .network import GMVAENetwork, neg_elbo
 from .progress import SHORT, Progress
+from .proof import joined_for_want_of_proof
 from .reproducible import Stream, numpy_stream, own_settings, torch_stream
 from .vae import reparametrize
 
@@ -183,9 +185,9 @@ N_RESAMPLES = 40
 # %% ../nbs/inference.ipynb #43dc4de3
 def merged_cluster_range(
     gamma: Tensor,  # responsibilities of the components, (N, K)
+    type_of: np.ndarray | None,  # of each component, (K,); -1: free
     seed: int,
     alpha: float,  # as for merge_components
-    type_of: np.ndarray | None = None,  # of each component, (K,); -1: free
 ) -> list[int]:  # 2.5 and 97.5 % of the resamples
     "Range of the number of clusters, components merged by resampled cells."
     rng = numpy_stream(seed, Stream.RESAMPLES)
@@ -197,6 +199,24 @@ def merged_cluster_range(
         cluster_of = merge_components(gamma, times, alpha, type_of=type_of)
         numbers.append(cluster_of.max().item() + 1)
     return np.quantile(numbers, [0.025, 0.975]).round().astype(int).tolist()
+
+# %% ../nbs/inference.ipynb #a7238af9
+def joined_components(
+    network: GMVAENetwork,
+    gamma: Tensor,  # responsibilities of the components, (N, K)
+) -> tuple[Tensor, np.ndarray | None]:  # of the same shape; type of each, (K,)
+    "Components of a branch that nothing proves are the first of them."
+    parts = network.forks, network.halves_agree_p, network.cluster_of
+    forks, p, cluster_of = (part.cpu().numpy() for part in parts)
+    p = np.where(p < 0, np.nan, p)
+    group = joined_for_want_of_proof(forks, p, cluster_of)
+    index = torch.from_numpy(group)
+    gamma = torch.zeros_like(gamma).index_add_(1, index, gamma)
+    if network.type_of is None:
+        return gamma, None
+    types = np.full(len(group), -1)
+    np.maximum.at(types, group, network.type_of.cpu().numpy())
+    return gamma, types
 
 # %% ../nbs/inference.ipynb #0828ff7d
 def cluster_report(
@@ -225,11 +245,9 @@ def cluster_report(
     gamma = network.by_cluster(gamma.to(network.y_mean.device)).cpu()
     if network.preset.merge:
         sure["confidence"] = gamma.amax(1).mean().item()
-        types = network.type_of
-        types = None if types is None else types.cpu().numpy()
-        alpha = network.preset.alpha
-        range_95 = merged_cluster_range(of_components, seed, alpha, types)
-        sure["n_clusters_95"] = range_95
+        sure["n_clusters_95"] = merged_cluster_range(
+            *joined_components(network, of_components), seed, network.preset.alpha
+        )
     sizes = gamma.argmax(1).bincount(minlength=gamma.shape[1])
     return {
         **cluster_usage(gamma),
@@ -244,7 +262,8 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
     """A row for each fork, from K components to one cluster.
 
     n_clusters: so many are left after it. of_0, of_1: numbers of two components;
-    it joins their clusters. kappa (from -1 on) and p: see `clusters.ClusterTree`.
+    it joins their clusters. kappa (from -1 on), p and halves_agree_p (NaN: not
+    asked): see `clusters.ClusterTree`.
     ValueError for a model without a tree."""
     if not network.preset.merge:
         raise ValueError(
@@ -257,12 +276,14 @@ def fork_table(network: GMVAENetwork) -> pd.DataFrame:
             "or an older version trained it"
         )
     evidence = network.fork_evidence.cpu().numpy()
+    halves = network.halves_agree_p.cpu().double().numpy().round(6)
     columns = {
         "n_clusters": np.arange(len(forks), 0, -1),
         "of_0": forks[:, 0],
         "of_1": forks[:, 1],
         "kappa": evidence[:, 0],
         "p": evidence[:, 1],
+        "halves_agree_p": np.where(halves < 0, np.nan, halves),
     }
     return pd.DataFrame(columns)
 
@@ -275,6 +296,18 @@ def cluster_linkage(
         return np.zeros((0, 4))
     tree = (network.forks, network.fork_evidence[:, 0], network.cluster_of)
     return linkage(*(part.cpu().numpy() for part in tree))
+
+# %% ../nbs/inference.ipynb #3cdf0fe6
+def root_p(
+    network: GMVAENetwork,
+) -> float | None:  # None: nobody asked
+    """Whether halves of held-out counts agree on any clusters, see `proof`.
+
+    It is `halves_agree_p` of the root of the tree."""
+    if not network.preset.merge or not len(network.halves_agree_p):
+        return None
+    p = float(network.halves_agree_p[-1])
+    return None if p < 0 else round(p, 6)
 
 # %% ../nbs/inference.ipynb #038faf33
 def elbo(

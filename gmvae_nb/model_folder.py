@@ -45,10 +45,10 @@ from .network import GMVAENetwork, Preset, recentred
 from .stopping import was_stopped
 
 # %% ../nbs/model_folder.ipynb #f21e1c39
-FORMAT = 6  # raised when an older reader would misread a newer folder
+FORMAT = 7  # raised when an older reader would misread a newer folder
 # 1 had no checksum; 1 and 2 had one setting kl_warmup where there are two now;
 # until 4 the clusters of a preset that does not merge were its components;
-# 6 may be of a model that was trained again
+# 6 may be of a model that was trained again; until 6 no branch was proven
 
 # %% ../nbs/model_folder.ipynb #3ec0a367
 def model_digest(
@@ -76,6 +76,8 @@ def weights_sha256(
     if K and "forks" not in weights:  # of a preset that does not merge
         if weights["cluster_of"].equal(torch.arange(K)):
             del weights["cluster_of"]  # which models until format 4 do not have
+    if (weights.get("halves_agree_p", torch.zeros(1)) < 0).all():
+        del weights["halves_agree_p"]  # which models until format 6 do not have
     return model_digest({}, [], weights)
 
 # %% ../nbs/model_folder.ipynb #2559e6c1
@@ -294,9 +296,10 @@ def expected_tensors(
 ADDED_SETTINGS = {"mean_head", "weight_decay", "refit"}
 ADDED_SETTINGS |= {"most_epochs", "patience", "alpha", "thin_to"}
 ADDED_SETTINGS |= {"label_weight", "recentre"}
-# tensors that models before format 4, and before 5, do not have
+# tensors that models before format 4, 5 and 7 do not have
 ADDED_TENSORS = {"network.forks", "network.fork_evidence"}
 ADDED_TENSORS |= {"network.cluster_of", "network.label_temperature"}
+ADDED_TENSORS |= {"network.halves_agree_p"}
 
 
 def read_preset(
@@ -370,7 +373,7 @@ def check_tensors(
         if name not in state:
             needed = name.startswith("network.")  # moments may be missing
             needed |= has_first and name.startswith("first.network.")
-            return not needed or name in ADDED_TENSORS
+            return not needed or name.removeprefix("first.") in ADDED_TENSORS
         if name not in expected:
             return False
         found, wanted = state[name], expected[name]
@@ -414,6 +417,9 @@ def check_model(
         n_types = len(config.get("types", []))
         if types.numel() and (types.min() < -1 or types.max() >= n_types):
             raise ValueError(f"{name} names a type that does not exist")
+    p = state.get("network.halves_agree_p", torch.zeros(0))
+    if p.numel() and p.max() > 1:
+        raise ValueError("network.halves_agree_p is above 1")
     temperature = state.get("network.label_temperature", torch.ones(()))
     if temperature < 1:
         raise ValueError("network.label_temperature is below 1")
@@ -508,16 +514,21 @@ def read_model(
                 if digest != header["sha256"]:
                     raise ValueError("its checksum differs")
             check_model(config, rows, state)
-            has_best = any(name.startswith("best.") for name in state)
+            others = [
+                prefix
+                for prefix in ("best.", "first.")
+                if any(name.startswith(prefix) for name in state)
+            ]
             for name in ADDED_TENSORS & set(expected):
                 start = torch.zeros_like(expected[name], device="cpu")
                 if name.endswith("cluster_of"):  # each component is its own
                     start = torch.arange(len(start))
                 elif name.endswith("label_temperature"):
                     start = torch.ones(())
-                state.setdefault(name, start)
-                if has_best:
-                    state.setdefault(f"best.{name}", start)
+                elif name.endswith("halves_agree_p"):  # nobody asked
+                    start = start - 1
+                for prefix in ("", *others):
+                    state.setdefault(f"{prefix}{name}", start)
     except DAMAGE as error:
         if was_stopped(error):  # PyTorch put an error of its own in its place
             raise KeyboardInterrupt from None

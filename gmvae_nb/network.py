@@ -88,7 +88,7 @@ class Preset:
     align: float = 0.0  # pull of a batch's cells to all cells of the component
     merge: bool = False  # a cluster may be several components that share cells
     label_weight: float = 0.0  # of the labels' cross-entropy; 0: the bound alone
-    alpha: float = 0.05  # of merging: chance to split what is one population
+    alpha: float = 0.05  # of clusters: chance to split what is one population
     original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
     # --- training
     kl_warmup_epochs: float = 0.0  # in which the prior terms' weight rises to 1
@@ -596,6 +596,7 @@ class GMVAENetwork(nn.Module):
     # for a preset that merges:
     forks: Tensor  # as of ClusterTree, (K - 1, 2); zeros: not known
     fork_evidence: Tensor  # kappa, from -1 on, and p, (K - 1, 2)
+    halves_agree_p: Tensor  # as of ClusterTree, (K - 1,); -1: nobody asked
 
     def __init__(
         self,
@@ -659,6 +660,7 @@ class GMVAENetwork(nn.Module):
             forks = torch.zeros(K - 1, 2, dtype=torch.int64)
             self.register_buffer("forks", forks)
             self.register_buffer("fork_evidence", torch.zeros(K - 1, 2))
+            self.register_buffer("halves_agree_p", torch.full((K - 1,), -1.0))
         self.register_buffer("y_mean", torch.zeros(()))
         self.register_buffer("y_std", torch.ones(()))
         centred = p.encoder_input == "centred_log"

@@ -447,7 +447,7 @@ def page_values(
     rows = history.to_dict("records")
     preset = read_preset(settings["preset"])
     p = metrics.get("halves_agree_p")
-    unproven = remark_on_proof(p, preset.alpha)
+    unproven = remark_on_proof(n_clusters, p) if preset.merge else []
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,

@@ -37,6 +37,7 @@ from .files import locked_folder, read_json, write_checked_json
 from .files import write_json
 
 # isort: on
+from .inference import root_p
 from .metrics import evaluate
 
 # isort: off
@@ -386,10 +387,8 @@ def run_summary(
     """What a run came to: settings, scores, cluster usage.
 
     With held-out cells also their terms of -ELBO and -IWAE, nats per cell, and
-    whether halves of their counts agree on clusters that were merged."""
-    last, test, p = row_of_weights(model.history), {}, None
-    if held_out.n_obs and model.preset.merge and model.n_clusters > 1:
-        p = model.halves_agree_p()
+    whether halves of their counts agree on any clusters."""
+    last, test = row_of_weights(model.history), {}
     if held_out.n_obs:
         test = {term: float(last[f"test_{term}"]) for term in ELBO_TERMS}
         test["neg_iwae"] = float(-model.get_iwae(held_out, 50).mean())
@@ -404,7 +403,7 @@ def run_summary(
         scores={name: dict(values) for name, values in scores.items()},
         test=test,
         clusters={name: last[name].item() for name in USAGE},
-        halves_agree_p=p,
+        halves_agree_p=root_p(model.network),
         train_seconds=float(model.history["seconds"].sum()),
     )
 

@@ -17,7 +17,7 @@ from . import __version__
 from .annotation import annotate, check_keys, umap
 from .arguments import shown
 from .findings import remark_on_proof
-from .inference import cluster_linkage
+from .inference import cluster_linkage, root_p
 from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
@@ -111,9 +111,9 @@ def gmvae(
     obsm[key_prob], obsm[X_key_umap], obsm[X_umap] unless another map is there,
     and uns[key]; with labels also obs[key_type], obs[key_type_probability] and
     obsm[key_type_prob].
-    A UserWarning says what was left out, and if held-out counts do not confirm
-    the clusters, see `GMVAE.halves_agree_p`. ValueError for counts or a key that
-    cannot be used; then nothing is written."""
+    A UserWarning says what was left out, and if no held-out counts were asked
+    whether the clusters are more than noise (`proof`). ValueError for counts or a
+    key that cannot be used; then nothing is written."""
     keys = dict(batch_key=batch_key, labels_key=labels_key)
     keys |= dict(categorical_covariate_keys=categorical_covariate_keys)
     keys |= dict(continuous_covariate_keys=continuous_covariate_keys)
@@ -137,11 +137,10 @@ def gmvae(
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)
     novelty = novelty_of_own(model)[0]
-    evidence = {}
-    asks = model.preset.merge and model.n_clusters > 1
-    if asks and len(model.test_idx):
-        evidence["halves_agree_p"] = p = model.halves_agree_p()
-        for remark in remark_on_proof(p, model.preset.alpha):
+    p = root_p(model.network)
+    evidence = {} if p is None else {"halves_agree_p": p}
+    if model.preset.merge:
+        for remark in remark_on_proof(model.n_clusters, p):
             warnings.warn(remark, stacklevel=2)
     prob = obsm["gmvae_prob"]
     names = [str(k) for k in range(prob.shape[1])]

@@ -25,7 +25,6 @@ from torch import Tensor
 from . import clusters
 from .arguments import check_seed
 from .checkpoints import Checkpoints, FirstTraining
-from .count_splitting import halves_agree_p
 from .covariates import find_covariates
 from .data import batch_codes, to_torch, training_split
 from .distributed import current_team
@@ -33,15 +32,18 @@ from .files import locked_folder
 from .finite import locate_not_finite, not_finite
 from .gmvae_loss import cluster_usage
 from .gpu import counts_for, on_card
-from .inference import MAX_SAMPLED_CELLS, for_each_cell
+from .inference import MAX_SAMPLED_CELLS, for_each_cell, root_p
 from .match import told_of_cells
 from .model_folder import is_described, names_sha256
 from .old_names import moved
 from .placing import fit_components, kmeans_components
 from .progress import Progress
+from .proof import prove_tree
 from .reading import counts_to_train_on
 
 # isort: off
+from .count_splitting import FEWEST_ASKED, LEAST_P, N_DIVISIONS
+from .count_splitting import halves_agree_p, look_at_halves
 from .network import Preset, epoch_means
 from .network import get_preset, mean_input, training_loss
 from .labels import allowed_components, check_each_type
@@ -490,15 +492,7 @@ def _find_clusters(self: "GMVAE") -> None:
 
     rows = self._sampled_cells()
     gamma = for_each_cell(net, self._own_cells(), gamma_of, rows)
-    of = np.arange(self.K)
-    if self.preset.merge:
-        types = net.type_of.cpu().numpy() if net.type_of is not None else None
-        in_both = clusters.shared_cells(gamma)
-        tree = clusters.cluster_tree(in_both, self.preset.alpha, type_of=types)
-        of = clusters.cut_tree(tree.forks, tree.n_clusters)
-        net.forks.copy_(torch.from_numpy(tree.forks))
-        evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
-        net.fork_evidence.copy_(evidence.clamp_min(-1))
+    of = self._grow_tree(gamma) if self.preset.merge else np.arange(self.K)
     net.cluster_of.copy_(clusters.number_by_size(of, gamma))
     if self.types:
         parts = net.cluster_of.cpu(), net.type_of.cpu()
@@ -509,6 +503,32 @@ def _find_clusters(self: "GMVAE") -> None:
             prob = summed_by_type(net, *of_rows)
             temperature = fit_temperature(prob, self.labels[rows])
             net.label_temperature.fill_(temperature)
+
+
+def _grow_tree(
+    self: "GMVAE",
+    gamma: Tensor,  # responsibilities of training cells, (N, K)
+) -> np.ndarray:  # cluster of each component, named by one of its own, (K,)
+    "The tree of the components, its branches asked of held-out cells."
+    net, alpha = self.network, self.preset.alpha
+    types = net.type_of.cpu().numpy() if net.type_of is not None else None
+    in_both = clusters.shared_cells(gamma)
+    tree = clusters.cluster_tree(in_both, alpha, type_of=types)
+    of = clusters.cut_tree(tree.forks, tree.n_clusters)
+    if tree.n_clusters > 1 and len(self.test_idx):
+        net.cluster_of.copy_(clusters.number_by_size(of, gamma))
+        held_out = self._own_cells(), self._noise(50), self.seed, self.test_idx
+        rng = numpy_stream(self.seed, Stream.LOTS, N_DIVISIONS)
+        ask = partial(halves_agree_p, look_at_halves(net, *held_out), rng=rng)
+        of_looks = net.cluster_of.cpu().numpy(), ask, max(alpha, LEAST_P), types
+        tree = prove_tree(tree, *of_looks)
+        of = clusters.cut_tree(tree.forks, tree.n_clusters)
+    net.forks.copy_(torch.from_numpy(tree.forks))
+    evidence = torch.from_numpy(np.stack([tree.kappa, tree.p], 1))
+    net.fork_evidence.copy_(evidence.clamp_min(-1))
+    asked = torch.from_numpy(tree.halves_agree_p)
+    net.halves_agree_p.copy_(asked.nan_to_num(-1.0))
+    return of
 
 # %% ../nbs/04_train.ipynb #5eed0202
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
@@ -525,36 +545,20 @@ def _warn_if_collapsed(self: "GMVAE") -> None:
         warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/04_train.ipynb #twice002
-def _halves_agree_p(self: "GMVAE") -> float:  # 1 if there is one cluster
-    """How probable it is that halves of held-out counts agree so well by chance.
-
-    Small: the clusters are more than noise, depth and batch. ValueError without
-    held-out cells. See `count_splitting.halves_agree_p`."""
-    cells = self._own_cells()
-    if self.test_idx is None or not len(self.test_idx):
-        raise ValueError(
-            "the model knows of no held-out cells, and those that it learned "
-            "from cannot say whether its clusters are more than noise: train it "
-            "without test_idx, which holds out 15 %, or load it with its cells"
-        )
-    of_model = self.network, cells, self._noise(50), self.seed
-    with own_settings():
-        return halves_agree_p(*of_model, self.test_idx)
-
-
 def _look_twice(self: "GMVAE", max_epochs: int) -> None:
     "Begin a second training if it is due; after it, keep one of the models."
     rows, first = self._rows, self._first
     enough = epochs_wanted(self.preset, len(self.train_idx))
     may_look = may_train_twice(self.network.preset, max_epochs, enough)
-    can_choose = len(self.test_idx) > 0
+    can_choose = len(self.test_idx) >= FEWEST_ASKED
+    asked = root_p(self.network)
     if first is not None:
         of_first, of_second = (
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
-        p, dropped = self._team.by_first(self.halves_agree_p), first.rows
-        if p <= self.preset.alpha:
+        p, dropped = 1.0 if asked is None else asked, first.rows
+        if self.n_clusters > 1 and asked is not None:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
             self._start_network(False)
@@ -565,7 +569,12 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
         # so that the sum is the time that it took
         self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None
-    elif may_look and can_choose and self.n_clusters == 1 < self.K:
+    elif (
+        may_look
+        and can_choose
+        and asked is None
+        and self.n_clusters == 1 < self.K
+    ):
         self._first = FirstTraining(rows, self._state())
         self._start_network(True)
         self._scale()
@@ -653,7 +662,6 @@ class GMVAE(Checkpoints):
 
     # training
     train = _train
-    halves_agree_p = _halves_agree_p
     _epochs_to_train = _epochs_to_train
     _shrink_mini_batch = _shrink_mini_batch
     _allowed = _allowed
@@ -668,6 +676,7 @@ class GMVAE(Checkpoints):
     _evaluate = _evaluate
     _keep_or_go_back = _keep_or_go_back
     _find_clusters = _find_clusters
+    _grow_tree = _grow_tree
     _scale = _scale
     _look_twice = _look_twice
     _keep_to_plan = _keep_to_plan

@@ -25,7 +25,9 @@ import differential  # noqa: E402, F401
 import donor  # noqa: E402
 import evaluation  # noqa: E402
 import heads  # noqa: E402
+import merging  # noqa: E402
 import novelty  # noqa: E402
+import one_type  # noqa: E402
 import overcorrection  # noqa: E402
 import partition  # noqa: E402
 import peers  # noqa: E402
@@ -73,8 +75,8 @@ def twice(monkeypatch, script, csv: Path, *words) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "script",
-    "ablation covariates differential donor evaluation heads novelty partition peers placings "
-    "planted search study training unpacking".split(),
+    "ablation covariates differential donor evaluation heads merging novelty null one_type "
+    "partition peers placings planted search study training unpacking".split(),
 )
 def test_each_starts_and_says_what_it_is_for(script, monkeypatch, capsys):
     module = __import__(script)
@@ -142,6 +144,22 @@ def test_novelty_leaves_out_each_type(file, tmp_path, monkeypatch, capsys):
     assert rows.notna().all(axis=None) and (rows["relative"] != rows["left_out"]).all()
     assert rows.filter(regex="auroc|permuted|above").stack().between(0, 1).all()
     assert "permuted_novelty" in capsys.readouterr().out
+
+
+def test_each_type_is_looked_at_alone(file, tmp_path, monkeypatch, capsys):
+    words = ["--data", file, "--seeds", 1, "--fewest", 80]
+    rows = twice(monkeypatch, one_type, tmp_path / "one_type.csv", *words)
+    assert len(rows) == 3 and rows["type"].is_unique and (rows["n_cells"] == 80).all()
+    assert (rows["n_held_out"] == 12).all() and rows["p"].isna().all()  # too few to ask
+    assert (rows["by_looks"] == rows["n_clusters"]).all()
+    assert "one_cluster" in capsys.readouterr().out
+
+
+def test_rules_of_merging_are_of_one_model(file, tmp_path, monkeypatch):
+    rows = twice(monkeypatch, merging, tmp_path / "merging.csv", "--data", file, "--seeds", 0)
+    assert list(rows["rule"]) == list(merging.RULES) and "proof" in merging.RULES
+    assert rows["train_cpu_seconds"].nunique() == 1
+    assert rows[["ari", "nmi", "f1"]].notna().all(axis=None)
 
 
 def test_placings_differ_and_their_consensus_is_of_all(file, tmp_path, monkeypatch, capsys):

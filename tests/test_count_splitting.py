@@ -10,11 +10,16 @@ import pytest
 import torch
 from gmvae_nb import count_splitting
 from gmvae_nb.count_splitting import (
+    FEWEST_ASKED,
+    LEAST_P,
+    N_DIVISIONS,
     Halves,
+    LooksAtHalves,
     agreement_p,
     at_one_depth,
     halve_cells,
     halves_agree_p,
+    look_at_halves,
     paired_by_lots_p,
     split_counts,
     thin_counts,
@@ -443,14 +448,19 @@ def two_kinds(model, monkeypatch):
     return model.match_cells(adata)
 
 
+def asked(model, cells, rows=None, clusters=(0, 1)):
+    looks = look_at_halves(model.network, cells, model._noise(2), 0, rows)
+    return halves_agree_p(looks, clusters, np.random.default_rng(0))
+
+
 def test_a_model_is_asked_whether_it_sees_anything(model, two_kinds):
-    def p(batch, rows=None):
-        cells = two_kinds._replace(batch=batch)
-        return halves_agree_p(model.network, cells, model._noise(2), 0, rows)
+    def p(batch, *among):
+        return asked(model, two_kinds._replace(batch=batch), *among)
 
     kind, nothing = np.arange(200) % 2, np.zeros(200, dtype=int)
-    assert p(nothing) == 0.001
+    assert p(nothing) == LEAST_P == 0.002
     assert p(nothing, np.flatnonzero(kind)) == 1  # one cluster
+    assert p(nothing, None, [1]) == 1
     assert p(kind) == 1  # the batch is all there is
 
 
@@ -463,7 +473,7 @@ def test_a_model_that_sees_depth_alone_sees_nothing(model, monkeypatch):
     y = adata.X.toarray()
     y[:, 1] = np.where(np.arange(200) % 2, 1000, 200)
     adata.X = csr_matrix(y)
-    assert halves_agree_p(model.network, model.match_cells(adata), model._noise(2), 0) == 1
+    assert asked(model, model.match_cells(adata)) == 1
 
 
 @pytest.mark.parametrize("kind_is_batch", [True, False])
@@ -472,26 +482,85 @@ def test_covariates_beside_the_batch_pair_no_halves(model, two_kinds, monkeypatc
     monkeypatch.setattr(count_splitting, "halve_cells", wholes)
     batch = np.arange(200) % 2 * kind_is_batch
     told = two_kinds._replace(batch=np.column_stack([batch, np.linspace(0, 1, 200)]))
-    p = halves_agree_p(model.network, told, model._noise(2), 0)
-    assert p == (1 if kind_is_batch else 0.001)
+    assert asked(model, told) == (1 if kind_is_batch else LEAST_P)
 
 
 def test_of_many_cells_a_sample_is_asked(model, two_kinds, monkeypatch):
-    asked = []
+    looked_at = []
 
     def halved(network, cells, seed, rows):
-        asked.append(rows)
+        looked_at.append((seed, rows))
         return halve_cells(network, cells, seed, rows)
 
     monkeypatch.setattr(count_splitting, "MAX_SAMPLED_CELLS", 30)
     monkeypatch.setattr(count_splitting, "halve_cells", halved)
     for rows in (None, np.arange(50, 120), np.arange(50, 80)):
-        halves_agree_p(model.network, two_kinds, model._noise(2), 0, rows)
-    assert [len(set(rows)) for rows in asked] == [30, 30, 30]
-    assert asked[0].max() > 120 and asked[1].min() >= 50 and asked[1].max() < 120
-    np.testing.assert_array_equal(asked[2], np.arange(50, 80))
+        asked(model, two_kinds, rows)
+    every = [looked_at[k : k + N_DIVISIONS] for k in range(0, 3 * N_DIVISIONS, N_DIVISIONS)]
+    for divisions in every:  # of the same cells, and each another one
+        assert len({seed for seed, _ in divisions}) == N_DIVISIONS
+        assert all(np.array_equal(rows, divisions[0][1]) for _, rows in divisions)
+    sampled = [divisions[0][1] for divisions in every]
+    assert [len(set(rows)) for rows in sampled] == [30, 30, 30]
+    assert sampled[0].max() > 120 and sampled[1].min() >= 50 and sampled[1].max() < 120
+    np.testing.assert_array_equal(sampled[2], np.arange(50, 80))
 
 
-def test_without_a_cell_of_two_halves_nothing_is_proven(model):
-    cells = model.match_cells(few_counts())
-    assert halves_agree_p(model.network, cells, model._noise(2), 0, np.array([3, 8])) == 1
+def test_without_a_cell_of_two_halves_nobody_can_be_asked(model):
+    assert np.isnan(asked(model, model.match_cells(few_counts()), np.array([3, 8])))
+
+
+def looks_of(first, second, batch) -> LooksAtHalves:
+    return LooksAtHalves(*(np.asarray(part) for part in (first, second, batch)))
+
+
+def test_twice_the_median_of_the_divisions():
+    rng = np.random.default_rng(1)
+    one = np.zeros(40, dtype=int)
+    sides = np.repeat([0, 1], 20)
+    agree, chance = looks_of(sides, sides, one), looks_of(sides, np.arange(40) % 2, one)
+    p_of_chance = paired_by_lots_p(*chance, rng, 9_999)
+    for n_agree, p in ((5, LEAST_P), (3, LEAST_P), (2, min(1, 2 * p_of_chance))):
+        looks = [agree] * n_agree + [chance] * (5 - n_agree)
+        assert halves_agree_p(looks, [0, 1], rng) == pytest.approx(p, abs=0.05)
+    assert halves_agree_p([chance] * 5, [0, 1], rng) <= 1
+
+
+@pytest.mark.parametrize("branch, n", [([0, 1], 60), ([0, 2], 90), ([1, 2], 60), ([0, 1, 2], 120)])
+def test_those_alone_are_asked_that_both_halves_put_into_a_branch(monkeypatch, branch, n):
+    seen = []
+
+    def by_lots(first, second, batch, rng):
+        seen.append(len(first))
+        return 0.01
+
+    monkeypatch.setattr(count_splitting, "paired_by_lots_p", by_lots)
+    first = np.repeat([0, 1, 2, 2], 30)
+    second = np.repeat([0, 1, 2, 0], 30)
+    look = looks_of(first, second, np.zeros(120, dtype=int))
+    assert halves_agree_p([look] * 5, branch, np.random.default_rng(2)) == 0.02
+    assert seen == [n] * 5
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 7])
+def test_a_branch_of_few_cells_is_not_asked(n_batches):
+    rng = np.random.default_rng(3)
+    for n, can in ((FEWEST_ASKED + n_batches - 1, False), (FEWEST_ASKED + n_batches, True)):
+        sides, batch = np.arange(n) % 2, np.arange(n) % n_batches
+        p = halves_agree_p([looks_of(sides, sides, batch)] * 5, [0, 1], rng)
+        assert np.isnan(p) != can
+
+
+def test_lots_are_those_drawn_cell_by_cell():
+    "p from tables with given margins is p from shuffled cells."
+    rng = np.random.default_rng(4)
+    batch = np.repeat([0, 1, 2], [40, 25, 5])
+    first = rng.integers(0, 3, 70)
+    second = np.where(rng.random(70) < 0.15, first, rng.integers(0, 3, 70))
+    agree, n_lots, as_many = np.sum(first == second), 20_000, 0
+    for _ in range(n_lots):
+        shuffled = second[np.lexsort((rng.random(70), batch))]
+        as_many += np.sum(first == shuffled) >= agree
+    p = as_many / n_lots
+    assert 0.02 < p < 0.9
+    assert paired_by_lots_p(first, second, batch, rng, n_lots) == pytest.approx(p, abs=0.02)

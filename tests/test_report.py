@@ -211,20 +211,23 @@ def methods(page):
 def test_the_methods_say_whether_held_out_counts_agree(methods):
     merging = dict(n_x=3, merge=True, lr=1, lr_schedule="cosine", batch_size=1, M=1)
     assert "two independent halves" not in methods(preset=merging, halves_agree_p=None)
-    for p, said in ((0.004, "the halves agree on"), (0.074, "they do not agree on")):
-        words = methods(preset=merging, halves_agree_p=p, alpha=0.05)
-        assert f"of one depth; {said} the clusters (p = {p}, paired" in words
+    words = methods(preset=merging, halves_agree_p=0.004, alpha=0.03)
+    assert "did not agree on (p above 0.03; twice the median" in words
+    assert "For all clusters together p = 0.004." in words
 
 
-def test_clusters_that_held_out_counts_do_not_confirm_are_remarked(page):
+@pytest.mark.parametrize("merge", [True, False])
+def test_clusters_that_no_held_out_counts_speak_for_are_remarked(page, merge):
     report = read_report_input(page[2])
+    report.run["settings"]["preset"]["merge"] = merge
     report.metrics.pop("halves_agree_p")
     markers = report_markers(report)
-    for asked in ({}, *({"halves_agree_p": p} for p in (None, 0.05, 0.0741))):
+    for asked in ({}, {"halves_agree_p": None}, {"halves_agree_p": 0.002}):
         values = page_values(replace(report, metrics=report.metrics | asked), markers, None)
-        said = [s for s in values["remarks"] if "(p = 0.074): nothing says that" in s]
-        assert len(said) == (asked.get("halves_agree_p") == 0.0741)
-        assert values["halves_agree_p"] == asked.get("halves_agree_p")
+        said = [s for s in values["remarks"] if "No counts were asked but those that" in s]
+        p = asked.get("halves_agree_p")
+        assert len(said) == (merge and p is None)
+        assert values["halves_agree_p"] == p
 
 
 def test_the_methods_are_those_of_the_run(methods):
@@ -260,6 +263,9 @@ def test_forks_of_two_types_are_explained(page):
     assert said not in render_page(values)
     assert said in render_page(values | dict(types=[typed]))
     assert said in template_text("explore.html")
+    confirmed = "confirm that there are clusters\n    (p = 0.002)"
+    assert confirmed in render_page(values | dict(halves_agree_p=0.002))
+    assert "confirm that there" not in render_page(values | dict(halves_agree_p=None))
 
 
 def test_one_is_written_as_one(page):

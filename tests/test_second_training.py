@@ -8,9 +8,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from gmvae_nb import tl
-from gmvae_nb.count_splitting import halves_agree_p
+from gmvae_nb import clusters, tl
+from gmvae_nb.count_splitting import FEWEST_ASKED, LEAST_P
 from gmvae_nb.findings import remarks
+from gmvae_nb.inference import root_p
 from gmvae_nb.model_folder import read_model, verify, without_seconds, write_model
 from gmvae_nb.network import PRESETS, get_preset, recentred
 from gmvae_nb.reading import read_input
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the mixture has collapsed")
 def cells(which: str) -> ad.AnnData:
     "Two kinds that differ in a few genes, or one kind."
     rng = np.random.default_rng(0)
-    n, n_genes, n_different = {"stays": (240, 40, 12), "dropped": (120, 30, 0)}[which]
+    n, n_genes, n_different = {"stays": (240, 40, 12), "dropped": (180, 30, 0)}[which]
     mean = rng.lognormal(0, 1.5, n_genes)
     means = np.stack([mean, mean])
     found = np.argsort(-mean)[: n_genes // 2]
@@ -80,10 +81,9 @@ def test_held_out_cells_choose(twice):
     }
     loss = {k: row_of_weights(m.history)["test_neg_elbo"] for k, m in alone.items()}
     second = alone[True]
-    of_second = second.network, second._own_cells(), second._noise(50), second.seed
-    p = halves_agree_p(*of_second, second.test_idx)
-    assert second.halves_agree_p() == p
-    stays = p <= 0.05
+    stays, asked = second.n_clusters > 1, root_p(second.network)
+    p = 1.0 if asked is None else asked  # one cluster before anybody could ask
+    assert stays == (p <= 0.05)
     assert model.recentred == stays == (which == "stays")
     of_it, other = alone[stays], alone[not stays]
     for name, t in of_it.network.state_dict().items():
@@ -240,11 +240,26 @@ def test_a_checkpoint_without_its_first_training_is_refused(in_the_second, tmp_p
         GMVAE.load(tmp_path)
 
 
+def test_a_checkpoint_of_format_6_is_gone_on_from(in_the_second, undisturbed, tmp_path):
+    "Written before branches were proven: neither model has their p."
+    config, rows, state = read_model(in_the_second[0])
+    config["first_history"] = without_seconds(config["first_history"])
+    names = [name for name in state if name.endswith("network.halves_agree_p")]
+    assert sorted(names) == ["first.network.halves_agree_p", "network.halves_agree_p"]
+    state = {name: t for name, t in state.items() if name not in names}
+    write_model(tmp_path, config | dict(format=6), rows, state)
+    model = GMVAE.load(tmp_path, cells("dropped")).train(12, progress=False)
+    first, second = (m.network.state_dict() for m in (model, undisturbed[0]))
+    for name in first.keys() - {"halves_agree_p"}:
+        assert first[name].equal(second[name]), name
+
+
 @pytest.mark.parametrize(
     "settings, options",
     [
         (dict(recentre=False), {}),
         ({}, dict(test_idx=np.array([], dtype=int))),  # nobody can choose
+        ({}, dict(test_idx=np.arange(FEWEST_ASKED - 1))),  # too few
         ({}, dict(max_epochs=11)),  # more epochs may be all it needs
         (dict(encoder_input="centred_log"), {}),  # it was the second one already
     ],
@@ -256,15 +271,15 @@ def test_there_is_one_training(settings, options):
     assert second_training(model.history) == ""
 
 
-def test_without_held_out_cells_halves_are_not_asked(tmp_path):
-    model = untrained("dropped").train(1, test_idx=np.array([], dtype=int), progress=False)
-    with pytest.raises(ValueError, match="knows of no held-out cells"):
-        model.halves_agree_p()
-    model.save(tmp_path)
-    with pytest.raises(ValueError, match="loaded without cells"):
-        GMVAE.load(tmp_path).halves_agree_p()
-    with pytest.raises(ValueError, match="knows of no held-out cells"):
-        untrained("dropped").halves_agree_p()
+def test_clusters_that_were_not_proven_are_not_looked_at_again(monkeypatch):
+    "The encoder told cells apart; held-out cells did not confirm it."
+    grown = clusters.cluster_tree
+    apart = lambda *a, **kw: grown(*a, **kw)._replace(n_clusters=8)  # noqa: E731
+    monkeypatch.setattr(clusters, "cluster_tree", apart)
+    monkeypatch.setattr("gmvae_nb.train.halves_agree_p", lambda looks, among, rng: 0.4)
+    model = untrained("dropped").train(progress=False)
+    assert model.n_clusters == 1 and root_p(model.network) == 0.4
+    assert second_training(model.history) == "" and not model.recentred
 
 
 def test_several_clusters_are_not_looked_at_again():
@@ -282,7 +297,7 @@ def test_a_run_says_whether_held_out_counts_know_of_its_clusters(tmp_path, hold_
     model = train_run(data, tmp_path, K=8, preset=preset, hold_out=hold_out, progress=False)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert model.n_clusters == 2
-    assert metrics["halves_agree_p"] == (model.halves_agree_p() if hold_out else None)
+    assert metrics["halves_agree_p"] == (LEAST_P if hold_out else None)
 
 
 def test_one_line_says_so_too(monkeypatch):
@@ -290,19 +305,16 @@ def test_one_line_says_so_too(monkeypatch):
     asked = dict(K=8, progress=False, return_model=True, **model)
     adata = cells("stays")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "the two halves|The two halves")
-        p = tl.gmvae(adata, **asked).halves_agree_p()
-    assert adata.uns["gmvae"]["halves_agree_p"] == p <= 0.05
-    monkeypatch.setattr(GMVAE, "halves_agree_p", lambda self: 0.3)
-    with pytest.warns(UserWarning, match=r"do not agree on the clusters \(p = 0.3\)"):
-        tl.gmvae(adata, **asked)
-    assert adata.uns["gmvae"]["halves_agree_p"] == 0.3
+        warnings.filterwarnings("error", "No counts were asked")
+        assert tl.gmvae(adata, **asked).n_clusters == 2
+    assert adata.uns["gmvae"]["halves_agree_p"] == LEAST_P
     tl.gmvae(adata, **asked | dict(preset=replace(model["preset"], alpha=1e-300)))
-    assert "halves_agree_p" not in adata.uns["gmvae"]  # one cluster
+    assert "halves_agree_p" not in adata.uns["gmvae"]  # one cluster, by its looks
     adata, train = cells("stays"), GMVAE.train
     none = np.array([], dtype=int)
     monkeypatch.setattr(GMVAE, "train", lambda self, *a, **kw: train(self, *a, test_idx=none, **kw))
-    assert tl.gmvae(adata, **asked).n_clusters > 1  # and nobody can be asked
+    with pytest.warns(UserWarning, match="No counts were asked but those that made the clusters"):
+        assert tl.gmvae(adata, **asked).n_clusters > 1
     assert "halves_agree_p" not in adata.uns["gmvae"]
 
 

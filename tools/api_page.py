@@ -18,8 +18,8 @@ PACKAGE, PAGE = ROOT / "gmvae_nb", ROOT / "nbs/api.ipynb"
 GROUPS = {
     "The model": "tl estimator train network thinning covariates schedule clusters placing offsets",
     "Counts": "data counts counts_on_disk fractional h5ad reading parts match",
-    "What a model says of cells": "inference questions count_splitting stability differential "
-    "novelty batch_effect labels calibration reference_map new_batches",
+    "What a model says of cells": "inference questions count_splitting proof stability "
+    "differential novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",
     "Runs, tables and pages": "runs annotation embed cost sweep scale results in_words report "
     "drawing findings explorer tables",
