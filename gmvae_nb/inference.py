@@ -185,9 +185,9 @@ N_RESAMPLES = 40
 # %% ../nbs/inference.ipynb #43dc4de3
 def merged_cluster_range(
     gamma: Tensor,  # responsibilities of the components, (N, K)
-    type_of: np.ndarray | None,  # of each component, (K,); -1: free
     seed: int,
     alpha: float,  # as for merge_components
+    type_of: np.ndarray | None = None,  # of each component, (K,); -1: free
 ) -> list[int]:  # 2.5 and 97.5 % of the resamples
     "Range of the number of clusters, components merged by resampled cells."
     rng = numpy_stream(seed, Stream.RESAMPLES)
@@ -245,9 +245,9 @@ def cluster_report(
     gamma = network.by_cluster(gamma.to(network.y_mean.device)).cpu()
     if network.preset.merge:
         sure["confidence"] = gamma.amax(1).mean().item()
-        sure["n_clusters_95"] = merged_cluster_range(
-            *joined_components(network, of_components), seed, network.preset.alpha
-        )
+        joined, types = joined_components(network, of_components)
+        alpha = network.preset.alpha
+        sure["n_clusters_95"] = merged_cluster_range(joined, seed, alpha, types)
     sizes = gamma.argmax(1).bincount(minlength=gamma.shape[1])
     return {
         **cluster_usage(gamma),
