@@ -1389,6 +1389,13 @@ MUTANTS = [
         "of_before",
     ),
     Mutant(
+        "the first training's model of before",
+        'for prefix in ("", *others):',
+        'for prefix in [""]:',
+        SECOND,
+        "format_6",
+    ),
+    Mutant(
         "heights of forks that are not below",
         "height[n + row] = max(kappa[fork], height[a], height[b])",
         "height[n + row] = kappa[: fork + 1].max()",
