@@ -31,7 +31,7 @@ from .files import sha256_of, write_atomically
 
 # isort: on
 from .h5ad import is_old_layout, read_h5ad
-from .inference import cluster_linkage
+from .inference import branch_p, cluster_linkage
 from .labels import label_columns, names_of_types
 from .machine_code import kept_on_disk
 from .match import Cells
@@ -405,6 +405,7 @@ def annotate_run(
             round_counts=data.round_counts or "",
             unsure_below=UNSURE_BELOW,
             cluster_tree=cluster_linkage(model.network),
+            cluster_tree_p=branch_p(model.network),
             map_cells=min(data.cells.n_obs, MAP_CELLS),
             counts_sha256=data.sha256,
             **of_model,

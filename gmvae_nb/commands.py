@@ -171,7 +171,7 @@ def describe_cost(
     )
     training, in_all = minutes(cost["train_seconds"]), minutes(cost["seconds"])
     per_epoch = f"{cost['seconds_per_epoch']:.1f} s per epoch"
-    twice = "; twice the training if all cells are one cluster after it"
+    twice = "; twice the training if looks then find one cluster"
     lines = [
         f"cells    {cells:,}",
         f"genes    {genes:,}",
@@ -317,7 +317,9 @@ def gmvae_train(
         "epochs of training in all; by default the preset's", int
     ) = None,
     alpha: Param(
-        "chance to split what is one population; 0.05 by default", float
+        "chance to split what is one population, by looks and when held-out "
+        "cells are asked; 0.05 by default",
+        float,
     ) = None,
     batch_size: Param(
         "cells of a mini-batch, for about as many passes over the cells; the "

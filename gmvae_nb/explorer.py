@@ -292,37 +292,38 @@ def pack_genes(
 # %% ../nbs/explorer.ipynb #e8910024
 def tree_drawing(
     nodes: np.ndarray,  # of clusters.linkage, (n_clusters - 1, 4)
+    halves_agree_p: np.ndarray,  # of each row, NaN: nobody asked
     colour_of: dict[str, str],  # of each cluster that has cells
 ) -> dict[str, Any] | None:  # None: there is no tree
     "Lines of the tree of the clusters, in pixels."
-    from scipy.cluster.hierarchy import dendrogram
+    from scipy.cluster.hierarchy import leaves_list
 
     if len(nodes) == 0:
         return None
-    drawn = dendrogram(nodes, no_plot=True)
     low = min(nodes[:, 2].min(), TOLD_APART) - 0.02
     width, step = 250, 24
 
     def x(height: float) -> float:
         return round(12 + width * (1 - max(height, low)) / (1 - low), 1)
 
-    def y(place: float) -> float:
-        return round(18 + step * (place - 5) / 10, 1)
-
-    forks = []
-    for ys, heights in zip(drawn["icoord"], drawn["dcoord"]):
-        path = f"M{x(heights[0])} {y(ys[0])}H{x(heights[1])}"
-        path += f"V{y(ys[2])}H{x(heights[3])}"
-        forks.append(dict(path=path, title=f"{heights[1]:.3f}"))
+    order = leaves_list(nodes)
+    place = {node: (x(low), 18 + step * i) for i, node in enumerate(order)}
     leaves = [
-        dict(
-            name=name,
-            x=x(low),
-            y=y(5 + 10 * i),
-            colour=colour_of.get(name, "#999"),
-        )
-        for i, name in enumerate(drawn["ivl"])
+        dict(name=name, x=x(low), y=y, colour=colour_of.get(name, "#999"))
+        for name, y in ((str(node), y) for node, (_, y) in place.items())
     ]
+    forks = []
+    for row, (one, two, kappa, _) in enumerate(nodes):
+        (x1, y1), (x2, y2), p = place[one], place[two], halves_agree_p[row]
+        place[len(order) + row] = x(kappa), (y1 + y2) / 2
+        proof = "not asked" if np.isnan(p) else f"p = {p:.2g}"
+        forks.append(
+            dict(
+                path=f"M{x1} {y1}H{x(kappa)}V{y2}H{x2}",
+                title=f"agreement {kappa:.3f}, held-out cells: {proof}",
+                asked=not np.isnan(p),
+            )
+        )
     ticks = [dict(x=x(at), name=f"{at:.2f}") for at in (1, TOLD_APART)]
     height = 18 + step * len(leaves) + 34
     return dict(
@@ -555,7 +556,10 @@ def explore_values(
     rule = "No gene is named MT-…, so that dying cells cannot be told."
     if "mitochondrial" in quality:
         rule = DYING_RULE
-    nodes = np.reshape(cells.uns["gmvae"].get("cluster_tree", []), (-1, 4))
+    about = cells.uns["gmvae"]
+    nodes = np.reshape(about.get("cluster_tree", []), (-1, 4))
+    # files of earlier versions do not tell
+    p_of = np.asarray(about.get("cluster_tree_p", np.full(len(nodes), np.nan)))
     return {
         **values,
         **marker_rows(markers),
@@ -567,7 +571,7 @@ def explore_values(
         "shares": [kind for kind in GENE_KINDS if kind in quality],
         "rule": rule,
         "dots": dotplot(levels, best, cluster),
-        "tree": tree_drawing(nodes, colour_of),
+        "tree": tree_drawing(nodes, p_of, colour_of),
         "tables": tables,
     }
 

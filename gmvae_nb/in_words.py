@@ -184,7 +184,8 @@ SETTINGS_IN_WORDS = {
     ("prior", "network"): "components that a network makes of w",
     ("bound", "exact"): "the exact bound",
     ("bound", "paper"): "the paper's bound",
-    ("merge", True): "components merged that cells do not tell apart",
+    ("merge", True): "components merged that cells do not tell apart or that "
+    "held-out cells do not confirm",
     ("merge", False): "components that are not merged",
 }
 

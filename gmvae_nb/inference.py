@@ -6,8 +6,8 @@
 __all__ = ['Noise', 'MAX_SAMPLED_CELLS', 'N_RESAMPLES', 'LibrarySize', 'check_cells_have_counts', 'cells_in_order',
            'for_each_cell', 'check_n_samples', 'shared_noise', 'latent_means', 'latent_draws', 'w_means',
            'cluster_probabilities', 'merged_cluster_range', 'joined_components', 'cluster_report', 'fork_table',
-           'cluster_linkage', 'root_p', 'elbo', 'iwae', 'check_library_size', 'columns_of', 'normalized_expression',
-           'draw_nb', 'posterior_predictive']
+           'cluster_linkage', 'branch_p', 'root_p', 'elbo', 'iwae', 'check_library_size', 'columns_of',
+           'normalized_expression', 'draw_nb', 'posterior_predictive']
 
 # %% ../nbs/inference.ipynb #4e0a96f4
 from collections.abc import Callable, Iterator, Sequence
@@ -296,6 +296,19 @@ def cluster_linkage(
         return np.zeros((0, 4))
     tree = (network.forks, network.fork_evidence[:, 0], network.cluster_of)
     return linkage(*(part.cpu().numpy() for part in tree))
+
+# %% ../nbs/inference.ipynb #2678211b
+def branch_p(
+    network: GMVAENetwork,
+) -> np.ndarray:  # (n_clusters - 1,), NaN: nobody asked
+    """Whether halves of held-out counts agree on the clusters below each fork.
+
+    In the order of `cluster_linkage`; see `proof`."""
+    rows = len(cluster_linkage(network))
+    if not rows:
+        return np.zeros(0)
+    p = network.halves_agree_p.cpu().double().numpy()[-rows:].round(6)
+    return np.where(p < 0, np.nan, p)
 
 # %% ../nbs/inference.ipynb #3cdf0fe6
 def root_p(

@@ -88,7 +88,9 @@ class Preset:
     align: float = 0.0  # pull of a batch's cells to all cells of the component
     merge: bool = False  # a cluster may be several components that share cells
     label_weight: float = 0.0  # of the labels' cross-entropy; 0: the bound alone
-    alpha: float = 0.05  # of clusters: chance to split what is one population
+    # of clusters: chance to split what is one population, by looks and again when
+    # held-out cells are asked
+    alpha: float = 0.05
     original_reshape: bool = False  # the wrong axes of the seed's code, for K > 1
     # --- training
     kl_warmup_epochs: float = 0.0  # in which the prior terms' weight rises to 1

@@ -17,7 +17,7 @@ from . import __version__
 from .annotation import annotate, check_keys, umap
 from .arguments import shown
 from .findings import remark_on_proof
-from .inference import cluster_linkage, root_p
+from .inference import branch_p, cluster_linkage, root_p
 from .labels import NONE
 from .network import Preset
 from .novelty import novelty_of_own
@@ -181,6 +181,7 @@ def gmvae(
         counts_sha256=data.sha256,
         epochs=len(model.history),
         cluster_tree=cluster_linkage(model.network),
+        cluster_tree_p=branch_p(model.network),
         **evidence,
     )
     return model if return_model else None

@@ -84,6 +84,7 @@ def run(tmp_path_factory):
         patch.setattr(annotation, "umap", lambda X, seed: X[:, :2])
         patch.setattr(annotation, "annotate", known_clusters)
         patch.setattr(annotation, "cluster_linkage", lambda network: nodes)
+        patch.setattr(annotation, "branch_p", lambda network: np.array([np.nan, 0.004, 0.002]))
         annotation.annotate_run(model, read, folder / "run")
     gmvae_report(str(folder / "run"), genes=["cd3d"])
     return folder / "run", data

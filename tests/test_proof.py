@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmvae_nb.clusters import ClusterTree, cut_tree, linkage, number_by_size
-from gmvae_nb.inference import joined_components
+from gmvae_nb.inference import branch_p, joined_components
 from gmvae_nb.model_folder import read_model, weights_sha256
 from gmvae_nb.proof import ask_branches, joined_for_want_of_proof, prove_tree
 from gmvae_nb.train import GMVAE
@@ -150,6 +150,7 @@ def test_two_kinds_are_proven():
     asked = model.cluster_tree()["halves_agree_p"]
     assert model.n_clusters == 2 and asked.iloc[-1] == 0.002
     assert asked.iloc[:-1].isna().all() or (asked.dropna() <= 0.05).all()
+    assert branch_p(model.network).tolist() == [0.002]  # of the one branch that a page draws
 
 
 def test_held_out_cells_alone_are_asked(monkeypatch):
