@@ -70,8 +70,8 @@ def check_keys(
     "ValueError for what is no name, or a column that is going to be replaced."
     check_texts(**keys)
     for argument, named in keys.items():
-        columns = [named] if isinstance(named, str) else named or []
-        for column in columns:
+        columns = [] if named is None else named
+        for column in [columns] if isinstance(columns, str) else columns:
             if column in written:
                 raise ValueError(
                     f"{argument}={column!r} is a column that is going to be "

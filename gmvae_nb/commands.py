@@ -259,7 +259,7 @@ def summarise_run(
         known = {k: v for k, v in scores.items() if v is not None}
         words = [f"{k} {v:.3f}" for k, v in known.items() if k in PRINTED]
         lines.append(f"held-out cells: {', '.join(words)}")
-    if model.preset.merge:
+    if model.preset.merge and not model.types:
         asked = result["halves_agree_p"]
         lines += remark_on_proof(model.n_clusters, asked)
     if metrics["note"]:

@@ -291,7 +291,12 @@ def codes_of(
     what: str,  # to say in the message
 ) -> list[float]:
     "As they stand in the table. ValueError for one that is not known, or none."
-    wanted = [values] if isinstance(values, (str, Real)) else list(values)
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        values = values.item()
+    one = isinstance(values, str) or np.ndim(values) == 0
+    wanted = [values] if one else list(values)
+    if known is not None:  # as their names stand in the model
+        wanted = [str(v) if isinstance(v, Real | np.bool_) else v for v in wanted]
     if known is None:
         if not wanted or not all(isinstance(v, Real) for v in wanted):
             wanted = [np.nan]

@@ -260,10 +260,11 @@ def differential_expression(
     clusters `split_markers` gives honest p values. ValueError for a group that
     is not there or has no cells. A UserWarning for groups without a batch in
     common. Boyeau et al. 2019; Stephens 2017."""
-    if not delta >= 0 or not 0 < fdr_target < 1:
+    are_numbers = isinstance(delta, Real) and isinstance(fdr_target, Real)
+    if not (are_numbers and delta >= 0 and 0 < fdr_target < 1):
         raise ValueError(
-            f"delta is {delta} and fdr_target {fdr_target}; expected a change of "
-            "0 or more, and a share between 0 and 1"
+            f"delta is {shown(delta)} and fdr_target {shown(fdr_target)}; "
+            "expected a change of 0 or more, and a share between 0 and 1"
         )
     cells = matched(model, adata)
     if groupby is None:

@@ -94,9 +94,10 @@ def for_each_cell(
             if not finite.all():
                 name = cells.names[here[finite.logical_not().nonzero()[0].item()]]
                 raise FloatingPointError(
-                    f"the model's answer for cell {name!r} is not finite: its "
-                    "weights are out of range, train it again, with a lower "
-                    "learning rate"
+                    f"the model's answer for cell {name!r} is not finite: look "
+                    "whether its counts or covariates are far from those of the "
+                    "training; if they are not, the model's weights are out of "
+                    "range: train it again, with a lower learning rate"
                 )
             parts.append(part)
         return torch.cat(parts)

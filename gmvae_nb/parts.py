@@ -257,6 +257,9 @@ def in_one_kind(
     obs = obs.copy()
     for key in obs:
         values = obs[key]
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            kind = pd.api.types.infer_dtype(values.cat.categories)
+            values = values.astype(object) if "mixed" in kind else values
         if values.dtype == object:
             text = values.map(str, na_action="ignore")
             obs[key] = pd.Categorical(text)

@@ -59,7 +59,7 @@ from .model_folder import record_checksums, weights_sha256
 from .progress import working
 from .reading import gene_columns, gene_names, numbered_names
 from .results import COLUMNS
-from .runs import read_run_json
+from .runs import layer_of_run, read_run_json
 from .schedule import course_of, second_training
 from .tables import write_table
 
@@ -170,7 +170,7 @@ def report_counts(
 ) -> tuple[csr_matrix, list[str]]:  # (N, G); unique names of the genes
     "Counts of the run's cells, of all genes: no antibodies, no peaks."
     how = report.run["settings"].get("round_counts")
-    where = find_counts(report.cells, report.run["layer"], how)
+    where = find_counts(report.cells, layer_of_run(report.run), how)
     var = gene_columns(report.cells, where)
     names = gene_names(var, report.run.get("gene_key"))
     counts = get_counts(where.adata, where.layer, allow_empty_genes=True)
@@ -447,7 +447,10 @@ def page_values(
     rows = history.to_dict("records")
     preset = read_preset(settings["preset"])
     p = metrics.get("halves_agree_p")
-    unproven = remark_on_proof(n_clusters, p) if preset.merge else []
+    may_ask = preset.merge and not settings.get("supervise")
+    unproven = []
+    if may_ask and "halves_agree_p" in metrics:  # earlier versions do not tell
+        unproven = remark_on_proof(n_clusters, p)
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,

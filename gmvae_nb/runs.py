@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'versions', 'read_run_json', 'run_settings', 'note_on_many', 'check_numbers',
            'in_todays_terms', 'labels_sha256', 'stored_settings', 'claim_folder', 'compare_settings', 'compare_model',
            'finished_run', 'with_alpha', 'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
-           'counts_were_scored', 'describe_run', 'train_run']
+           'counts_were_scored', 'describe_run', 'layer_of_run', 'train_run']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from .files import write_json
 
 # isort: on
 from .inference import root_p
+from .labels import none_in_column
 from .metrics import evaluate
 
 # isort: off
@@ -445,6 +446,13 @@ def describe_run(
         machine=platform.platform(),
     )
 
+# %% ../nbs/runs.ipynb #be2b60db
+def layer_of_run(
+    run: Mapping[str, Any],  # run.json
+) -> str | None:  # as `layer` of read_input, so that no other counts are found
+    "Where a run's counts stand in annotated.h5ad."
+    return "X" if run.get("where") == "X" else run.get("layer")
+
 # %% ../nbs/runs.ipynb #acb4ca6d
 def train_run(
     data: Input,
@@ -501,7 +509,10 @@ def train_run(
     )
     labels = {}
     if supervise is not None:
-        labels = dict(labels_key=supervise, unlabeled_category=unlabeled_category)
+        labels = dict(
+            labels_key=supervise,
+            unlabeled_category=none_in_column(unlabeled_category),
+        )
     with warnings.catch_warnings():
         # noted by read_input
         warnings.filterwarnings("ignore", "each .* has one")

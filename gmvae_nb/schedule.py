@@ -273,6 +273,12 @@ def second_training(
 ) -> str:  # empty: there was one training
     "Which of two trainings stayed, and why, in words."
     last = history.iloc[-1].dropna() if len(history) else {}
+    if "centred_neg_elbo" in last and "halves_agree_p" not in last:
+        return (
+            "all cells are one cluster; a second training, its input centred at "
+            "the genes' means and its cells thinned, was dropped: too few cells "
+            "were held out to ask whether its clusters are more than noise"
+        )
     if "halves_agree_p" not in last:
         return ""
     p = f"(p = {last['halves_agree_p']:.2g})"

@@ -21,7 +21,12 @@ from .files import check_own_files, locked_folder
 from .metrics import ari
 from .model_folder import forget_checksums, record_checksums
 from .reading import Input, fingerprint, read_input
-from .runs import check_numbers, read_run_json, train_run
+
+# isort: off
+from .runs import check_numbers, layer_of_run
+from .runs import read_run_json, train_run
+
+# isort: on
 from .tables import write_table
 from .train import GMVAE
 
@@ -127,7 +132,7 @@ def data_of_run(
             f"{file} is not there, which holds the cells of the run: make it "
             "with gmvae_train --resume"
         )
-    options = {key: told.get(key) for key in ("layer", "gene_key")}
+    options = dict(layer=layer_of_run(told), gene_key=told.get("gene_key"))
     data = read_input(
         file,
         batch_key=model.batch_key,

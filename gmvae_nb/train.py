@@ -48,7 +48,7 @@ from .network import Preset, epoch_means
 from .network import get_preset, mean_input, training_loss
 from .labels import allowed_components, check_each_type
 from .labels import fit_temperature, summed_by_type
-from .labels import check_room_for_types, known_types
+from .labels import check_room_for_types, known_types, none_in_column
 from .labels import name_clusters, place_with_labels, with_each_type
 from .reproducible import Stream, numpy_stream, own_settings
 from .reproducible import stream_seed
@@ -448,16 +448,18 @@ def _train_epoch_or_restore(
         if epoch + 1 == total:
             self._team.same_after(self._find_clusters, self.network)
             self._look_twice(max_epochs)
-    except (KeyboardInterrupt, FloatingPointError, ConnectionError) as stop:
+    except BaseException as stop:
         is_recentred, self._rows, self._first = before
         if self.recentred != is_recentred:
             self._start_network(is_recentred)
         self._restore(last_good)
         del self._rows[epoch:]
-        if not isinstance(stop, KeyboardInterrupt):
+        if isinstance(stop, FloatingPointError | ConnectionError):
             raise type(stop)(
                 f"{stop}; the model is as it was after {epoch} epochs"
             ) from None
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
         again = " of a second training" if self._first is not None else ""
         raise KeyboardInterrupt(
             f"stopped; {epoch} epochs{again} are done, call train again to go on"
@@ -550,14 +552,16 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
     rows, first = self._rows, self._first
     enough = epochs_wanted(self.preset, len(self.train_idx))
     may_look = may_train_twice(self.network.preset, max_epochs, enough)
-    can_choose = len(self.test_idx) >= FEWEST_ASKED
+    can_choose = len(self.test_idx) >= FEWEST_ASKED + len(self.batches)
     asked = root_p(self.network)
     if first is not None:
         of_first, of_second = (
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
-        p, dropped = 1.0 if asked is None else asked, first.rows
+        p, dropped = asked, first.rows
+        if self.n_clusters == 1 and asked is None:
+            p = 1.0  # halves agree on one cluster whatever their counts
         if self.n_clusters > 1 and asked is not None:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
@@ -565,7 +569,8 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
             self._restore(first.state)
             self._rows, dropped = first.rows, rows
             self._rows[-1]["centred_neg_elbo"] = of_second
-        self._rows[-1]["halves_agree_p"] = p
+        if p is not None:
+            self._rows[-1]["halves_agree_p"] = p
         # so that the sum is the time that it took
         self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None
@@ -621,6 +626,7 @@ class GMVAE(Checkpoints):
             )
         types = []
         if labels_key is not None:
+            unlabeled_category = none_in_column(unlabeled_category)
             types = known_types(adata, labels_key, unlabeled_category)
         if K is None:
             K = max(STARTING_COMPONENTS, 2 * len(types))

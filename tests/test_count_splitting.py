@@ -564,3 +564,16 @@ def test_lots_are_those_drawn_cell_by_cell():
     p = as_many / n_lots
     assert 0.02 < p < 0.9
     assert paired_by_lots_p(first, second, batch, rng, n_lots) == pytest.approx(p, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_halves_of_deep_cells_are_drawn_to_the_count(seed):
+    "Single precision does not hold the sum of these, and numpy draws from less than 1e9."
+    rng = np.random.default_rng(seed)
+    y = rng.integers(1, 2**21, size=(40, 300))
+    y[7] = 2**24 - 1
+    halves = as_halves(y.astype(np.float32), y[::-1].astype(np.float32))
+    even = at_one_depth(halves, rng)
+    assert 7 not in even.rows and 32 not in even.rows and len(even.rows) > 20
+    totals = [np.ravel(part.counts.astype(np.float64).sum(1)) for part in even[:2]]
+    assert len(np.unique(totals)) == 1

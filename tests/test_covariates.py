@@ -257,7 +257,10 @@ def test_decoding_as_of_other_values(model):
     np.testing.assert_allclose(several, np.mean(each, 0), rtol=1e-5)
     pd.testing.assert_frame_equal(ask(adata, transform_batch="1"),
                                   ask(adata, transform_batch={"batch": "1"}))  # fmt: skip
+    as_number = ask(adata, transform_batch=1)  # of a column of whole numbers, say
+    pd.testing.assert_frame_equal(as_number, ask(adata, transform_batch=np.array("1")))
     for wrong, said in (
+        ({"site": None}, "transform_batch is None; expected"),
         ({"donor": "1"}, "names 'donor'.*batch, chemistry, mito, site"),
         ({"site": "s9"}, "s1, s2, s3"),
         ({"mito": np.nan}, "finite"),

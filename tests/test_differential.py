@@ -187,6 +187,7 @@ def test_what_cannot_be_compared_is_told(trained, tmp_path):
         (dict(groupby="cell_type", group1="B"), "no cell is of the group 'B'"),
         (dict(groupby="cell_type", transform_batch="9"), "batches: 0, 1"),
         (dict(groupby="cell_type", fdr_target=5), "fdr_target 5"),
+        (dict(groupby="cell_type", delta="1"), "delta is '1'"),
     ):
         with pytest.raises(ValueError, match=words):
             de(model, adata, **options)

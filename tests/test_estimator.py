@@ -124,3 +124,23 @@ def test_the_embedding_has_names_and_can_be_a_table():
     names = [f"gmvaeclusterer{i}" for i in range(10)]
     fitted = GMVAEClusterer(max_epochs=1).set_output(transform="pandas")
     assert list(fitted.fit_transform(y)) == names == fitted.get_feature_names_out().tolist()
+
+
+def test_values_that_name_the_cells_in_another_order_are_refused():
+    X = pd.DataFrame(np.ones((6, 3)), index=list("abcdef"), columns=["g1", "g2", "g3"])
+    batch = pd.Series(list("uuuvvv"), index=X.index)
+    for other in (dict(batch=batch[::-1]), dict(covariates=batch[::-1].to_frame("kind"))):
+        with pytest.raises(ValueError, match="in another order than X"):
+            GMVAEClusterer().fit(X, **other)
+
+
+@pytest.mark.parametrize(
+    "X, batch, words",
+    [
+        (np.ones((3, 2)), [1, "1", 2], "are one text"),
+        (pd.DataFrame(np.ones((3, 2)), columns=["g", "g"]), None, "more than one column 'g'"),
+    ],
+)
+def test_names_that_would_be_one_are_refused(X, batch, words):
+    with pytest.raises(ValueError, match=words):
+        GMVAEClusterer().fit(X, batch=batch)

@@ -375,3 +375,19 @@ def test_types_of_an_earlier_run_are_not_those_of_this_one(cells):
     old.obs["gmvae_type"] = "alpha"
     old.uns["gmvae"] = {"K": 2}
     assert told_types(old) is None
+
+
+def test_a_number_may_stand_for_no_label(cells, tmp_path):
+    adata = cells.copy()
+    adata.obs["code"] = pd.factorize(adata.obs["mine"])[0]  # -1 where none is
+    settings = dict(labels_key="code", unlabeled_category=-1, preset=TINY, K=8)
+    model = GMVAE(adata, **settings).train(1, progress=False)
+    assert model.types == ["0", "1"] and model.unlabeled_category == "-1"
+    model.save(tmp_path)
+    assert GMVAE.load(tmp_path, adata).types == model.types
+
+
+@pytest.mark.parametrize("none", [None, np.nan, ["a"], True, 1.5])
+def test_what_cannot_stand_for_no_label_is_refused(cells, none):
+    with pytest.raises(ValueError, match="unlabeled_category is .*; expected the text or"):
+        GMVAE(cells, labels_key="mine", unlabeled_category=none)

@@ -497,3 +497,15 @@ def test_a_zarr_store_becomes_a_file_by_the_line_that_is_named(sharded, tmp_path
     made = tmp_path / "mine.h5ad"
     exec(line.replace("'mine.h5ad'", repr(str(made))), {"ad": ad})
     assert read_input(made).sha256 == read_input(tmp_path / "a.h5ad").sha256
+
+
+def test_a_column_of_numbers_here_and_of_text_there_is_text(tmp_path):
+    parts = thirds()
+    for part, values in zip(parts, ([1, 2], ["a", "b"], [0.5, 1.5])):
+        part.obs["mix"] = pd.Categorical(np.resize(np.array(values, dtype=object), part.n_obs))
+        part.obs["kind"] = pd.Categorical(np.resize(["v", "u"], part.n_obs), ["v", "u"])
+    found = join_files(write(tmp_path / "samples", parts)).cells
+    found.write_h5ad(tmp_path / "joined.h5ad")
+    again = ad.read_h5ad(tmp_path / "joined.h5ad").obs
+    assert sorted(again["mix"].cat.categories) == ["0.5", "1", "1.5", "2", "a", "b"]
+    assert list(again["kind"].astype(str)[:2]) == ["v", "u"]

@@ -37,13 +37,15 @@ from gmvae_nb.report import (
     titled_groups,
     write_report,
 )
-from gmvae_nb.runs import train_run
+from gmvae_nb.runs import layer_of_run, train_run
+from gmvae_nb.stability import data_of_run
 from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
 from jinja2 import Environment
 from scipy.sparse import csr_matrix
 
-from hazards import no_map
+from hazards import TINY, no_map
+from hazards import cells as some_cells
 
 NASTY = "<script>alert(1)</script>"
 TEMPLATES = ("report.html", "report.css", "report.js", "methods.html", "references.bib")
@@ -222,11 +224,13 @@ def test_clusters_that_no_held_out_counts_speak_for_are_remarked(page, merge):
     report.run["settings"]["preset"]["merge"] = merge
     report.metrics.pop("halves_agree_p")
     markers = report_markers(report)
-    for asked in ({}, {"halves_agree_p": None}, {"halves_agree_p": 0.002}):
+    asked_or_not = ({}, {"halves_agree_p": None}, {"halves_agree_p": 0.002})
+    for asked, types in ((a, t) for a in asked_or_not for t in ({}, {"labels_key": "sort"})):
+        report.run["settings"]["supervise"] = types  # clusters of types need no proof
         values = page_values(replace(report, metrics=report.metrics | asked), markers, None)
         said = [s for s in values["remarks"] if "No counts were asked but those that" in s]
         p = asked.get("halves_agree_p")
-        assert len(said) == (merge and p is None)
+        assert len(said) == (merge and asked == {"halves_agree_p": None} and not types)
         assert values["halves_agree_p"] == p
 
 
@@ -442,3 +446,20 @@ def test_rows_and_pairs_count_cells():
     assert small["confidence"] == 0.8 and small["genes"] == []
     prob = np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0]])
     assert unsure_pairs(prob, np.array([True, False])) == [(0, 1, 1)]
+
+
+def test_markers_are_of_the_matrix_that_was_trained_on(tmp_path):
+    "X was asked for, and a layer with the name of counts is there too."
+    adata = some_cells(n=90)
+    adata.layers["counts"] = adata.X[:, ::-1].copy()
+    read = read_input(adata, batch_key="batch", layer="X")
+    model = train_run(read, tmp_path, batch_key="batch", preset=TINY, K=2, max_epochs=1)
+    annotate_run(model, read, tmp_path)
+    report = read_report_input(tmp_path)
+    counts, names = report_counts(report)
+    assert names == list(adata.var_names)
+    np.testing.assert_array_equal(counts.toarray(), adata.X.toarray())
+    assert data_of_run(tmp_path)[1].where == "X"
+    layer = read_input(adata, batch_key="batch", layer="counts")
+    describe = layer_of_run(dict(where=layer.where, layer=layer.layer))
+    assert describe == "counts"

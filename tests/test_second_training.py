@@ -335,3 +335,26 @@ def test_a_run_says_which_training_stayed(tmp_path):
 def test_centred_is_the_second_training_of_recommended():
     assert get_preset("centred") == recentred(get_preset("recommended"))
     assert not get_preset("centred").recentre
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("odd counts")])
+def test_an_error_at_the_end_takes_no_clusters_for_found(error, undisturbed, monkeypatch):
+    def fail(self, gamma):
+        raise error
+
+    model = untrained("dropped")
+    with monkeypatch.context() as patch, pytest.raises(type(error), match=str(error)):
+        patch.setattr(GMVAE, "_grow_tree", fail)
+        model.train(progress=False)
+    assert len(model.history) == EPOCHS["dropped"] - 1
+    assert_same_model(model.train(progress=False), undisturbed[0])
+
+
+def test_a_second_training_that_nobody_can_be_asked_about_is_dropped_and_said(monkeypatch):
+    monkeypatch.setattr("gmvae_nb.train.halves_agree_p", lambda looks, among, rng: np.nan)
+    model = untrained("stays").train(progress=False)
+    assert not model.recentred and model.n_clusters == 1
+    assert "too few cells were held out to ask" in second_training(model.history)
+    held_out = len(model.test_idx)
+    monkeypatch.setattr("gmvae_nb.train.FEWEST_ASKED", held_out)  # one more for the batch
+    assert second_training(untrained("stays").train(progress=False).history) == ""

@@ -146,3 +146,13 @@ def read_terminal(handle: int) -> bytes:
         return os.read(handle, 1000)
     except OSError:  # its other end is closed
         return b""
+
+
+@posix
+def test_a_folder_that_is_gone_is_named_and_not_the_library_that_needs_it(tmp_path):
+    (tmp_path / "gone").mkdir()
+    remove = f"cd {tmp_path}/gone && rmdir ../gone && "
+    of_train = f"{remove} {sys.executable} -m gmvae_nb train kang_pbmc"
+    done = subprocess.run(["sh", "-c", of_train], capture_output=True, text=True)
+    assert done.returncode == 4 and "has been deleted: go to another with cd" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -153,3 +153,50 @@ def test_a_name_of_an_earlier_run_is_used_again():
     for seed in (0, 1):
         tl.gmvae(adata, key_added="mine", seed=seed, max_epochs=1, progress=False)
     assert adata.uns["mine"]["params"]["seed"] == 1
+
+
+@pytest.mark.parametrize("name", ["CD4/CD8", "", ".", "_index"])
+def test_types_that_no_file_can_name_are_written_all_the_same(tmp_path, name):
+    adata = cells()
+    adata.obs["sort"] = np.where(np.arange(adata.n_obs) % 2, name, "CD4")
+    tl.gmvae(adata, "batch", labels_key="sort", max_epochs=1, progress=False)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert again.obsm["gmvae_type_prob"].shape == (adata.n_obs, 3)
+    assert list(again.uns["gmvae"]["types"]) == [*sorted(["CD4", name]), "none of these"]
+
+
+def test_an_index_may_have_any_name(tmp_path):
+    adata = cells()
+    adata.obs.index.name = "0"  # as the first cluster
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    assert len(ad.read_h5ad(tmp_path / "a.h5ad").obsm["gmvae_prob"]) == adata.n_obs
+
+
+@pytest.mark.parametrize("kind", [tuple, pd.Index, dict.fromkeys])
+def test_names_of_covariates_come_in_any_container(tmp_path, kind):
+    adata = cells()
+    adata.obs["sort"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    keys = dict(categorical_covariate_keys=kind(["sort"]))
+    tl.gmvae(adata, "batch", **keys, max_epochs=1, progress=False)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    params = ad.read_h5ad(tmp_path / "a.h5ad").uns["gmvae"]["params"]
+    assert list(params["categorical_covariate_keys"]) == ["sort"]
+
+
+def test_a_part_of_cells_on_disk_is_refused_at_once(tmp_path, monkeypatch):
+    cells().write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr(tl, "read_input", lambda *a, **kw: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="adata.to_memory"):
+        tl.gmvae(ad.read_h5ad(tmp_path / "a.h5ad", backed="r")[:40])
+
+
+def test_a_column_of_the_default_name_that_is_not_ours_stays():
+    adata = cells()
+    adata.obs["gmvae"] = "mine"
+    with pytest.raises(ValueError, match=r"adata.obs\['gmvae'\] is there"):
+        tl.gmvae(adata, "batch", progress=False)
+    del adata.obs["gmvae"]
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)  # its own may be replaced
