@@ -121,7 +121,8 @@ def gmvae(
     Writes obs[key], obs[key_confidence], obs[key_novelty], obsm[X_key],
     obsm[key_prob], obsm[X_key_umap], obsm[X_umap] unless another map is there,
     and uns[key]; with labels also obs[key_type], obs[key_type_probability] and
-    obsm[key_type_prob].
+    obsm[key_type_prob]. A table that an h5ad could not hold, as a type is called
+    "a/b", is an array, and uns[key]["types"] has the names of its columns.
     A UserWarning says what was left out, and if no held-out counts were asked
     whether the clusters are more than noise (`proof`). ValueError for counts or a
     key that cannot be used; then nothing is written."""
