@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NONE', 'LEAST_LABELLED', 'TOO_FEW', 'TEMPERATURES', 'label_codes', 'none_in_column', 'known_types',
            'allowed_components', 'have_no_labels', 'without_labels', 'owners', 'shares', 'equal_shares',
-           'place_by_owner', 'place_with_labels', 'check_room_for_types', 'check_each_type', 'with_each_type',
-           'name_clusters', 'by_type', 'summed_by_type', 'tempered', 'fit_temperature', 'label_probabilities',
-           'best_labels', 'names_of_types', 'label_columns']
+           'place_by_owner', 'place_with_labels', 'with_types_to_train_on', 'check_room_for_types', 'check_each_type',
+           'with_each_type', 'name_clusters', 'by_type', 'summed_by_type', 'tempered', 'fit_temperature',
+           'label_probabilities', 'best_labels', 'names_of_types', 'label_columns']
 
 # %% ../nbs/labels.ipynb #1abe0005
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from anndata import AnnData
 from scipy.special import bdtr
 from torch import Tensor
 
-from .arguments import is_whole, shown
+from .arguments import shown
 from .clusters import ALPHA
 from .data import get_categories
 from .inference import Noise, for_each_cell
@@ -44,18 +45,31 @@ def label_codes(
 
 # %% ../nbs/labels.ipynb #7847b8cb
 def none_in_column(
+    obs: pd.DataFrame,
+    labels_key: str,
     unlabeled_category: Any,
 ) -> str:
-    "The text that says no label. ValueError for what is no text and no number."
-    if isinstance(unlabeled_category, str):
-        return unlabeled_category
-    if is_whole(unlabeled_category):
-        return str(int(unlabeled_category))
-    raise ValueError(
-        f"unlabeled_category is {shown(unlabeled_category)}; expected the text "
-        "or the whole number that stands in the column for a cell without a "
-        "label; where a value is missing there is none anyway"
-    )
+    """The text that says no label in this column.
+
+    A number stands for itself, whether the column holds it as 1 or as 1.0.
+    ValueError for what is no text and no number."""
+    text, number = unlabeled_category, unlabeled_category
+    if not isinstance(text, str):
+        if not isinstance(number, Real) or isinstance(number, bool | np.bool_):
+            text = ""
+        elif math.isfinite(number):
+            text = str(int(number) if number == int(number) else number)
+        if not isinstance(text, str) or not text:
+            raise ValueError(
+                f"unlabeled_category is {shown(unlabeled_category)}; expected the"
+                " text or the number that stands in the column for a cell without"
+                " a label; where a value is missing there is none anyway"
+            )
+    if not isinstance(labels_key, str) or labels_key not in obs:
+        return text
+    found = set(obs[labels_key].dropna().astype(str))
+    alike = (text, f"{text}.0", text.removesuffix(".0"))
+    return next((name for name in alike if name in found), text)
 
 # %% ../nbs/labels.ipynb #41590925
 def known_types(
@@ -68,6 +82,7 @@ def known_types(
     if not isinstance(labels_key, str) or labels_key not in adata.obs:
         get_categories(adata, labels_key, "labels_key")  # refuses
     column = adata.obs[labels_key]
+    unlabeled_category = none_in_column(adata.obs, labels_key, unlabeled_category)
     known = (
         column.notna() & (column.astype(str) != unlabeled_category)
     ).to_numpy()
@@ -210,6 +225,19 @@ def place_with_labels(
     network.type_of.copy_(type_of)
     return m, s, size
 
+# %% ../nbs/labels.ipynb #f61baeb9
+def with_types_to_train_on(
+    split: tuple[np.ndarray, np.ndarray],  # rows to train on, and held out
+    codes: np.ndarray,  # type of each cell, (N,); -1: no label
+) -> tuple[np.ndarray, np.ndarray]:
+    "The split, but that a type whose labels are all held out keeps one of them."
+    train, test = split
+    lost = np.setdiff1d(codes[test], [-1, *codes[train]])
+    first = [test[np.argmax(codes[test] == code)] for code in lost]
+    if not first:
+        return split
+    return np.union1d(train, first), np.setdiff1d(test, first)
+
 # %% ../nbs/labels.ipynb #1abe0014
 def check_room_for_types(K: int, preset: Preset, types: list[str]) -> None:
     "ValueError for a mixture that cannot hold them."
@@ -240,8 +268,8 @@ def check_each_type(
     lost = np.setdiff1d(np.arange(len(types)), codes[train_idx])
     if len(lost):
         raise ValueError(
-            f"all labelled cells of type {types[lost[0]]!r} are held out: label "
-            "more of them, or name other cells as test_idx"
+            f"all labelled cells of type {types[lost[0]]!r} are held out: name "
+            "other cells as test_idx"
         )
 
 

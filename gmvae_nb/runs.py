@@ -94,9 +94,15 @@ def run_settings(
     supervise: dict | None = None,  # labels_key and unlabeled_category
 ) -> dict:
     "What training depends on, besides the number of epochs."
-    batches = None
+    obs, batches, told = data.cells.obs, None, {}
     if batch_key is not None:
-        batches = names_sha256(data.cells.obs[batch_key].astype(str))
+        batches = names_sha256(obs[batch_key].astype(str))
+    if covariates:
+        columns = obs[[covariate.key for covariate in covariates]].astype(str)
+        told["covariates_sha256"] = names_sha256(columns.agg("\0".join, axis=1))
+    if supervise:
+        labels = obs[supervise["labels_key"]].astype(str)
+        told |= dict(supervise=supervise, supervise_sha256=names_sha256(labels))
     return dict(
         round_counts=data.round_counts,
         counts_sha256=data.sha256,
@@ -107,7 +113,7 @@ def run_settings(
         seed=seed,
         hold_out=hold_out,
         preset=asdict(preset),
-        **({"supervise": supervise} if supervise else {}),
+        **told,
     )
 
 # %% ../nbs/runs.ipynb #be6c9355
@@ -159,6 +165,8 @@ def labels_sha256(
 KINDS_OF_DATA = {  # settings that say less than these words
     "counts_sha256": "counts, cells or genes",
     "batches_sha256": "batches of the cells",
+    "covariates_sha256": "covariates of the cells",
+    "supervise_sha256": "labels to train with",
 }
 
 
@@ -216,7 +224,8 @@ def compare_settings(
     "ValueError, naming the first setting that differs."
     old, new = in_todays_terms(stored), in_todays_terms(settings)
     for key in settings:
-        not_noted = key == "batches_sha256" and key not in stored
+        # older runs note fewer sums
+        not_noted = key in KINDS_OF_DATA and key not in stored
         if not_noted or old.get(key) == new[key]:
             continue
         what = KINDS_OF_DATA.get(key, "settings")
@@ -509,10 +518,8 @@ def train_run(
     )
     labels = {}
     if supervise is not None:
-        labels = dict(
-            labels_key=supervise,
-            unlabeled_category=none_in_column(unlabeled_category),
-        )
+        none = none_in_column(data.cells.obs, supervise, unlabeled_category)
+        labels = dict(labels_key=supervise, unlabeled_category=none)
     with warnings.catch_warnings():
         # noted by read_input
         warnings.filterwarnings("ignore", "each .* has one")

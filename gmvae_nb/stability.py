@@ -7,6 +7,7 @@ __all__ = ['SEED_FILES', 'jaccard', 'cluster_stability', 'read_by_other', 'seed_
            'compare_seeds', 'data_of_run', 'try_seeds']
 
 # %% ../nbs/stability.ipynb #5eed1a05
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,12 @@ from .arguments import as_path
 from .covariates import keys_of
 from .files import check_own_files, locked_folder
 from .metrics import ari
-from .model_folder import forget_checksums, record_checksums
+
+# isort: off
+from .model_folder import first_difference, forget_checksums
+from .model_folder import read_model, record_checksums
+
+# isort: on
 from .reading import Input, fingerprint, read_input
 
 # isort: off
@@ -148,6 +154,13 @@ def data_of_run(
         raise ValueError(
             f"{file} does not hold the counts that the run was trained on: train "
             "it anew in another folder"
+        )
+    now = json.loads(json.dumps(GMVAE.load(run, cells).config()))
+    difference = first_difference(read_model(run)[0], now)
+    if difference:
+        raise ValueError(
+            f"{file} does not hold the cells that the run was trained on "
+            f"({difference}): train it anew in another folder"
         )
     return model, data._replace(cells=cells, sha256=sha256, subset=told["subset"])
 

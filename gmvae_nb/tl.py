@@ -149,9 +149,9 @@ def gmvae(
     named = {k: v if v is None else list(v) for k, v in named.items()}
     settings = dict(batch_key=batch_key, preset=preset, seed=seed, **named)
     if labels_key is not None:
-        none = none_in_column(unlabeled_category)
-        of_labels = dict(unlabeled_category=none)
-        settings |= dict(labels_key=labels_key, **of_labels)
+        of_labels = labels_key, unlabeled_category
+        none = none_in_column(data.cells.obs, *of_labels)
+        settings |= dict(labels_key=labels_key, unlabeled_category=none)
     model = GMVAE(data.cells, K, layer=data.layer, **settings)
     model.train(max_epochs, progress=progress)
     obs, obsm = annotate(model)

@@ -49,6 +49,7 @@ from .network import get_preset, mean_input, training_loss
 from .labels import allowed_components, check_each_type
 from .labels import fit_temperature, summed_by_type
 from .labels import check_room_for_types, known_types, none_in_column
+from .labels import with_types_to_train_on
 from .labels import name_clusters, place_with_labels, with_each_type
 from .reproducible import Stream, numpy_stream, own_settings
 from .reproducible import stream_seed
@@ -339,6 +340,8 @@ def _train(
                 stacklevel=2,
             )
         split = training_split(counts.shape[0], test_idx, self.seed)
+        if self.labels is not None and test_idx is None:
+            split = with_types_to_train_on(split, self.labels)
         self.train_idx, self.test_idx = split
         self._shrink_mini_batch()
     if self.types:
@@ -626,8 +629,9 @@ class GMVAE(Checkpoints):
             )
         types = []
         if labels_key is not None:
-            unlabeled_category = none_in_column(unlabeled_category)
-            types = known_types(adata, labels_key, unlabeled_category)
+            of_labels = labels_key, unlabeled_category
+            types = known_types(adata, *of_labels)
+            unlabeled_category = none_in_column(adata.obs, *of_labels)
         if K is None:
             K = max(STARTING_COMPONENTS, 2 * len(types))
         is_int = isinstance(K, (int, np.integer)) and not isinstance(K, bool)

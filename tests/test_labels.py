@@ -13,6 +13,7 @@ from gmvae_nb import annotation, tl
 from gmvae_nb.after_training import gmvae_embed
 from gmvae_nb.clusters import cluster_tree, cut_tree
 from gmvae_nb.commands import gmvae_train
+from gmvae_nb.data import training_split
 from gmvae_nb.gmvae_loss import label_cross_entropy
 from gmvae_nb.labels import (
     NONE,
@@ -23,6 +24,7 @@ from gmvae_nb.labels import (
     name_clusters,
     shares,
     tempered,
+    with_types_to_train_on,
 )
 from gmvae_nb.network import PRESETS, SMOOTHING
 from gmvae_nb.report import told_types
@@ -377,17 +379,35 @@ def test_types_of_an_earlier_run_are_not_those_of_this_one(cells):
     assert told_types(old) is None
 
 
-def test_a_number_may_stand_for_no_label(cells, tmp_path):
+@pytest.mark.parametrize("none", [-1, -1.0, "-1"])
+@pytest.mark.parametrize("kind", [int, float])
+def test_a_number_may_stand_for_no_label(cells, tmp_path, none, kind):
+    "A column of numbers with a missing value is one of floats."
     adata = cells.copy()
-    adata.obs["code"] = pd.factorize(adata.obs["mine"])[0]  # -1 where none is
-    settings = dict(labels_key="code", unlabeled_category=-1, preset=TINY, K=8)
+    adata.obs["code"] = pd.factorize(adata.obs["mine"])[0].astype(kind)  # -1 where none is
+    settings = dict(labels_key="code", unlabeled_category=none, preset=TINY, K=8)
     model = GMVAE(adata, **settings).train(1, progress=False)
-    assert model.types == ["0", "1"] and model.unlabeled_category == "-1"
+    end = ".0" if kind is float else ""
+    assert model.types == [f"0{end}", f"1{end}"] and model.unlabeled_category == f"-1{end}"
     model.save(tmp_path)
     assert GMVAE.load(tmp_path, adata).types == model.types
 
 
-@pytest.mark.parametrize("none", [None, np.nan, ["a"], True, 1.5])
+@pytest.mark.parametrize("none", [None, np.nan, ["a"], True, np.inf])
 def test_what_cannot_stand_for_no_label_is_refused(cells, none):
     with pytest.raises(ValueError, match="unlabeled_category is .*; expected the text or"):
         GMVAE(cells, labels_key="mine", unlabeled_category=none)
+
+
+def test_a_type_whose_labels_a_seed_would_hold_out_keeps_one_to_train_on(cells):
+    codes = np.array([0, 0, 1, 1, -1, 2, 2, -1])
+    split = np.array([0, 1, 4]), np.array([2, 3, 5, 6, 7])
+    train, test = with_types_to_train_on(split, codes)
+    assert train.tolist() == [0, 1, 2, 4, 5] and test.tolist() == [3, 6, 7]
+    nothing = with_types_to_train_on(split, np.array([0, 1, 0, 1, -1, 0, 0, -1]))
+    assert nothing is split
+    adata, held_out = cells.copy(), training_split(cells.n_obs, None, 0)[1]
+    adata.obs["mine"] = adata.obs["mine"].astype(object)
+    adata.obs.iloc[held_out[:3], adata.obs.columns.get_loc("mine")] = "rare"
+    model = GMVAE(adata, 12, labels_key="mine", preset=TINY).train(1, progress=False)
+    assert held_out[0] in model.train_idx and len(model.test_idx) == len(held_out) - 1

@@ -20,7 +20,7 @@ from gmvae_nb.model_folder import record_checksums, verify
 from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
-from gmvae_nb.runs import train_run
+from gmvae_nb.runs import compare_settings, train_run
 
 from hazards import SMALL, TINY, cells, no_map
 
@@ -559,3 +559,26 @@ def test_the_map_of_many_cells_is_that_of_a_sample_and_says_so(tmp_path, monkeyp
     assert "drawn at random; every other" not in " ".join(
         (tmp_path / "all/report.html").read_text().split()
     )
+
+
+@pytest.mark.parametrize("column", ["sort", "pct"])
+def test_a_sweep_of_other_labels_or_covariates_is_another(tmp_path, column):
+    adata, out = cells(), tmp_path / "s"
+    rng = np.random.default_rng(0)
+    adata.obs["sort"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    adata.obs["pct"] = rng.random(adata.n_obs)
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    words = dict(supervise="sort", continuous_covariate_keys=["pct"], batch_key="batch")
+    words |= dict(out=str(out), K=[8], max_epochs=1, quiet=True)
+    gmvae_sweep(str(tmp_path / "mine.h5ad"), **words)
+    settings = json.loads((out / "K8-seed0/run.json").read_text())["settings"]
+    adata.obs[column] = adata.obs[column].to_numpy()[::-1]
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    for repeats in (1, 2):
+        with pytest.raises(ValueError, match="K8-seed0 holds a run with other (labels|covariates)"):
+            gmvae_sweep(str(tmp_path / "mine.h5ad"), repeats=repeats, **words)
+    assert not (out / "K8-seed1").exists()
+    noted = {"supervise_sha256", "covariates_sha256"}
+    assert noted <= settings.keys()
+    older = {key: value for key, value in settings.items() if key not in noted}
+    compare_settings(out, older, settings)  # of a run that did not note them

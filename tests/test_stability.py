@@ -213,3 +213,22 @@ def test_the_command_says_what_the_tables_say(tmp_path, capsys):
     said = capsys.readouterr().out
     low, high = min(result["n_clusters"]), max(result["n_clusters"])
     assert f"{low} to {high} with 2 seeds" in said and "33% or more" in said
+
+
+@pytest.mark.parametrize("column", ["batch", "sort"])
+def test_other_batches_and_labels_than_those_that_were_trained_on_are_refused(tmp_path, column):
+    "A change of theirs would be told as a cluster that does not come again."
+    adata, run = cells(), tmp_path / "run"
+    adata.obs["sort"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    data = read_input(adata, batch_key="batch")
+    options = dict(batch_key="batch", supervise="sort", max_epochs=2, progress=False)
+    annotate_run(train_run(data, run, **options), data, run)
+    written = ad.read_h5ad(run / "annotated.h5ad")
+    written.obs["new"] = 1.0  # does no harm
+    written.write_h5ad(run / "annotated.h5ad")
+    assert len(few(run, [7]).confidence) == adata.n_obs
+    written.obs[column] = written.obs[column].astype(str).to_numpy()[::-1]
+    written.write_h5ad(run / "annotated.h5ad")
+    with pytest.raises(ValueError, match="does not hold the cells that the run was trained on"):
+        few(run, [8])
+    assert not (run / "seeds/seed8").exists()
