@@ -731,7 +731,7 @@ def test_results_that_are_not_finite_are_not_written(run, change, capsys):
     assert "is not finite" in capsys.readouterr().err
     before = (run / "annotated.h5ad").read_bytes()
     with pytest.raises(
-        FloatingPointError, match="answer for cell .* is not finite: its weights"
+        FloatingPointError, match="answer for cell .* is not finite: look whether its counts"
     ) as error:
         annotate_run(again_, data, run)
     sentence(error)

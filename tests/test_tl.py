@@ -200,3 +200,8 @@ def test_a_column_of_the_default_name_that_is_not_ours_stays():
     del adata.obs["gmvae"]
     tl.gmvae(adata, "batch", max_epochs=1, progress=False)
     tl.gmvae(adata, "batch", max_epochs=1, progress=False)  # its own may be replaced
+    del adata.uns["gmvae"]  # as where cells were joined
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)
+    adata.uns["gmvae"] = "mine"
+    with pytest.raises(ValueError, match=r"adata.uns\['gmvae'\] is there"):
+        tl.gmvae(adata, "batch", progress=False)
