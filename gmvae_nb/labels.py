@@ -53,18 +53,16 @@ def none_in_column(
 
     A number stands for itself, whether the column holds it as 1 or as 1.0.
     ValueError for what is no text and no number."""
-    text, number = unlabeled_category, unlabeled_category
+    text = unlabeled_category
+    is_number = isinstance(text, Real) and not isinstance(text, bool | np.bool_)
+    if is_number and math.isfinite(text):
+        text = str(text).removesuffix(".0")
     if not isinstance(text, str):
-        if not isinstance(number, Real) or isinstance(number, bool | np.bool_):
-            text = ""
-        elif math.isfinite(number):
-            text = str(int(number) if number == int(number) else number)
-        if not isinstance(text, str) or not text:
-            raise ValueError(
-                f"unlabeled_category is {shown(unlabeled_category)}; expected the"
-                " text or the number that stands in the column for a cell without"
-                " a label; where a value is missing there is none anyway"
-            )
+        raise ValueError(
+            f"unlabeled_category is {shown(unlabeled_category)}; expected the "
+            "text or the number that stands in the column for a cell without a "
+            "label; where a value is missing there is none anyway"
+        )
     if not isinstance(labels_key, str) or labels_key not in obs:
         return text
     found = set(obs[labels_key].dropna().astype(str))

@@ -98,8 +98,8 @@ def run_settings(
     if batch_key is not None:
         batches = names_sha256(obs[batch_key].astype(str))
     if covariates:
-        columns = obs[[covariate.key for covariate in covariates]].astype(str)
-        told["covariates_sha256"] = names_sha256(columns.agg("\0".join, axis=1))
+        columns = (obs[covariate.key].astype(str) for covariate in covariates)
+        told["covariates_sha256"] = [names_sha256(of) for of in columns]
     if supervise:
         labels = obs[supervise["labels_key"]].astype(str)
         told |= dict(supervise=supervise, supervise_sha256=names_sha256(labels))

@@ -273,15 +273,9 @@ def second_training(
 ) -> str:  # empty: there was one training
     "Which of two trainings stayed, and why, in words."
     last = history.iloc[-1].dropna() if len(history) else {}
-    if "centred_neg_elbo" in last and "halves_agree_p" not in last:
-        return (
-            "all cells are one cluster; a second training, its input centred at "
-            "the genes' means and its cells thinned, was dropped: too few cells "
-            "were held out to ask whether its clusters are more than noise"
-        )
-    if "halves_agree_p" not in last:
-        return ""
-    p = f"(p = {last['halves_agree_p']:.2g})"
+    p = ""
+    if "halves_agree_p" in last:
+        p = f"(p = {last['halves_agree_p']:.2g})"
     if "uncentred_neg_elbo" in last:
         return (
             "all cells were one cluster, so the model was trained again, its "
@@ -289,10 +283,20 @@ def second_training(
             "halves of held-out cells' counts agree on the clusters of that "
             f"model {p}, and it stays"
         )
+    if "centred_neg_elbo" not in last:
+        return ""
+    reason = (
+        "too few cells were held out to ask whether its clusters are more than "
+        "noise"
+    )
+    if p:
+        reason = (
+            "the two halves of held-out cells' counts do not agree on clusters "
+            f"of that model {p}"
+        )
     return (
         "all cells are one cluster; a second training, its input centred at the "
-        "genes' means and its cells thinned, was dropped: the two halves of "
-        f"held-out cells' counts do not agree on clusters of that model {p}"
+        f"genes' means and its cells thinned, was dropped: {reason}"
     )
 
 # %% ../nbs/schedule.ipynb #collwords

@@ -1087,8 +1087,8 @@ MUTANTS = [
     ),
     Mutant(
         "the covariates of a run in its settings",
-        'names_sha256(columns.agg("\\0".join, axis=1))',
-        "names_sha256(columns.columns)",
+        "[names_sha256(of) for of in columns]",
+        "[]",
         "tests/test_runs.py",
         "sweep_of_other_labels",
     ),
