@@ -89,8 +89,9 @@ def gmvae_seeds(
         clusters=found.clusters.to_dict(orient="records"),
         files=[str(Path(run) / name) for name in SEED_FILES],
     )
+    own = "1 cluster" if numbers[0] == 1 else f"{numbers[0]} clusters"
     lines = [
-        f"{numbers[0]} clusters; {low} to {high} with {len(numbers)} seeds, and "
+        f"{own}; {low} to {high} with {len(numbers)} seeds, and "
         f"so with the next one with a chance of {chance:.0%} or more",
         f"ARI of two seeds: {alike.min():.2f} to {alike.max():.2f}",
         found.clusters.round(2).to_string(index=False),

@@ -251,9 +251,9 @@ def summarise_run(
         note=metrics["note"],
         halves_agree_p=metrics.get("halves_agree_p"),
     )
+    found = "1 cluster" if len(sizes) == 1 else f"{len(sizes)} clusters"
     lines = [
-        f"{len(sizes)} clusters, from {model.K} components; {unsure:.1%} of the "
-        "cells are unsure"
+        f"{found}, from {model.K} components; {unsure:.1%} of the cells are unsure"
     ]
     if scores:
         known = {k: v for k, v in scores.items() if v is not None}

@@ -181,6 +181,14 @@ class GMVAEClusterer(
                 "covariates is None, but the model was fitted with "
                 f"{', '.join(told)}: give a table with these columns"
             )
+        known = self.model_.batches
+        if batch is not None and self.model_.batch_key is not None:
+            new = adata.obs["batch"].cat.categories.difference(known)
+            if len(new):
+                raise ValueError(
+                    f"batch {new[0]!r} is none that the model was fitted with "
+                    f"({', '.join(known[:5])}): name a known one for its cells"
+                )
         return question(self.model_, adata)
 
     def _cells(

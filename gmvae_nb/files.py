@@ -444,7 +444,12 @@ def file_of_model(
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{folder} has no {name}")
-    if name not in listed_files(folder):
+    if not (listed := listed_files(folder)):
+        raise ValueError(
+            f"{folder} has no list of checksums in config.json: gmvae_verify "
+            f"{folder} says how to mend that"
+        )
+    if name not in listed:
         raise ValueError(f"{path} is not of the model as it is now")
     return path
 

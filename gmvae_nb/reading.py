@@ -284,17 +284,16 @@ def check_labels(
 
 # %% ../nbs/reading.ipynb #940055ec
 def check_no_cell_is_empty(
-    counts: csr_matrix,  # (n_cells, n_genes) of the genes that were chosen
-    names: pd.Index,  # of the cells
+    empty: np.ndarray,  # rows of the cells without a count in the chosen genes
+    names: pd.Index,  # of all cells
+    n_genes: int,  # that were chosen
+    advice: str,  # what to do
 ) -> None:
     "ValueError if the choice of genes leaves a cell without a count."
-    empty = np.flatnonzero(np.diff(counts.indptr) == 0)
     if len(empty):
         raise ValueError(
             f"{len(empty):,} of {len(names):,} cells have no count in the "
-            f"{counts.shape[1]:,} chosen genes, the first is "
-            f"{names[empty[0]]!r}: raise n_top_genes, or choose more with "
-            "mask_var, or leave them out to train on all genes"
+            f"{n_genes:,} chosen genes, the first is {names[empty[0]]!r}: {advice}"
         )
 
 # %% ../nbs/reading.ipynb #dbd3e0cd
@@ -441,7 +440,11 @@ def read_input(
     keep, done = choose_genes(y, genes, batch, n_top_genes)
     if not keep.all():
         y, genes = y[:, keep], genes[keep]
-    check_no_cell_is_empty(y, adata.obs_names)
+    advice = "drop such cells"
+    if n_top_genes is not None:
+        advice = "raise n_top_genes, or leave it out to train on all genes"
+    empty = np.flatnonzero(np.diff(y.indptr) == 0)
+    check_no_cell_is_empty(empty, adata.obs_names, y.shape[1], advice)
     matrix = {"X": y} if place.layer is None else {"layers": {place.layer: y}}
     cells = AnnData(obs=adata.obs.copy(), var=pd.DataFrame(index=genes), **matrix)
     get_counts(cells, place.layer)  # no cell may be without counts now
@@ -519,7 +522,12 @@ def counts_to_train_on(
     else:
         counts = counts[:, keep]
     if not asked[seen].all():
-        for start, block in row_blocks(counts):
-            of_block = adata.obs_names[start : start + block.shape[0]]
-            check_no_cell_is_empty(block, of_block)
+        empty = [
+            start + np.flatnonzero(np.diff(block.indptr) == 0)
+            for start, block in row_blocks(counts)
+        ]
+        advice = f"choose more with {mask_var}, or leave mask_var out"
+        check_no_cell_is_empty(
+            np.concatenate(empty), adata.obs_names, len(keep), advice
+        )
     return counts, names[keep].tolist(), notes

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from gmvae_nb import annotation, commands, reading, runs
 from gmvae_nb.after_training import gmvae_embed, gmvae_metrics, gmvae_report, gmvae_table
 from gmvae_nb.commands import gmvae_demo, gmvae_sweep, gmvae_train
@@ -21,6 +22,7 @@ from gmvae_nb.network import PRESETS
 from gmvae_nb.reading import read_input
 from gmvae_nb.results import collect_runs, results_table
 from gmvae_nb.runs import compare_settings, train_run
+from gmvae_nb.train import GMVAE
 
 from hazards import SMALL, TINY, cells, no_map
 
@@ -217,6 +219,25 @@ def test_a_choice_of_genes_that_leaves_a_cell_empty_says_what_to_do(monkeypatch)
     with pytest.raises(ValueError, match="1 of 60 cells .* 'cell7': raise n_top_genes"):
         read_input(a, n_top_genes=5)
     assert read_input(a).cells.shape == (60, 30)
+    a.var["feature_types"] = np.where(np.arange(30) < 29, "Gene Expression", "Antibody Capture")
+    with pytest.raises(ValueError, match="1 of 60 cells .* 29 chosen genes.* 'cell7': drop such"):
+        read_input(a)
+
+
+def test_cells_that_a_mask_leaves_empty_are_counted_over_all_blocks_of_a_file(
+    tmp_path, monkeypatch
+):
+    a = cells(n=60, G=30)
+    y = a.X.toarray()
+    y[[7, 41]], y[[7, 41], 29] = 0, 1
+    a.X, a.var["chosen"] = sp.csr_matrix(y), np.arange(30) < 29
+    a.write_h5ad(tmp_path / "a.h5ad")
+    blocks = partial(reading.row_blocks, size=20)
+    monkeypatch.setattr(reading, "row_blocks", blocks)
+    on_disk = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    for of in (a, on_disk):
+        with pytest.raises(ValueError, match="2 of 60 cells .* 'cell7': choose more with chosen"):
+            GMVAE(of, K=2, mask_var="chosen", preset=TINY)
 
 
 def test_gene_names_are_found_beside_counts_in_raw(tmp_path):
