@@ -37,11 +37,9 @@ def gmvae_report(
     json: JSON = False,
 ):
     "Make the pages of a run again, from what is in its folder."
-    from .files import PAGE_FILES, check_own_files
     from .report import write_report
 
-    check_own_files(Path(run), PAGE_FILES, overwrite)
-    page = write_report(run, genes or ())
+    page = write_report(run, genes or (), overwrite=overwrite)
     size = page.stat().st_size
     result = dict(report=str(page), bytes=size)
     return print_result(result, f"{page} ({size / 1e6:.1f} MB)", json)
@@ -314,6 +312,10 @@ def gmvae_metrics(
     if labels_key is None and "cell_type" in adata.obs:
         labels_key = "cell_type"
     keys = (embed, batch_key or None, labels_key or None, clusters)
+    if check == "scib":
+        from .scib_check import beside_scib, check_scib
+
+        check_scib(labels_key or None)
     scores = evaluate(
         adata,
         *keys,
@@ -327,8 +329,6 @@ def gmvae_metrics(
     result = dict(file=str(file), embed=embed, note=scores.note, scores=rows)
     text = repr(scores)
     if check == "scib":
-        from .scib_check import beside_scib
-
         beside = beside_scib(scores.scores, adata, *keys)
         whole = beside.astype(object).where(beside.notna(), None)
         result["check"] = whole.to_dict("index")

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .arguments import check_whole
+
 # %% ../nbs/calibration.ipynb #241557fa
 def cluster_types(
     clusters: ArrayLike,  # of cells, (N,)
@@ -48,8 +50,9 @@ def calibration(
     """Expected calibration error (Guo et al. 2017, eq. 3) and the bins behind it.
 
     ValueError unless there is a confidence from 0 to 1 for each of at least one
-    cell, and each is right or not.
+    cell, and each is right or not; and for a number of bins that is none.
     """
+    check_whole(n_bins=n_bins)
     confidence = np.asarray(confidence, dtype=float)
     odd = ~pd.Series(right).isin([0, 1]).to_numpy()
     if odd.any():

@@ -19,6 +19,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from . import __version__
+from .arguments import as_path
 from .covariates import Covariate, covariates_of
 from .data import training_split
 from .distributed import Alone
@@ -30,7 +31,12 @@ from .reproducible import initial_weights
 from .schedule import course_of
 
 # isort: off
-from .model_folder import FORMAT, LABELS, data_sha256
+from gmvae_nb.model_folder import (
+    FORMAT,
+    LABELS,
+    check_no_other_files,
+    data_sha256,
+)
 from .model_folder import describe_model, first_difference
 from .model_folder import is_described, names_sha256
 from .model_folder import read_model, read_preset, same_history
@@ -218,7 +224,10 @@ def _save(
     self: "Checkpoints",
     folder: str | Path,  # made if need be; a model in it is replaced
 ) -> Path:  # the folder
-    "Write the model: `model.safetensors`, `config.json`, `history.csv`."
+    """Write the model: `model.safetensors`, `config.json`, `history.csv`.
+
+    ValueError for files of these names that are of no model."""
+    check_no_other_files(as_path(folder, "folder"))
     if self._first is not None:  # both, and what is needed to choose
         self._write(folder)
         return Path(folder)
@@ -239,6 +248,7 @@ def _resume(
 
     ValueError, naming what differs, for any other model: it is not replaced."""
     if not (folder / "model.safetensors").exists():
+        check_no_other_files(folder)
         return
     config, rows, state = read_model(folder)
     ways_out = "choose another folder, or overwrite=True"

@@ -85,6 +85,7 @@ def command(
                     return func(*args, **kwargs)
             take_stops()
             hold_streams()
+            os.environ["MPLBACKEND"] = "agg"  # commands draw files, no windows
             # by its own name, or as gmvae train
             called = sys.argv[0] if sys.argv[0].startswith("gmvae ") else name
             options: dict = {}

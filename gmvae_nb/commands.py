@@ -217,7 +217,7 @@ def train_and_annotate(
         log("annotating the cells: clusters, UMAP")
         obs = annotate_run(model, data, out)
         log("making the page")
-        page = write_report(out, genes)
+        page = write_report(out, genes, overwrite=options.get("overwrite", False))
     return model, obs, page
 
 # %% ../nbs/commands.ipynb #2903297b
@@ -253,7 +253,8 @@ def summarise_run(
     )
     found = "1 cluster" if len(sizes) == 1 else f"{len(sizes)} clusters"
     lines = [
-        f"{found}, from {model.K} components; {unsure:.1%} of the cells are unsure"
+        f"{found}, from {model.K} components; {unsure:.1%} of the cells are "
+        "unsure"
     ]
     if scores:
         known = {k: v for k, v in scores.items() if v is not None}

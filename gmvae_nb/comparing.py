@@ -96,19 +96,28 @@ def compare_in_file(
     file that changes while it is read."""
     import warnings
 
+    import pandas as pd
+
     from .arguments import as_path
     from .counts import find_counts
-    from .differential import differential_expression
-    from .embed import cells_for, check_is_model
+    from .differential import check_rates, differential_expression
+    from .embed import cells_for, check_is_model, check_told
     from .files import file_state
+    from .match import MIN_MATCHED, check_share
     from .reading import check_unchanged, open_data
 
     check_is_model(model)
+    check_rates(delta, fdr_target)
+    check_share(how.get("min_matched", MIN_MATCHED))
     before = file_state(as_path(path))
     with open_data(path) as (_, adata), warnings.catch_warnings(record=True) as w:
         warnings.simplefilter("always", UserWarning)
         warnings.filterwarnings("ignore", "Sparse CSR tensor support")
         names = groups_of(adata.obs, group, against, subset)
+        inside = pd.notna(names)  # the model need not know the others
+        if not inside.all():
+            adata, names = adata[inside], names[inside]
+        check_told(model, adata.obs, batch_key, how.get("map_batch"))
         place = find_counts(adata, layer, round_counts)
         cells = cells_for(model, adata, place, batch_key, gene_key)
         matched = model.match_cells(cells, **how)
@@ -143,8 +152,8 @@ DIFFERENTIAL = """examples:
       --group condition=stim --against condition=ctrl
       within one type
 
-what is written to the file --out, a row for each gene of the model, those that
-tell most first:
+what is written to the file --out, a row for each gene that model and file both
+have, those that tell most first:
   group1, group2   what was compared
   gene
   proba_de         the probability that the change is larger than --delta
@@ -189,7 +198,7 @@ def gmvae_differential(
     min_matched: LEAST_MATCHED = 0.9,
     round_counts: ROUND_COUNTS = None,
     overwrite: Param(
-        "replace the file --out, whatever it is", store_true
+        "replace the file --out, unless a model or run has it", store_true
     ) = False,
     quiet: QUIET = False,
     json: JSON = False,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_CELLS', 'SLACK', 'GroupMeans', 'group_means', 'log_fold_change', 'Shrunk', 'shrink', 'expected_fdr',
-           'found_share', 'by_number', 'group_codes', 'of_each_cell', 'name_of_group', 'differential_expression',
-           'matched', 'compare_two', 'rank_sum_p', 'split_markers', 'pseudobulk']
+           'found_share', 'by_number', 'group_codes', 'of_each_cell', 'name_of_group', 'check_rates',
+           'differential_expression', 'matched', 'compare_two', 'rank_sum_p', 'split_markers', 'pseudobulk']
 
 # %% ../nbs/differential.ipynb #22b10005
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import false_discovery_control, norm, rankdata
 from torch import Tensor
 
-from .arguments import is_whole, shown
+from .arguments import check_whole, is_whole, shown
 from .count_splitting import halve_cells
 from .counts import get_counts
 
@@ -35,6 +36,7 @@ from .covariates import settings_to_decode
 
 # isort: on
 from .data import get_categories
+from .embed import check_is_model
 from .inference import cells_in_order
 from .match import Cells, as_cells
 from .network import GMVAENetwork, cell_totals
@@ -232,6 +234,21 @@ def name_of_group(
         f"no cell is of the group {group!r}; there are {', '.join(names)}"
     )
 
+# %% ../nbs/differential.ipynb #e467998d
+def check_rates(
+    delta: Any,  # least log2 fold change that matters
+    fdr_target: Any,  # of the genes that are named
+) -> None:
+    "ValueError for what is no change of 0 or more, or no share."
+    if not isinstance(delta, Real) or not 0 <= delta < math.inf:
+        raise ValueError(
+            f"delta is {shown(delta)}; expected a log2 fold change of 0 or more"
+        )
+    if not isinstance(fdr_target, Real) or not 0 < fdr_target < 1:
+        raise ValueError(
+            f"fdr_target is {shown(fdr_target)}; expected a share between 0 and 1"
+        )
+
 # %% ../nbs/differential.ipynb #b146e794
 def differential_expression(
     model: GMVAE,
@@ -250,22 +267,19 @@ def differential_expression(
 ) -> pd.DataFrame:
     """Genes that differ between groups of cells, those that tell most first.
 
-    One row for each group and gene: group1, group2, gene, proba_de (that the
-    change is larger than delta), lfc and lfc_std (log2 fold change, shrunken),
-    lfc_measured, mean1 and mean2 (expected counts of 10,000 of a cell), found1
-    and found2 (shares of cells with the gene), score, fdr (the false discovery
-    rate if this gene and all more probable ones are named), and is_de: it is
-    among those named at the false discovery rate that is asked for.
+    One row for each group and each of the model's genes that the cells have:
+    group1, group2, gene, proba_de (that the change is larger than delta), lfc
+    and lfc_std (log2 fold change, shrunken), lfc_measured, mean1 and mean2
+    (expected counts of 10,000 of a cell), found1 and found2 (shares of cells
+    with the gene), score, fdr (the false discovery rate if this gene and all
+    more probable ones are named), and is_de: it is among those named at the
+    false discovery rate that is asked for.
     The groups must not have been made of these counts; for the model's own
     clusters `split_markers` gives honest p values. ValueError for a group that
     is not there or has no cells. A UserWarning for groups without a batch in
     common. Boyeau et al. 2019; Stephens 2017."""
-    are_numbers = isinstance(delta, Real) and isinstance(fdr_target, Real)
-    if not (are_numbers and delta >= 0 and 0 < fdr_target < 1):
-        raise ValueError(
-            f"delta is {shown(delta)} and fdr_target {shown(fdr_target)}; "
-            "expected a change of 0 or more, and a share between 0 and 1"
-        )
+    check_rates(delta, fdr_target)
+    check_is_model(model)
     cells = matched(model, adata)
     if groupby is None:
         groupby = np.asarray(model.predict(cells)).astype(str)
@@ -330,7 +344,7 @@ def compare_two(
     pair: np.ndarray,  # 0 and 1 for the groups, -1 for other cells, (N,)
     settings: Sequence[Setting],  # to decode as
     delta: float,
-) -> pd.DataFrame:  # a row for each gene, in the model's order
+) -> pd.DataFrame:  # a row for each gene that the cells have, in its order
     "The first group over the second."
     rng, rows = numpy_stream(model.seed, Stream.SAMPLE), []
     for k in (0, 1):
@@ -349,17 +363,19 @@ def compare_two(
     looked_at = np.sort(np.concatenate(rows))
     with own_settings():
         means = group_means(model.network, cells, pair, settings, looked_at)
-    lfc, error = log_fold_change(means, 0, 1)
+    there = cells.genes.position >= 0  # of the others the decoder alone speaks
+    lfc, error = (of[there] for of in log_fold_change(means, 0, 1))
     shrunk = shrink(lfc, SLACK * error, delta)
-    found = [found_share(cells.counts[r]) for r in rows]
+    share = 1e4 * means.share[:, there]
+    found = [found_share(cells.counts[r])[there] for r in rows]
     columns = dict(
-        gene=model.genes,
+        gene=np.asarray(model.genes)[there],
         proba_de=shrunk.proba,
         lfc=shrunk.mean,
         lfc_std=shrunk.std,
         lfc_measured=lfc,
-        mean1=1e4 * means.share[0],
-        mean2=1e4 * means.share[1],
+        mean1=share[0],
+        mean2=share[1],
         found1=found[0],
         found2=found[1],
         score=shrunk.mean * np.abs(found[0] - found[1]),
@@ -405,10 +421,8 @@ def split_markers(
     (shares of cells with the gene, in half the counts), score. Exact only for
     cells that the model was not trained on. ValueError without such cells, if
     they are all of one cluster, or if no cluster has `min_cells`."""
-    if not is_whole(min_cells) or min_cells < 1:
-        raise ValueError(
-            f"min_cells is {shown(min_cells)}; expected a whole number, 1 or more"
-        )
+    check_whole(min_cells=min_cells)
+    check_is_model(model)
     rows, test = None, model.test_idx
     cells = matched(model, adata)
     if adata is None:
@@ -420,7 +434,13 @@ def split_markers(
     with own_settings():
         first, second, _ = halve_cells(model.network, cells, model.seed, rows)
     assign = assign or (lambda half: model.predict_proba(half).argmax(1))
-    cluster, y = assign(first), csr_matrix(second.counts)
+    cluster, there = np.asarray(assign(first)), cells.genes.position >= 0
+    y, genes = csr_matrix(second.counts)[:, there], np.asarray(model.genes)[there]
+    if cluster.shape != (y.shape[0],):
+        raise ValueError(
+            f"assign gave an array of shape {cluster.shape}; expected a cluster "
+            f"for each of {y.shape[0]:,} cells"
+        )
     batch = batch_of(torch.from_numpy(second.batch)).numpy()
     if (cluster == cluster[:1]).all():
         raise ValueError(
@@ -445,7 +465,7 @@ def split_markers(
         means = [np.asarray(part.sum(0)).ravel() / part.sum() for part in parts]
         lfc = np.log2(means[0] + eps) - np.log2(means[1] + eps)
         p = np.concatenate(ps)
-        columns = dict(cluster=str(k), gene=model.genes, p=p)
+        columns = dict(cluster=str(k), gene=genes, p=p)
         columns |= dict(q=false_discovery_control(p), lfc=lfc)
         columns |= dict(found1=found[0], found2=found[1])
         columns |= dict(score=lfc * np.abs(found[0] - found[1]))
@@ -473,8 +493,15 @@ def pseudobulk(
     obs has the two keys, n_cells, and the columns to keep. ValueError for a key
     that is not there, for a column that differs within a sample, and if no sum
     has `min_cells`."""
-    if isinstance(keep, str):
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise ValueError(f"keep is {keep!r}; expected a list of columns of obs")
+    keep = list(keep)
+    check_whole(min_cells=min_cells)
+    if "n_cells" in (sample_key, groupby, *keep):
+        raise ValueError(
+            "a column is named 'n_cells', where the number of cells of each sum "
+            "goes: give it another name"
+        )
     counts = csr_matrix(get_counts(adata, layer, allow_empty_genes=True))
     columns = {}
     for name in (sample_key, groupby, *keep):

@@ -8,12 +8,14 @@ __all__ = ['kbet_pvalues', 'diffusion_neighbours', 'kbet', 'kbet_by_cell']
 # %% ../nbs/kbet.ipynb #fde92290
 from collections.abc import Callable
 from functools import cache
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
+from .arguments import shown
 from .machine_code import kept_on_disk
 
 # isort: off
@@ -226,6 +228,10 @@ def kbet_by_cell(
 
     1 or 0, NaN for a cell that was not tested.
     """
+    if not isinstance(alpha, Real) or not 0 < alpha < 1:
+        raise ValueError(
+            f"alpha is {shown(alpha)}; expected a level between 0 and 1"
+        )
     X = checked_embedding(X)
     codes, names = integer_codes(labels, len(X), "labels")
     batch, _ = integer_codes(batch, len(X), "batch")

@@ -22,11 +22,12 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
-from .arguments import check_seed, check_texts, is_whole, shown
 from .kbet import kbet, kbet_by_cell
 from .progress import Progress
 
 # isort: off
+from .arguments import check_seed, check_texts, check_whole
+from .arguments import is_whole, shown
 from .neighbors import RESOLUTIONS, Embedding, Neighbors
 from .neighbors import checked_embedding, distance_sums, integer_codes
 from .neighbors import remark_on_spread
@@ -200,6 +201,8 @@ def _isolated_widths(s, codes, batch) -> np.ndarray:
 def _codes_of_both(labels, clusters) -> tuple[np.ndarray, np.ndarray]:
     "Labels and clusters of the same cells as codes. ValueError for missing ones."
     n = len(labels)
+    if not n:
+        raise ValueError("there are no cells: nothing to compare")
     codes, _ = integer_codes(labels, n, "labels")
     return codes, integer_codes(clusters, n, "clusters")[0]
 
@@ -418,6 +421,7 @@ def bootstrap(
 
     (NaN, NaN) if no cell has a number. ValueError for a missing group.
     """
+    check_whole(n_boot=n_boot)
     values = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(values)
     codes = np.zeros(len(values), dtype=int)
@@ -454,6 +458,7 @@ def bootstrap_clusters(
     """
     from scipy.special import entr
 
+    check_whole(n_boot=n_boot)
     codes = _codes_of_both(labels, clusters)
     n, rng = len(codes[0]), np.random.default_rng(seed)
     table = pd.crosstab(*codes).to_numpy()
@@ -914,8 +919,10 @@ def baselines(
     "shuffled" is the embedding with batches shuffled within each label: its
     batch scores are what perfect mixing comes to, its other scores are those of
     the embedding. Cells without a label are left out. ValueError as for
-    `evaluate`.
+    `evaluate`, and without a column of batches or of labels.
     """
+    if batch_key is None or labels_key is None:
+        raise ValueError("batches are shuffled within labels: name both columns")
     keys = dict(batch_key=batch_key, labels_key=labels_key, baseline=baseline)
     keys |= dict(seed=seed, progress=progress)
     rows = {}

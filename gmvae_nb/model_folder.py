@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'MAY_DIFFER', 'LABELS', 'ADDED_SETTINGS', 'ADDED_TENSORS', 'KINDS', 'MOST_HEADER', 'MOST_SPARSE', 'DAMAGE',
            'model_digest', 'weights_sha256', 'names_sha256', 'data_sha256', 'first_difference', 'without_seconds',
-           'same_history', 'write_model', 'describe_model', 'read_config', 'is_described', 'record_checksums',
-           'forget_checksums', 'expected_tensors', 'read_preset', 'check_config', 'check_tensors', 'check_model',
-           'read_header', 'check_size', 'read_model', 'epoch_seconds', 'checksum', 'describe_again', 'mend',
-           'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files', 'is_same_as_written', 'unlisted_model',
-           'made_by_command', 'missing_list', 'unlike_written', 'unlike_history', 'trusted_checksums', 'damaged_run',
-           'notes_on_files', 'verify']
+           'same_history', 'check_no_other_files', 'write_model', 'describe_model', 'read_config', 'is_described',
+           'record_checksums', 'forget_checksums', 'expected_tensors', 'read_preset', 'check_config', 'check_tensors',
+           'check_model', 'read_header', 'check_size', 'read_model', 'epoch_seconds', 'checksum', 'describe_again',
+           'mend', 'how_to_mend', 'listed_checksums', 'files_are_whole', 'check_files', 'is_same_as_written',
+           'unlisted_model', 'made_by_command', 'missing_list', 'unlike_written', 'unlike_history', 'trusted_checksums',
+           'damaged_run', 'notes_on_files', 'verify']
 
 # %% ../nbs/model_folder.ipynb #f662437d
 import hashlib
@@ -35,7 +35,7 @@ from .covariates import covariates_of
 
 # isort: off
 from .files import LOCK_FILE, MOST_TEXT, check_regular, holds_run
-from .files import is_as_written, is_temporary, sha256_of
+from .files import is_as_written, is_temporary, listed_files, sha256_of
 from .files import write_atomically, write_checked_json
 
 # isort: on
@@ -165,6 +165,26 @@ def same_history(
     "Whether two histories are the same, but for time and for another training."
     apart = "centred_neg_elbo", "uncentred_neg_elbo", "halves_agree_p"
     return without_seconds(rows, *apart) == without_seconds(others, *apart)
+
+# %% ../nbs/model_folder.ipynb #3a3556a0
+def check_no_other_files(
+    folder: Path,  # that a model is going to be written to
+) -> None:
+    "ValueError for files with the names of a model's that are of no model."
+    weights = folder / "model.safetensors"
+    if weights.name in listed_files(folder):
+        return  # config.json is a model's
+    try:
+        header = read_header(weights)
+        of_model = "gmvae_nb" in header["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        of_model = False
+    for name in (weights.name, "config.json", "history.csv"):
+        if not of_model and (folder / name).exists():
+            raise ValueError(
+                f"{folder / name} was not written with a model, and would be "
+                "replaced: choose another folder, or move it away"
+            )
 
 # %% ../nbs/model_folder.ipynb #cb40b653
 def write_model(

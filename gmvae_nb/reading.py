@@ -31,7 +31,7 @@ from .counts import gene_features, get_counts
 from .data import get_categories, load_data
 
 # isort: on
-from .arguments import check_texts, is_whole
+from .arguments import check_texts, check_whole
 from .files import file_state, sha256_of
 from .h5ad import check_fits, open_h5ad
 
@@ -85,10 +85,7 @@ def variable_genes(
     import scanpy as sc
 
     n_cells, n_genes = counts.shape
-    if not is_whole(n_top_genes) or n_top_genes < 1:
-        raise ValueError(
-            f"n_top_genes is {n_top_genes!r}; expected a whole number, 1 or more"
-        )
+    check_whole(n_top_genes=n_top_genes)
     if n_top_genes >= n_genes:
         return np.ones(n_genes, dtype=bool)
     if batch is None:
@@ -293,7 +290,8 @@ def check_no_cell_is_empty(
     if len(empty):
         raise ValueError(
             f"{len(empty):,} of {len(names):,} cells have no count in the "
-            f"{n_genes:,} chosen genes, the first is {names[empty[0]]!r}: {advice}"
+            f"{n_genes:,} chosen genes, the first is {names[empty[0]]!r}: "
+            f"{advice}"
         )
 
 # %% ../nbs/reading.ipynb #dbd3e0cd

@@ -40,8 +40,8 @@ from .drawing import on_map, palette, png
 # isort: on
 
 # isort: off
-from .files import PAGE_FILES, locked_folder, nan_for_null
-from .files import write_atomically
+from .files import PAGE_FILES, check_own_files, locked_folder
+from .files import nan_for_null, write_atomically
 # isort: on
 
 # isort: off
@@ -501,15 +501,19 @@ def cluster_table(
 def write_report(
     out: str | Path,  # the folder of a finished run
     genes: str | Sequence[str] = (),  # that can colour the maps of explore.html
+    *,
+    overwrite: bool = False,  # files of these names that no run has made
 ) -> Path:  # report.html in it
     """Write clusters.csv, markers.csv, report.html and explore.html.
 
-    ValueError if the folder holds no finished run, or its file no such gene.
+    ValueError if the folder holds no finished run, or its file no such gene, and
+    for a file of these names that no run has made.
     """
     from .explorer import explore_page, explore_values, find_genes
 
     out = as_path(out, "out")
     read_run_json(out / "run.json")  # a folder that is none is not made
+    check_own_files(out, PAGE_FILES, overwrite)
     with locked_folder(out) as lock:
         report = read_report_input(out)
         counts, names = report_counts(report)

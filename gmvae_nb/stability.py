@@ -26,6 +26,7 @@ from .model_folder import first_difference, forget_checksums
 from .model_folder import read_model, record_checksums
 
 # isort: on
+from .neighbors import integer_codes
 from .reading import Input, fingerprint, read_input
 
 # isort: off
@@ -41,8 +42,11 @@ def jaccard(
     a: ArrayLike,  # cluster of each cell, (N,)
     b: ArrayLike,  # by another run
 ) -> pd.DataFrame:  # clusters of a times clusters of b, from 0 to 1
-    "The share of cells that two clusters have in common (eq-stability-jaccard)."
-    both = pd.crosstab(np.asarray(a), np.asarray(b))
+    """The share of cells that two clusters have in common (eq-stability-jaccard).
+
+    ValueError for a missing cluster, and for runs of other numbers of cells."""
+    coded = [integer_codes(of, len(a), "clusters") for of in (a, b)]
+    both = pd.crosstab(*(names[codes] for codes, names in coded))
     either = np.add.outer(both.sum(1).to_numpy(), both.sum(0).to_numpy()) - both
     return both / either
 
@@ -183,19 +187,18 @@ def try_seeds(
     (barcode, cluster, confidence, seed_confidence). ValueError for a seed that
     is the run's own, and if the run's cells are not there any more."""
     run = as_path(run, "run")
-    model, data = data_of_run(run)
     told = read_run_json(run / "run.json")
-    if seeds is None:
-        seeds = model.seed + 1, model.seed + 2
-    seeds = list(dict.fromkeys(seeds))
-    if not seeds or model.seed in seeds:
+    own = told["settings"]["seed"]
+    seeds = list(dict.fromkeys((own + 1, own + 2) if seeds is None else seeds))
+    if not seeds or own in seeds:
         raise ValueError(
             f"seeds are {seeds}; expected one or more that are not the run's "
-            f"own, which is {model.seed}"
+            f"own, which is {own}"
         )
     for seed in seeds:
         check_numbers(None, seed)
     check_own_files(run, SEED_FILES, overwrite)
+    model, data = data_of_run(run)
     named = told["preset_name"] != "custom"
     supervision = {}
     if model.types:

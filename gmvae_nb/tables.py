@@ -57,8 +57,11 @@ def read_table(
     path: str | Path,  # from write_table
     **options: object,  # of pandas.read_csv
 ) -> pd.DataFrame:
-    "The table as it was."
-    table = pd.read_csv(path, **options)
+    """The table as it was, but for empty texts and for texts that are numbers.
+
+    The first are missing, the others are numbers, unless `dtype` says `str`."""
+    as_written = dict(keep_default_na=False, na_values=[""])  # "NA" is a name
+    table = pd.read_csv(path, **{**as_written, **options})
     for i, dtype in enumerate(table.dtypes):
         if not is_numeric_dtype(dtype):
             table.isetitem(i, table.iloc[:, i].map(original_text))

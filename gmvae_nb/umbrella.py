@@ -47,7 +47,7 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = ["commands:"]
     for name, function in COMMANDS.items():
-        does = function.__doc__.partition("\n")[0]
+        does = (function.__doc__ or "").partition("\n")[0]  # none with -OO
         lines.append(f"  {name.replace('_', ' ', 1):<{width}}  {does}")
     return "\n".join(lines)
 

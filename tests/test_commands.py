@@ -788,7 +788,7 @@ def test_dry_run_keeps_its_memory(mine, trained):
     assert 0.6 * stated < taken < 1.2 * stated, (taken, stated)
 
 
-def test_scores_stand_beside_those_of_scib(shell, mine):
+def test_scores_stand_beside_those_of_scib(shell, mine, monkeypatch):
     a = ad.read_h5ad(mine)
     a.obsm["X_pca"] = np.random.default_rng(0).normal(size=(a.n_obs, 3)) + a.X[:, :3].toarray()
     a.write_h5ad(mine.parent / "embedded.h5ad")
@@ -804,7 +804,11 @@ def test_scores_stand_beside_those_of_scib(shell, mine):
     failed = set(found["check"]) - set(compared)
     assert failed == ({"graph_connectivity"} if pd.__version__ >= "3" else set())
     assert all("scib fails here" in found["check"][name]["note"] for name in failed)
+    monkeypatch.setattr("gmvae_nb.metrics.evaluate", None)  # it is not come to
     code, _, err = shell(
         "gmvae_metrics", mine.parent / "embedded.h5ad", *words[:-4], *words[-2:], "--labels_key", ""
     )
     assert code == 2 and "scib compares labels, and there are none" in err
+    monkeypatch.setattr("gmvae_nb.scib_check.find_spec", lambda name: None)
+    code, _, err = shell("gmvae_metrics", mine.parent / "embedded.h5ad", *words)
+    assert code == 2 and "scib is not installed" in err

@@ -9,10 +9,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gmvae_nb import counts
 from gmvae_nb.comparing import gmvae_differential
 from gmvae_nb.differential import differential_expression
 from gmvae_nb.tables import read_table
 from gmvae_nb.train import GMVAE
+from scipy.sparse import csr_matrix
 
 from hazards import SMALL, cells
 
@@ -137,3 +139,36 @@ def test_a_shell_gets_codes_and_a_sentence(run, tmp_path, monkeypatch, capsys):
         patch.setattr("gmvae_nb.files.file_state", lambda path: next(states))
         code, out, said = call(*given, "cell_type=type0")
     assert code == 4 and "was changed or replaced while it was read" in said
+
+
+def test_cells_outside_the_subset_may_be_such_as_the_model_does_not_know(run, tmp_path):
+    folder, _, _ = run
+    theirs = ad.read_h5ad(folder / "mine.h5ad")
+    words = dict(group="cell_type=type0", subset="kept=yes")
+    theirs.obs["kept"] = np.where(np.arange(240) < 150, "yes", "no")
+    theirs[:150].copy().write_h5ad(tmp_path / "part.h5ad")
+    theirs.obs["batch"] = np.where(theirs.obs["kept"] == "no", "new", theirs.obs["batch"])
+    y = theirs.X.toarray()
+    y[200] = 0
+    theirs.X = csr_matrix(y)
+    theirs.write_h5ad(tmp_path / "all.h5ad")
+    tables = [
+        table_of((folder,), tmp_path / f"{name}.csv", tmp_path / f"{name}.h5ad", **words)
+        for name in ("part", "all")
+    ]
+    pd.testing.assert_frame_equal(tables[0][0], tables[1][0])
+    assert tables[0][1]["cells1"] == tables[1][1]["cells1"]
+    del words["subset"]
+    with pytest.raises(ValueError, match="'new' was not trained on"):
+        table_of((folder,), tmp_path / "t.csv", tmp_path / "all.h5ad", **words)
+
+
+def test_what_is_refused_is_refused_before_counts_are_looked_at(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "find_counts", None)
+    theirs = ad.read_h5ad(run[0] / "mine.h5ad")
+    theirs.obs["batch"] = "new"
+    theirs.write_h5ad(tmp_path / "new.h5ad")
+    odd = [dict(delta=-1.0), dict(fdr_target=5.0), dict(min_matched=2.0), dict(batch_key="nope")]
+    for words in (*odd, dict(data=tmp_path / "new.h5ad")):
+        with pytest.raises(ValueError, match="expected|not a column|not trained on"):
+            table_of(run, tmp_path / "t.csv", **{"group": "cell_type=type0", **words})

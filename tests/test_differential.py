@@ -186,7 +186,7 @@ def test_what_cannot_be_compared_is_told(trained, tmp_path):
         (dict(groupby="cell_type", group1="type0", group2="type0"), "expected two groups"),
         (dict(groupby="cell_type", group1="B"), "no cell is of the group 'B'"),
         (dict(groupby="cell_type", transform_batch="9"), "batches: 0, 1"),
-        (dict(groupby="cell_type", fdr_target=5), "fdr_target 5"),
+        (dict(groupby="cell_type", fdr_target=5), "fdr_target is 5"),
         (dict(groupby="cell_type", delta="1"), "delta is '1'"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -268,3 +268,40 @@ def test_one_cluster_has_nothing_to_be_compared_with(trained):
             split_markers(trained[0], min_cells=bad)
     with pytest.raises(ValueError, match="are of one cluster"):
         split_markers(trained[0], assign=lambda half: np.zeros(half.counts.shape[0], int))
+
+
+def test_genes_that_the_cells_do_not_have_are_not_compared(trained):
+    model, adata = trained
+    some = adata[:, 6:].copy()
+    matched = model.match_cells(some, min_matched=0.5)
+    group = np.repeat(["a", "b"], 100)
+    table = de(model, matched, group)
+    assert set(table["gene"]) == set(some.var_names)
+    whole = de(model, adata, group).set_index(["group1", "gene"])
+    found = table.set_index(["group1", "gene"])["found1"]
+    np.testing.assert_array_equal(found, whole.loc[found.index, "found1"])
+    markers = split_markers(model, matched, assign=lambda half: np.repeat([0, 1], 100))
+    assert set(markers["gene"]) == set(some.var_names)
+
+
+def test_what_cannot_be_compared_is_told_in_a_sentence(trained, monkeypatch):
+    model, adata = trained
+    for short in ([0, 1], np.zeros((200, 1))):
+        with pytest.raises(ValueError, match="assign gave .* expected a cluster for each of 200"):
+            split_markers(model, adata, assign=lambda half, short=short: short)
+    assert len(split_markers(model, adata, assign=lambda half: [0, 1] * 100)) == 60
+    with pytest.raises(ValueError, match="expected a GMVAE, found str"):
+        de("run", adata, "batch")
+    with pytest.raises(ValueError, match="expected a GMVAE, found str"):
+        split_markers("run", adata)
+    counted = adata.copy()
+    counted.obs["n_cells"] = 1.0
+    with pytest.raises(ValueError, match="a column is named 'n_cells'"):
+        pseudobulk(counted, "batch", "cell_type", keep=["n_cells"])
+    for odd, said in (dict(keep=None), "a list"), (dict(min_cells="x"), "whole"):
+        with pytest.raises(ValueError, match=said):
+            pseudobulk(adata, "batch", "cell_type", **odd)
+    monkeypatch.setattr(differential, "matched", None)
+    for odd in (dict(delta="1"), dict(delta=-1), dict(delta=np.inf), dict(fdr_target=1)):
+        with pytest.raises(ValueError, match=f"^{next(iter(odd))} is .*; expected a"):
+            de(model, adata, "batch", **odd)

@@ -766,3 +766,24 @@ def test_a_seed_that_k_means_does_not_take_is_refused_before_training(finished, 
 def test_a_share_of_genes_is_a_share(run, share):
     with pytest.raises(ValueError, match="min_matched is .*expected a share from 0 to 1"):
         embed_file(GMVAE.load(run), run.parent / "mine.h5ad", run / "x.h5ad", min_matched=share)
+
+
+def test_a_model_replaces_no_files_of_its_names_that_are_of_no_model(tmp_path):
+    m = model()
+    for name in ("config.json", "history.csv", "model.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text('{"mine": 1}')
+        with pytest.raises(ValueError, match=f"{name} was not written with a model"):
+            m.save(folder)
+        with pytest.raises(ValueError, match=f"{name} "):
+            model().train(1, out=folder, progress=False)
+        assert (folder / name).read_text() == '{"mine": 1}'
+        assert {path.name for path in folder.iterdir()} <= {name, LOCK_FILE}
+    kept = m.save(tmp_path / "own")
+    for lost in ("config.json", "model.safetensors", "history.csv"):
+        (kept / lost).unlink()
+        m.save(kept)  # what is left is of a model
+        assert not verify(kept)["notes"]
+    model().train(1, out=tmp_path / "config.json", overwrite=True, progress=False)
+    assert verify(tmp_path / "config.json")

@@ -15,7 +15,7 @@ from gmvae_nb import metrics as m
 from gmvae_nb import neighbors as nb
 from gmvae_nb.after_training import gmvae_metrics
 from gmvae_nb.calibration import calibration, cluster_types
-from gmvae_nb.kbet import diffusion_neighbours, kbet_by_cell, kbet_pvalues
+from gmvae_nb.kbet import diffusion_neighbours, kbet, kbet_by_cell, kbet_pvalues
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -1083,3 +1083,21 @@ def test_a_collapsed_embedding_is_said_to_be_one_beside_its_scores(shape, words,
     cells.obs.loc["c0", "cell_type"] = None  # both notes, if there are two
     note = m.evaluate(cells, progress=False).note
     assert "59 of 60 cells" in note and (words is None or "collapsed" in note)
+
+
+def test_a_number_that_cannot_be_is_refused():
+    X, labels = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+    for alpha in (0, 1, 2, -1, "0.05", np.nan):
+        with pytest.raises(ValueError, match="alpha is .* expected a level between 0 and 1"):
+            kbet(X, labels, labels, alpha=alpha)
+    for score in (m.ari, m.nmi):
+        with pytest.raises(ValueError, match="there are no cells"):
+            score([], [])
+    for n_boot in (0, 1.5):
+        with pytest.raises(ValueError, match="n_boot is .* 1 or more"):
+            m.bootstrap([1.0, 2], n_boot=n_boot)
+        with pytest.raises(ValueError, match="n_boot is .* 1 or more"):
+            m.bootstrap_clusters(labels, labels, n_boot=n_boot)
+    for keys in (dict(batch_key=None), dict(labels_key=None)):
+        with pytest.raises(ValueError, match="name both columns"):
+            m.baselines(None, **keys)

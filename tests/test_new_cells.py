@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gmvae_nb import embed
 from gmvae_nb.counts_on_disk import CountsOnDisk, take_genes
 from gmvae_nb.embed import embed_file
 from gmvae_nb.h5ad import open_h5ad
@@ -411,3 +412,47 @@ def test_none_of_the_genes_is_told_as_such(model):
     way = r"not one .*gene_key='symbol', or .*adata.var_names = adata.var\['symbol'\]"
     with pytest.raises(ValueError, match=way):
         model.match_cells(strange, min_matched=0)
+
+
+def test_what_is_refused_is_refused_before_the_file_is_read_through(model, tmp_path, monkeypatch):
+    for name in ("sha256_of", "find_counts"):
+        monkeypatch.setattr(embed, name, None)
+    new = simulated()
+    new.write_h5ad(tmp_path / "new.h5ad")
+    new.obs["batch"] = "unseen"
+    new.write_h5ad(tmp_path / "unseen.h5ad")
+    (tmp_path / "theirs.h5ad").write_text("theirs")
+    for name, words, said in (
+        ("new", dict(min_matched=2), "expected a share from 0 to 1"),
+        ("new", dict(min_matched="0.5"), "expected a share from 0 to 1"),
+        ("new", dict(batch_key="nope"), "not a column"),
+        ("new", dict(target="theirs.h5ad"), "was not written by gmvae_embed"),
+        ("unseen", {}, "'unseen' was not trained on"),
+    ):
+        words = {"target": "out.h5ad", **words}
+        target = tmp_path / words.pop("target")
+        with pytest.raises(ValueError, match=said):
+            embed_file(model, tmp_path / f"{name}.h5ad", target, **words)
+    assert (tmp_path / "theirs.h5ad").read_text() == "theirs"
+
+
+def test_the_run_of_another_model_is_refused(model, tmp_path):
+    simulated().write_h5ad(tmp_path / "new.h5ad")
+    other = GMVAE(simulated(), K=3, batch_key="batch", preset=model.preset, seed=1)
+    other.train(1, progress=False).save(tmp_path / "other")
+    args = model, tmp_path / "new.h5ad", tmp_path / "out.h5ad"
+    with pytest.raises(ValueError, match="another state of the model than the one in memory"):
+        embed_file(*args, run=tmp_path / "other")
+    assert not args[2].exists()
+    model.save(tmp_path / "own")
+    assert embed_file(*args, run=tmp_path / "own")["map"].startswith("none: ")
+
+
+def test_one_file_under_two_names_is_not_both_copy_and_table(model, tmp_path):
+    simulated().write_h5ad(tmp_path / "new.h5ad")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for csv in ("link/out.h5ad", "there/../there/out.h5ad"):
+        with pytest.raises(ValueError, match="give them two names"):
+            target = tmp_path / "there/out.h5ad"
+            embed_file(model, tmp_path / "new.h5ad", target, csv=tmp_path / csv)

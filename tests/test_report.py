@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -463,3 +464,14 @@ def test_markers_are_of_the_matrix_that_was_trained_on(tmp_path):
     layer = read_input(adata, batch_key="batch", layer="counts")
     describe = layer_of_run(dict(where=layer.where, layer=layer.layer))
     assert describe == "counts"
+
+
+def test_a_page_replaces_no_file_that_no_run_has_made(page, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(page[2], run)
+    (run / "clusters.csv").write_text("mine")
+    with pytest.raises(ValueError, match="clusters.csv was not written by a run"):
+        write_report(run)
+    assert (run / "clusters.csv").read_text() == "mine"
+    write_report(run, overwrite=True)
+    assert read_table(run / "clusters.csv")["barcode"].size

@@ -232,3 +232,18 @@ def test_other_batches_and_labels_than_those_that_were_trained_on_are_refused(tm
     with pytest.raises(ValueError, match="does not hold the cells that the run was trained on"):
         few(run, [8])
     assert not (run / "seeds/seed8").exists()
+
+
+def test_a_cell_without_a_cluster_is_refused_and_not_left_out():
+    for a, b in ((["a", "a", None], [1, 1, 1]), ([1, 1, 1], np.array([1.0, np.nan, 1]))):
+        with pytest.raises(ValueError, match="clusters is missing .* in 1 of 3 cells"):
+            jaccard(a, b)
+    with pytest.raises(ValueError, match="one value per cell"):
+        cluster_stability([0, 0, 1], [[0, 1]])
+
+
+def test_seeds_are_looked_at_before_the_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("gmvae_nb.stability.data_of_run", None)
+    (tmp_path / "run.json").write_text('{"settings": {"seed": 3}}')
+    with pytest.raises(ValueError, match="not the run's own, which is 3"):
+        try_seeds(tmp_path, [3])

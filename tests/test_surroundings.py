@@ -22,6 +22,7 @@ except ImportError:
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-m", "gmvae_nb"]
+TEXT = dict(text=True, capture_output=True)
 posix = pytest.mark.skipif(pty is None, reason="needs a terminal of POSIX")
 
 
@@ -123,6 +124,15 @@ def test_a_command_runs_without_home_programs_terminal_and_UTF_8(file, tmp_path,
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
     assert b"Traceback" not in done.stderr and b"\r" not in done.stderr and done.stdout
     assert os.listdir(tmp_path) == ["no programs"]
+
+
+def test_a_command_bears_another_backend_of_matplotlib_and_python_without_docstrings(tmp_path):
+    env = {**os.environ, "MPLBACKEND": "none such", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-OO", "-m", "gmvae_nb"]
+    for words, code, said in (([], 0, "gmvae train"), (["table", "there"], 2, "no metrics.json")):
+        done = subprocess.run([*command, *words], cwd=tmp_path, env=env, **TEXT)
+        assert done.returncode == code and said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr and "backend" not in done.stderr
 
 
 @posix
