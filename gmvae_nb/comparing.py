@@ -152,8 +152,8 @@ DIFFERENTIAL = """examples:
       --group condition=stim --against condition=ctrl
       within one type
 
-what is written to the file --out, a row for each gene that model and file both
-have, those that tell most first:
+what is written to the file --out, a row for each gene of the model that has a
+count in these cells, those that tell most first:
   group1, group2   what was compared
   gene
   proba_de         the probability that the change is larger than --delta
@@ -161,9 +161,10 @@ have, those that tell most first:
   lfc_measured     the same before it was shrunken
   mean1, mean2     expected counts of 10,000 of a cell, the same batches in both
   found1, found2   shares of the cells with the gene
-  score            lfc times the difference of these shares: the order of the rows
+  score            lfc times the size of the difference of these shares
   fdr              share of wrong ones if it and all more probable are named
-  is_de            whether fdr is at most --fdr_target
+  is_de            fdr is at most --fdr_target, and proba_de above 0.5; these
+                   come first, and the largest score, up or down
 
 The groups must not have been found in the same counts, as gmvae_cluster was.
 exit codes: 0 done, 2 file or options cannot be used, 4 a file cannot be read or

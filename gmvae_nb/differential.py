@@ -267,13 +267,14 @@ def differential_expression(
 ) -> pd.DataFrame:
     """Genes that differ between groups of cells, those that tell most first.
 
-    One row for each group and each of the model's genes that the cells have:
+    One row for each group and each gene that has a count in the cells compared:
     group1, group2, gene, proba_de (that the change is larger than delta), lfc
     and lfc_std (log2 fold change, shrunken), lfc_measured, mean1 and mean2
     (expected counts of 10,000 of a cell), found1 and found2 (shares of cells
-    with the gene), score, fdr (the false discovery rate if this gene and all
-    more probable ones are named), and is_de: it is among those named at the
-    false discovery rate that is asked for.
+    with the gene), score (lfc times the size of their difference), fdr (the false
+    discovery rate if this gene and all more probable ones are named), and is_de:
+    it is more likely than not, and among those named at the false discovery rate
+    that is asked for. These come first, and the largest score, up or down.
     The groups must not have been made of these counts; for the model's own
     clusters `split_markers` gives honest p values. ValueError for a group that
     is not there or has no cells. A UserWarning for groups without a batch in
@@ -321,9 +322,10 @@ def differential_expression(
         table.insert(0, "group1", name)
         table.insert(1, "group2", "rest" if second is None else second)
         table["fdr"] = expected_fdr(table["proba_de"].to_numpy())
-        table["is_de"] = table["fdr"] <= fdr_target
-        order = ["is_de", "score"]
-        tables.append(table.sort_values(order, ascending=False, kind="stable"))
+        likely = table["proba_de"] > 0.5
+        table["is_de"] = (table["fdr"] <= fdr_target) & likely
+        order = np.lexsort((-table["score"].abs(), ~table["is_de"]))
+        tables.append(table.iloc[order])
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/differential.ipynb #de9970b3
@@ -344,7 +346,7 @@ def compare_two(
     pair: np.ndarray,  # 0 and 1 for the groups, -1 for other cells, (N,)
     settings: Sequence[Setting],  # to decode as
     delta: float,
-) -> pd.DataFrame:  # a row for each gene that the cells have, in its order
+) -> pd.DataFrame:  # a row for each gene that is found in the cells, in order
     "The first group over the second."
     rng, rows = numpy_stream(model.seed, Stream.SAMPLE), []
     for k in (0, 1):
@@ -363,11 +365,11 @@ def compare_two(
     looked_at = np.sort(np.concatenate(rows))
     with own_settings():
         means = group_means(model.network, cells, pair, settings, looked_at)
-    there = cells.genes.position >= 0  # of the others the decoder alone speaks
+    found = np.stack([found_share(cells.counts[r]) for r in rows])
+    there = found.any(0)  # of the others the decoder alone would speak
     lfc, error = (of[there] for of in log_fold_change(means, 0, 1))
     shrunk = shrink(lfc, SLACK * error, delta)
-    share = 1e4 * means.share[:, there]
-    found = [found_share(cells.counts[r])[there] for r in rows]
+    share, found = 1e4 * means.share[:, there], found[:, there]
     columns = dict(
         gene=np.asarray(model.genes)[there],
         proba_de=shrunk.proba,
