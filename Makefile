@@ -83,7 +83,7 @@ test: env ## everything: notebook tests; beside them lint, map of modules, what 
 	    $(BIN)/python -m pytest tests $(AFTER_PAGES:%=--ignore=%) --durations 40 || status=1; \
 	    wait $$pages || status=1; cat _runs/nbdev_test.log; exit $$status
 
-soak: env ## the promises in large: hundreds of kills, thousands of damaged files; half an hour
+soak: env ## the promises in large: hundreds of kills, thousands of damaged files; three hours
 	$(BIN)/python -m pytest -s tests/soak/soak_promises.py
 
 gpu-check: env ## whether a graphics card gives the processor's numbers, and how fast; on a machine that has one
@@ -92,7 +92,7 @@ gpu-check: env ## whether a graphics card gives the processor's numbers, and how
 site: env ## render the site without quarto into _docs, check links and figures, look at each page in a browser
 	$(BIN)/python tools/site.py
 
-bench: env ## time heads, training, draws and evaluation; prints tables, takes an hour (SCVI too after `make peers-env`)
+bench: env ## time heads, training, draws and evaluation; prints tables, takes hours (SCVI too after `make peers-env`)
 	$(BIN)/python tests/bench/heads.py
 	$(BIN)/python tests/bench/training.py
 	$(BIN)/python tests/bench/training.py --scaling

@@ -225,7 +225,9 @@ def gmvae_table(
     rows = collect_runs(runs)
     if csv:
         write_table(csv, rows)
-    print(printable(results_table(rows).to_string(index=False)))
+    table = results_table(rows)
+    print(printable(table.to_string(index=False)))
+    return table
 
 # %% ../nbs/after_training.ipynb #c0de0a10
 VERIFY = """examples:

@@ -106,7 +106,7 @@ TRAIN = """examples:
       with 20 components
   gmvae_train mine.h5ad --batch_key donor --out run --resume
       go on after an interruption
-  gmvae_train mine.h5ad --preset blog --out run --max_epochs 80 --resume
+  gmvae_train mine.h5ad --preset blog --K 20 --out run --max_epochs 80 --resume
       train a finished run further, where the preset plans no end
   gmvae_train mine.h5ad --batch_key donor --out run \\
       --categorical_covariate_keys chemistry --continuous_covariate_keys pct_mt
@@ -127,11 +127,12 @@ TRAIN = """examples:
       shared by four processes of a Ray cluster
 
 what is written to the folder --out:
-  annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap and
-                   obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
+  annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap (as
+                   X_umap too, unless there is one) and obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
                    probability of the best cluster is below 0.5), gmvae_split,
-                   gmvae_novelty (the share of the held-out cells that are less
-                   unlike the others; a cell of an unknown kind is near 1);
+                   gmvae_novelty (the share of the held-out cells, of training
+                   cells if fewer than 50 are held out, that are less unlike
+                   the others; a cell of an unknown kind is near 1);
                    with --supervise obs gmvae_type, gmvae_type_probability
                    and obsm gmvae_type_prob, whose columns are uns gmvae/types
   report.html      one page with everything on it, to look at and to send
@@ -401,8 +402,7 @@ def gmvae_train(
     own_size = with_alpha(named, alpha)
     wanted = checked_batch_size(own_size, batch_size)
     resume = resume or started_again()
-    if not dry_run and not follows():
-        # before anything takes time
+    if out is not None and not follows():  # before anything takes time
         claim_folder(Path(out), {}, resume, overwrite)
     if workers is not None and not dry_run:
         log(f"training with {workers} processes on Ray")
@@ -537,8 +537,8 @@ you like. sweep/results.csv has a row for each run, those of earlier calls too; 
 folder with runs of other cells or settings is refused.
 With --ray_address auto (or host:port, or local) the runs are tasks of a Ray
 cluster, to whose nodes the folder must be shared.
-To annotate the cells and make the page of one of them (with the --subset of the
-sweep, if it had one):
+To annotate the cells and make the page of one of them (with the options of the
+sweep that name cells, genes, columns, preset or epochs; labels are kept):
   gmvae_train mine.h5ad --batch_key donor --K 10 --seed 0 \\
       --out sweep/K10-seed0 --resume
 exit codes: 0 done, 2 file or options cannot be used, 3 some runs failed (the
@@ -549,7 +549,14 @@ others are in the table), 4 a file cannot be read or written, 130 stopped"""
 def gmvae_sweep(
     data: FILES,
     out: Param("folder for the runs and the table", str, required=True) = None,
-    K: Param("numbers of clusters", int, nargs="+") = (1, 10, 20, 30, 40, 50),
+    K: Param("numbers of mixture components", int, nargs="+") = (
+        1,
+        10,
+        20,
+        30,
+        40,
+        50,
+    ),
     repeats: Param("runs for each K, with seeds 0, 1, …", int) = 1,
     seed: Param("the first of these seeds", int) = 0,
     batch_key: Param(
@@ -663,28 +670,29 @@ def gmvae_sweep(
     failed = train_grid(grid, trainer, log, read)
     folders = [run["out"] for run in grid]
     done = [f for f in folders if (f / "metrics.json").exists()]
-    print_table(done + others, out, json)
+    result = print_table(done + others, out, json)
     if failed:
         raise FloatingPointError(
             f"{len(failed)} of {len(grid)} runs failed: {'; '.join(failed)}"
         )
+    return result
 
 # %% ../nbs/commands.ipynb #92b802f6
 def print_table(
     folders: list[Path],  # of finished runs
     out: Path,
     json: bool,
-) -> None:
+) -> dict:  # what is printed; empty without a run
     "The table of a sweep; results.csv has a row for each run."
     from .results import collect_runs, results_table
     from .tables import write_table
 
     if not folders:
-        return
+        return {}
     runs, path = collect_runs(folders), out / "results.csv"
     write_table(path, runs)
     rows = json_.loads(runs.to_json(orient="records"))
-    print_result(
+    return print_result(
         dict(out=str(out), results=str(path), runs=rows),
         f"{results_table(runs).to_string(index=False)}\nwritten  {path}",
         json,

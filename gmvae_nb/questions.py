@@ -159,7 +159,7 @@ def _predict_labels(
     n_samples: int = 50,  # draws of (x, w) to average over
     *,
     map_batch: MapBatch | None = None,  # treat a new batch as a known one
-) -> pd.DataFrame:  # (N, types + 1), rows sum to 1; index: the cells' names
+) -> pd.DataFrame:  # (N, types + 1), rows sum to 1; index: names, or positions
     """Probability of each type for each cell; the last column: none of these.
 
     For a model that was trained with labels, else ValueError. `best_labels` of

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'KINDS_OF_DATA', 'USAGE', 'versions', 'read_run_json', 'run_settings', 'note_on_many', 'check_numbers',
            'in_todays_terms', 'labels_sha256', 'stored_settings', 'claim_folder', 'compare_settings', 'compare_model',
            'finished_run', 'with_alpha', 'fitting_preset', 'epochs_in_all', 'RunScores', 'score_run', 'run_summary',
-           'counts_were_scored', 'describe_run', 'layer_of_run', 'train_run']
+           'counts_were_scored', 'describe_run', 'layer_of_run', 'labels_of_run', 'train_run']
 
 # %% ../nbs/runs.ipynb #db802327
 import importlib.metadata
@@ -133,7 +133,7 @@ def check_numbers(K: int | None, seed: int) -> None:
     "ValueError for a K or a seed that something later on does not take."
     if K is not None and not (is_whole(K) and 1 <= K <= 10_000):
         raise ValueError(
-            f"K is {shown(K)}; the number of clusters must be an integer from 1 "
+            f"K is {shown(K)}; the number of components must be an integer from 1 "
             "to 10,000"
         )
     check_seed(seed)
@@ -462,6 +462,18 @@ def layer_of_run(
     "Where a run's counts stand in annotated.h5ad."
     return "X" if run.get("where") == "X" else run.get("layer")
 
+# %% ../nbs/runs.ipynb #79a0308e
+def labels_of_run(
+    out: Path,  # the folder of a run
+    obs: pd.DataFrame,  # of its cells
+) -> str | None:  # None: it is not scored, or the cells have no such column
+    "The column of the types by which the run in the folder is scored."
+    try:
+        key = read_run_json(out / "run.json").get("labels_key")
+    except ValueError:  # there is none
+        return None
+    return key if key in obs else None
+
 # %% ../nbs/runs.ipynb #acb4ca6d
 def train_run(
     data: Input,
@@ -488,7 +500,8 @@ def train_run(
 ) -> GMVAE:
     """Train, score, and write the folder: model, run.json and metrics.json.
 
-    A run that was stopped goes on from its last epoch. Without held-out cells all
+    A run that was stopped goes on from its last epoch, and is scored by the labels
+    that it was begun with if none are named. Without held-out cells all
     are scored, and there are no terms of held-out cells. Fewer cells than a
     mini-batch shrink it, and the notes in run.json say so. ValueError for a
     folder with files that were not made by such a run, unless `overwrite`."""
@@ -500,6 +513,8 @@ def train_run(
             "read_input(data) returns"
         )
     check_numbers(K, seed)
+    if resume and labels_key is None:
+        labels_key = labels_of_run(out, data.cells.obs)
     check_keys(
         WRITTEN_COLUMNS,
         batch_key=batch_key,

@@ -637,7 +637,7 @@ class GMVAE(Checkpoints):
         is_int = isinstance(K, (int, np.integer)) and not isinstance(K, bool)
         if not is_int or not 1 <= K <= 10_000:
             raise ValueError(
-                f"K is {K!r}; the number of clusters must be an integer from 1 "
+                f"K is {K!r}; the number of components must be an integer from 1 "
                 "to 10,000"
             )
         if types:

@@ -36,7 +36,7 @@ def gmvae_notebook():
     for path in (installed, in_a_clone):
         if path.is_file():
             print(path)
-            return
+            return path
     raise FileNotFoundError(
         f"{installed} is not there: the package is not whole, install it again"
     )

@@ -28,7 +28,7 @@ from gmvae_nb import (
     sweep,
     umbrella,
 )
-from gmvae_nb.after_training import gmvae_embed
+from gmvae_nb.after_training import gmvae_embed, gmvae_table
 from gmvae_nb.annotation import write_annotated
 from gmvae_nb.commands import gmvae_demo, gmvae_sweep, gmvae_train
 from gmvae_nb.counts import find_counts
@@ -812,3 +812,25 @@ def test_scores_stand_beside_those_of_scib(shell, mine, monkeypatch):
     monkeypatch.setattr("gmvae_nb.scib_check.find_spec", lambda name: None)
     code, _, err = shell("gmvae_metrics", mine.parent / "embedded.h5ad", *words)
     assert code == 2 and "scib is not installed" in err
+
+
+def test_a_run_that_is_gone_on_with_keeps_the_labels_of_its_scores(shell, mine, tmp_path):
+    words = [mine, "--batch_key", "donor", "--K", "2", "--max_epochs", "1", "--quiet"]
+    out = tmp_path / "sweep/K2-seed0"
+    labelled = "--labels_key", "type", "--out", tmp_path / "sweep"
+    assert shell("gmvae_sweep", *words, *labelled)[0] == 0
+    before = json.loads((out / "metrics.json").read_text())
+    assert shell("gmvae_train", *words, "--out", out, "--resume")[0] == 0
+    after = json.loads((out / "metrics.json").read_text())
+    assert after["table"] == before["table"] and {"asw"} <= set(after["scores"]["latent"])
+    assert json.loads((out / "run.json").read_text())["labels_key"] == "type"
+    # what the training refuses, a dry run refuses too
+    code, _, err = shell("gmvae_train", *words, "--out", out, "--dry_run")
+    assert code == 2 and "already holds this run: add --resume" in err
+    # and as functions they return what they print
+    assert gmvae_table([str(out)])["K"].tolist() == [2]
+    again = gmvae_sweep(str(mine), str(tmp_path / "sweep"), **SAME, labels_key="type", quiet=True)
+    assert [run["K"] for run in again["runs"]] == [2]
+
+
+SAME = dict(K=[2], max_epochs=1, batch_key="donor")
