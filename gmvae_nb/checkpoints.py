@@ -31,12 +31,8 @@ from .reproducible import initial_weights
 from .schedule import course_of
 
 # isort: off
-from gmvae_nb.model_folder import (
-    FORMAT,
-    LABELS,
-    check_no_other_files,
-    data_sha256,
-)
+from .model_folder import FORMAT, LABELS, data_sha256
+from .model_folder import check_no_other_files
 from .model_folder import describe_model, first_difference
 from .model_folder import is_described, names_sha256
 from .model_folder import read_model, read_preset, same_history

@@ -128,7 +128,8 @@ TRAIN = """examples:
 
 what is written to the folder --out:
   annotated.h5ad   the input with obsm X_gmvae, gmvae_prob, X_gmvae_umap (as
-                   X_umap too, unless there is one) and obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
+                   X_umap too, unless there is one) and
+                   obs gmvae_cluster, gmvae_confidence, gmvae_unsure (the
                    probability of the best cluster is below 0.5), gmvae_split,
                    gmvae_novelty (the share of the held-out cells, of training
                    cells if fewer than 50 are held out, that are less unlike

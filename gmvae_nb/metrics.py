@@ -453,10 +453,10 @@ def bootstrap_clusters(
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap intervals over cells of `nmi` and `ari`, by name.
 
-    Cells are drawn anew, the clusters are those of all cells. Cells that are drawn
-    twice agree with themselves, so drawn scores are too high on average: what
-    they are above the score itself is taken off. ValueError for a missing label
-    or cluster.
+    Cells are drawn anew, the clusters are those of all cells. Cells that are
+    drawn twice agree with themselves, so drawn scores are too high on average:
+    what they are above the score itself is taken off. ValueError for a missing
+    label or cluster.
     """
     from scipy.special import entr
 

@@ -133,8 +133,8 @@ def check_numbers(K: int | None, seed: int) -> None:
     "ValueError for a K or a seed that something later on does not take."
     if K is not None and not (is_whole(K) and 1 <= K <= 10_000):
         raise ValueError(
-            f"K is {shown(K)}; the number of components must be an integer from 1 "
-            "to 10,000"
+            f"K is {shown(K)}; the number of components must be an integer from "
+            "1 to 10,000"
         )
     check_seed(seed)
 
@@ -500,8 +500,8 @@ def train_run(
 ) -> GMVAE:
     """Train, score, and write the folder: model, run.json and metrics.json.
 
-    A run that was stopped goes on from its last epoch, and is scored by the labels
-    that it was begun with if none are named. Without held-out cells all
+    A run that was stopped goes on from its last epoch, and is scored by the
+    labels that it was begun with if none are named. Without held-out cells all
     are scored, and there are no terms of held-out cells. Fewer cells than a
     mini-batch shrink it, and the notes in run.json say so. ValueError for a
     folder with files that were not made by such a run, unless `overwrite`."""

@@ -50,7 +50,8 @@ def test_the_table_is_that_of_python(run, tmp_path):
     pd.testing.assert_frame_equal(table.iloc[:, 2:], same.iloc[:, 2:], rtol=1e-5, atol=1e-6)
     assert [said["cells1"], said["cells2"]] == [80, 160] and said["notes"] == []
     assert said["named"] == same["is_de"].sum() and 0 < said["named"] < 20
-    assert table["fdr"].between(0, 1).all() and table["is_de"].eq(table["fdr"] <= 0.2).all()
+    named = (table["fdr"] <= 0.2) & (table["proba_de"] > 0.5)
+    assert table["fdr"].between(0, 1).all() and table["is_de"].eq(named).all()
     # means are of the decoder, and in the right order
     most = table["lfc"].abs().idxmax()
     assert (table["mean1"] > table["mean2"])[most] == (table["lfc"] > 0)[most]

@@ -305,3 +305,16 @@ def test_what_cannot_be_compared_is_told_in_a_sentence(trained, monkeypatch):
     for odd in (dict(delta="1"), dict(delta=-1), dict(delta=np.inf), dict(fdr_target=1)):
         with pytest.raises(ValueError, match=f"^{next(iter(odd))} is .*; expected a"):
             de(model, adata, "batch", **odd)
+
+
+def test_a_named_gene_is_more_likely_than_not_and_the_most_telling_come_first(trained, monkeypatch):
+    model, adata = trained
+    proba = np.r_[np.full(25, 1.0), 0.9, 0.45, 0.3, 0.2, 0.0]
+    plain = differential.shrink
+    monkeypatch.setattr(differential, "shrink", lambda *a: plain(*a)._replace(proba=proba))
+    table = de(model, adata, "cell_type", "type0", fdr_target=0.09)
+    assert (table["fdr"] <= 0.09).sum() > table["is_de"].sum() == 26
+    assert (table["proba_de"][table["is_de"]] > 0.5).all()
+    for part in (table[:26], table[26:]):
+        assert part["is_de"].nunique() == 1 and part["score"].abs().is_monotonic_decreasing
+    assert (table["score"] < 0).any() and (table["score"] > 0).any()

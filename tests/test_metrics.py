@@ -412,6 +412,15 @@ def test_bootstrap_of_clusters_is_that_of_the_cells(seed):
     np.testing.assert_allclose([nothing["nmi"], nothing["ari"]], 0, atol=1e-12)
 
 
+def test_the_interval_holds_the_score_itself_where_agreement_is_by_chance():
+    for seed in range(10):
+        labels, clusters = np.random.default_rng(seed).integers(5, size=(2, 200))
+        found = m.bootstrap_clusters(labels, clusters, seed=seed)
+        for name, score in (("ari", m.ari), ("nmi", m.nmi)):
+            low, high = found[name]
+            assert low < score(labels, clusters) < high <= 1
+
+
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
 def test_agreement_of_missing_names_is_refused(missing):
     labels, clusters = ["a", "a", missing, "b"], [0, 0, 1, 1]
