@@ -84,7 +84,7 @@ def columns_for(
         get_categories(AnnData(obs=obs), batch_key, "batch_key")
     return obs
 
-
+# %% ../nbs/embed.ipynb #a9c28a4a
 def check_told(
     model: GMVAE,
     obs: pd.DataFrame,
