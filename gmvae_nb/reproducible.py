@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Stream', 'seed_sequence', 'numpy_stream', 'stream_seed', 'torch_stream', 'n_threads', 'warn_if_threads_spin',
-           'float32_by_default', 'own_torch', 'own_settings', 'initial_weights']
+           'float32_by_default', 'own_torch', 'denormals_are_zero', 'take_denormals_for_zero', 'own_settings',
+           'initial_weights']
 
 # %% ../nbs/reproducible.ipynb #5eed0004
+import ctypes
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from functools import cache
@@ -139,16 +141,60 @@ def own_torch() -> Iterator[None]:
             settings.enter_context(torch.device("cpu"))
         yield
 
+# %% ../nbs/reproducible.ipynb #d9fa65cb
+_forked = False  # then threads of the library are gone, and it waits for them
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
+
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _in_each_thread() -> Callable[..., None] | None:
+    "Calls a function in each of the threads that torch computes with."
+    try:
+        call = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (AttributeError, OSError):  # it has another library than GNU's
+        return None
+    call.argtypes = _FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    call.restype = None
+    return call
+
+
+def denormals_are_zero() -> bool:
+    "Whether this thread takes numbers below the least normal one for 0."
+    return bool(np.finfo(np.float32).tiny / np.float32(2) == 0)
+
+
+def take_denormals_for_zero(on: bool) -> None:
+    "In this thread, and in those that share torch's products with it."
+    torch.set_flush_denormal(on)
+    in_each, n = _in_each_thread(), torch.get_num_threads()
+    if in_each is not None and n > 1 and not _forked:
+        set_here = _FUNCTION(lambda _: torch.set_flush_denormal(on))
+        in_each(set_here, None, n, 0)
+
 # %% ../nbs/reproducible.ipynb #6a31fc19
 @contextmanager
 def own_settings() -> Iterator[None]:
-    "`n_threads()` threads, of torch and of what else computes here; `own_torch`."
-    threads = torch.get_num_threads()
+    """`n_threads()` threads, of torch and of what else computes here; `own_torch`.
+
+    In all of torch's denormals are 0. Put back afterwards."""
+    threads, were_zero = torch.get_num_threads(), denormals_are_zero()
     torch.set_num_threads(n_threads())
+    take_denormals_for_zero(True)
     try:
         with threadpool_limits(n_threads()), own_torch():
             yield
     finally:
+        take_denormals_for_zero(were_zero)
         torch.set_num_threads(threads)
 
 # %% ../nbs/reproducible.ipynb #5eed0012

@@ -1,11 +1,13 @@
 """The same bits whatever was imported or run before; numbers of threads; random streams."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from gmvae_nb.novelty import novelty_of_own
 from gmvae_nb.placing import kmeans_components
 from gmvae_nb.reproducible import (
     Stream,
+    denormals_are_zero,
     initial_weights,
     n_threads,
     numpy_stream,
@@ -26,9 +29,10 @@ from gmvae_nb.reproducible import (
 from gmvae_nb.train import GMVAE
 from threadpoolctl import threadpool_limits
 
-from hazards import stop_at_step
+from hazards import fork, outcome, stop_at_step
 from test_train import TINY, simulated
 
+ROOT = Path(__file__).parents[1]
 # what scanpy's neighbours and UMAP are made of: a loop on all of numba's threads
 NUMBA = """
 import numba, numpy
@@ -269,3 +273,50 @@ def test_components_are_placed_alike_by_many_threads():
         found = [kmeans_components(x, torch.full_like(x, 0.3), 50, 3) for _ in range(3)]
     for other in found[1:]:
         assert all(a.equal(b) for a, b in zip(found[0], other))
+
+
+DENORMALS = """
+import torch
+torch.set_num_threads({pool})
+large = torch.ones(2000, 2000)
+(large @ large).sum()  # its threads are there, and keep denormals
+from gmvae_nb.reproducible import n_threads, own_settings
+assert n_threads() == 3
+denormals = torch.full((3_000_000,), 1e-39)
+for _ in range(2):
+    with own_settings():
+        with own_settings():
+            pass
+        product = denormals * 1.0
+    assert not product.count_nonzero(), product.count_nonzero()
+    kept = (denormals * 1.0).count_nonzero()
+    assert kept == len(denormals), kept
+torch.set_flush_denormal(True)
+with own_settings():
+    pass
+assert not (torch.full((1,), 1e-38) / 10).count_nonzero()  # as it was before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's library of threads is asked")
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_denormals_are_zero_in_every_thread_while_a_model_computes(pool):
+    env = {**os.environ, "OMP_NUM_THREADS": "3", "PYTHONPATH": str(ROOT)}
+    code = DENORMALS.format(pool=pool)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_in_a_copy_of_the_process_no_thread_is_waited_for(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with own_settings():
+        torch.ones(500, 500) @ torch.ones(500, 500)
+
+    def work() -> None:
+        os.environ["OMP_NUM_THREADS"] = "2"
+        signal.alarm(30)
+        with own_settings():
+            assert denormals_are_zero()
+
+    assert outcome(fork(work)) == 0
