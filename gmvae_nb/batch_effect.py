@@ -100,9 +100,10 @@ def batch_effect(
 def gained(
     effect: pd.DataFrame,  # from batch_effect
 ) -> float:  # NaN: there was nothing to gain
-    "eq-batch-gained, of the sum of iLISI and kBET."
+    "eq-batch-gained, of the sum of iLISI and kBET, of what can be gained."
     rows = effect.loc[["iLISI", "kBET"]].dropna()
-    to_gain = (rows["if_mixed"] - rows["before"]).clip(lower=0).sum()
+    rows = rows[rows["if_mixed"] > rows["before"]]
+    to_gain = (rows["if_mixed"] - rows["before"]).sum()
     if to_gain < LITTLE:
         return np.nan
     return float((rows["after"] - rows["before"]).sum() / to_gain)

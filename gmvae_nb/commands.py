@@ -321,7 +321,7 @@ def gmvae_train(
     ) = None,
     alpha: Param(
         "chance to split what is one population, by looks and when held-out "
-        "cells are asked; 0.05 by default",
+        "cells are asked (these with 0.002 at least); 0.05 by default",
         float,
     ) = None,
     batch_size: Param(

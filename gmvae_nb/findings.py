@@ -25,7 +25,7 @@ from .schedule import told_by_components, went_back
 # isort: on
 
 # %% ../nbs/findings.ipynb #21b587dc
-MARKER_CELLS = 3  # clusters with fewer cells are not tested
+MARKER_CELLS = 3  # clusters with fewer cells, or beside fewer, are not tested
 MARKER_COLUMNS = {  # scanpy's name -> ours
     "group": "cluster",
     "rank": "rank",
@@ -74,7 +74,9 @@ def marker_genes(
     "The genes that mark each cluster."
     sizes = pd.Series(clusters).value_counts()
     tested = [
-        c for c in clusters.categories if MARKER_CELLS <= sizes[c] < len(clusters)
+        c
+        for c in clusters.categories
+        if MARKER_CELLS <= sizes[c] <= len(clusters) - MARKER_CELLS
     ]
     if not tested:
         return pd.DataFrame(columns=list(MARKER_COLUMNS.values()))

@@ -31,6 +31,7 @@ from .batch_effect import effect_in_words
 
 # isort: on
 from .clusters import TOLD_APART
+from .count_splitting import LEAST_P
 from .counts import find_counts, gene_features, get_counts
 from .data import get_categories
 
@@ -457,6 +458,7 @@ def page_values(
         metrics=metrics,
         preset=settings["preset"],
         alpha=preset.alpha,
+        least_p=LEAST_P,
         told_apart=TOLD_APART,
         course=course_of(preset, run["max_epochs"], rows),
         second=second_training(history),

@@ -184,7 +184,7 @@ def take_denormals_for_zero(on: bool) -> None:
 # %% ../nbs/reproducible.ipynb #6a31fc19
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """`n_threads()` threads, of torch and of what else computes here; `own_torch`.
+    """`n_threads()` threads of torch and of what else computes here; `own_torch`.
 
     In all of torch's denormals are 0. Put back afterwards."""
     threads, were_zero = torch.get_num_threads(), denormals_are_zero()

@@ -217,6 +217,8 @@ def test_the_methods_say_whether_held_out_counts_agree(methods):
     words = methods(preset=merging, halves_agree_p=0.004, alpha=0.03)
     assert "did not agree on (p above 0.03; twice the median" in words
     assert "For all clusters together p = 0.004." in words
+    words = methods(preset=merging, halves_agree_p=0.004, alpha=0.0005)
+    assert "(p above 0.002; twice" in words and "of 0.0005 at most" in words
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -475,3 +477,11 @@ def test_a_page_replaces_no_file_that_no_run_has_made(page, tmp_path):
     assert (run / "clusters.csv").read_text() == "mine"
     write_report(run, overwrite=True)
     assert read_table(run / "clusters.csv")["barcode"].size
+
+
+def test_clusters_with_too_few_cells_beside_them_have_no_markers():
+    counts = np.random.default_rng(0).poisson(1.0, (120, 10)).astype(np.float32)
+    for few in (1, 2, 3):
+        clusters = pd.Categorical(np.where(np.arange(120) < few, "1", "0"))
+        markers = marker_genes(csr_matrix(counts), pd.Index([f"g{g}" for g in range(10)]), clusters)
+        assert set(markers["cluster"]) == ({"0", "1"} if few == 3 else set())

@@ -50,6 +50,7 @@ from evaluation import current_gb
 from gmvae_nb.data import minibatches
 from gmvae_nb.files import write_atomically
 from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, fast_dtype, training_loss
+from gmvae_nb.reproducible import take_denormals_for_zero
 from gmvae_nb.schedule import kl_weight
 from gmvae_nb.train import GMVAE
 from scipy import sparse
@@ -179,6 +180,8 @@ def worker(a) -> None:
     "Train the mini-batches of one turn for every line on stdin; print what it cost."
     if a.threads:
         torch.set_num_threads(a.threads)
+    if a.contender != "plain":
+        take_denormals_for_zero(True)  # as GMVAE.train does
     adata = ad.read_h5ad(a.data, backed="r" if a.backed else None)
     seen = np.asarray((adata.X[:] > 0).sum(0)).ravel() > 0 if not a.backed else None
     if seen is not None and not seen.all():

@@ -1172,8 +1172,9 @@ MUTANTS = [
     Mutant(
         "threads of whoever set them last",
         # either of the two limits OpenMP's threads, and so this takes out both
-        "torch.set_num_threads(n_threads())\ntry:\n    with threadpool_limits(n_threads()), ",
-        "try:\n    with ",
+        "torch.set_num_threads(n_threads())\ntake_denormals_for_zero(True)\n"
+        "try:\n    with threadpool_limits(n_threads()), ",
+        "take_denormals_for_zero(True)\ntry:\n    with ",
         REPRODUCIBLE,
         "the_same_bits",
     ),
@@ -2326,6 +2327,34 @@ MUTANTS = [
         "if False:",
         "tests/test_commands.py",
         "map_of_the_run",
+    ),
+    Mutant(
+        "threads of another's pool keep denormals",
+        "in_each(set_here, None, n, 0)",
+        "pass",
+        "tests/test_reproducible.py",
+        "denormals",
+    ),
+    Mutant(
+        "denormals stay 0 for others",
+        "take_denormals_for_zero(were_zero)",
+        "take_denormals_for_zero(True)",
+        "tests/test_reproducible.py",
+        "denormals",
+    ),
+    Mutant(
+        "what flushed before keeps denormals",
+        "take_denormals_for_zero(were_zero)",
+        "take_denormals_for_zero(False)",
+        "tests/test_reproducible.py",
+        "denormals",
+    ),
+    Mutant(
+        "a copy waits for threads that it has not",
+        "if in_each is not None and n > 1 and not _forked:",
+        "if in_each is not None and n > 1:",
+        "tests/test_reproducible.py",
+        "copy_of_the_process",
     ),
     Mutant(
         "genes that no cell has are compared",
