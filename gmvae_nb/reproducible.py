@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Stream', 'seed_sequence', 'numpy_stream', 'stream_seed', 'torch_stream', 'n_threads', 'warn_if_threads_spin',
-           'float32_by_default', 'own_torch', 'denormals_are_zero', 'take_denormals_for_zero', 'own_settings',
-           'initial_weights']
+           'float32_by_default', 'own_torch', 'denormals_are_zero', 'take_denormals_for_zero', 'without_denormals',
+           'own_settings', 'initial_weights']
 
 # %% ../nbs/reproducible.ipynb #5eed0004
 import ctypes
@@ -167,12 +167,13 @@ def _in_each_thread() -> Callable[..., None] | None:
     call.restype = None
     return call
 
-
+# %% ../nbs/reproducible.ipynb #bff9eb26
 def denormals_are_zero() -> bool:
     "Whether this thread takes numbers below the least normal one for 0."
-    return bool(np.finfo(np.float32).tiny / np.float32(2) == 0)
+    with np.errstate(under="ignore"):
+        return bool(np.finfo(np.float32).tiny / np.float32(2) == 0)
 
-
+# %% ../nbs/reproducible.ipynb #3484011a
 def take_denormals_for_zero(on: bool) -> None:
     "In this thread, and in those that share torch's products with it."
     torch.set_flush_denormal(on)
@@ -181,20 +182,29 @@ def take_denormals_for_zero(on: bool) -> None:
         set_here = _FUNCTION(lambda _: torch.set_flush_denormal(on))
         in_each(set_here, None, n, 0)
 
+# %% ../nbs/reproducible.ipynb #003be410
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    "They are 0 as long as the `with` lasts; then it is as it was before."
+    were_zero = denormals_are_zero()
+    try:
+        take_denormals_for_zero(True)
+        yield
+    finally:
+        take_denormals_for_zero(were_zero)
+
 # %% ../nbs/reproducible.ipynb #6a31fc19
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """`n_threads()` threads of torch and of what else computes here; `own_torch`.
+    """`n_threads()` threads of torch and of what else computes here.
 
-    In all of torch's denormals are 0. Put back afterwards."""
-    threads, were_zero = torch.get_num_threads(), denormals_are_zero()
+    In an `own_torch`, and `without_denormals`. Put back afterwards."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(n_threads())
-    take_denormals_for_zero(True)
     try:
-        with threadpool_limits(n_threads()), own_torch():
+        with threadpool_limits(n_threads()), without_denormals(), own_torch():
             yield
     finally:
-        take_denormals_for_zero(were_zero)
         torch.set_num_threads(threads)
 
 # %% ../nbs/reproducible.ipynb #5eed0012

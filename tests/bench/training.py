@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ from evaluation import current_gb
 from gmvae_nb.data import minibatches
 from gmvae_nb.files import write_atomically
 from gmvae_nb.network import PRESETS, GMVAENetwork, Posterior, fast_dtype, training_loss
-from gmvae_nb.reproducible import take_denormals_for_zero
+from gmvae_nb.reproducible import without_denormals
 from gmvae_nb.schedule import kl_weight
 from gmvae_nb.train import GMVAE
 from scipy import sparse
@@ -180,8 +181,6 @@ def worker(a) -> None:
     "Train the mini-batches of one turn for every line on stdin; print what it cost."
     if a.threads:
         torch.set_num_threads(a.threads)
-    if a.contender != "plain":
-        take_denormals_for_zero(True)  # as GMVAE.train does
     adata = ad.read_h5ad(a.data, backed="r" if a.backed else None)
     seen = np.asarray((adata.X[:] > 0).sum(0)).ravel() > 0 if not a.backed else None
     if seen is not None and not seen.all():
@@ -460,7 +459,8 @@ def main():
     parser.add_argument("--backed", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
-        return worker(a)
+        with nullcontext() if a.contender == "plain" else without_denormals():
+            return worker(a)
     measured = disk if a.disk else scaling if a.scaling else forms
     with tempfile.TemporaryDirectory() as folder:
         measured(a, Path(folder))

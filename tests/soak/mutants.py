@@ -1172,9 +1172,8 @@ MUTANTS = [
     Mutant(
         "threads of whoever set them last",
         # either of the two limits OpenMP's threads, and so this takes out both
-        "torch.set_num_threads(n_threads())\ntake_denormals_for_zero(True)\n"
-        "try:\n    with threadpool_limits(n_threads()), ",
-        "take_denormals_for_zero(True)\ntry:\n    with ",
+        "torch.set_num_threads(n_threads())\ntry:\n    with threadpool_limits(n_threads()), ",
+        "try:\n    with ",
         REPRODUCIBLE,
         "the_same_bits",
     ),
