@@ -60,8 +60,9 @@ def read_table(
     """The table as it was, but for empty texts and for texts that are numbers.
 
     The first are missing, the others are numbers, unless `dtype` says `str`."""
-    as_written = dict(keep_default_na=False, na_values=[""])  # "NA" is a name
-    table = pd.read_csv(path, **{**as_written, **options})
+    if "keep_default_na" not in options:  # "NA" is a name
+        options = {"keep_default_na": False, "na_values": [""], **options}
+    table = pd.read_csv(path, **options)
     for i, dtype in enumerate(table.dtypes):
         if not is_numeric_dtype(dtype):
             table.isetitem(i, table.iloc[:, i].map(original_text))
