@@ -74,6 +74,7 @@ def gmvae_seeds(
     "Train a run's cells with other seeds, and say which clusters come again."
     log = speaker(quiet)
     log("importing")
+    from .report import plural
     from .stability import SEED_FILES, chance_of_range, try_seeds
 
     options = dict(overwrite=overwrite, log=log, progress=not quiet)
@@ -87,10 +88,9 @@ def gmvae_seeds(
         clusters=found.clusters.to_dict(orient="records"),
         files=[str(Path(run) / name) for name in SEED_FILES],
     )
-    own = "1 cluster" if numbers[0] == 1 else f"{numbers[0]} clusters"
     lines = [
-        f"{own}; {low} to {high} with {len(numbers)} seeds, and "
-        f"so with the next one with a chance of {chance:.0%} or more",
+        f"{numbers[0]} {plural(numbers[0], 'cluster')}; {low} to {high} with "
+        f"{len(numbers)} seeds, and so with the next one with a chance of {chance:.0%} or more",
         f"ARI of two seeds: {alike.min():.2f} to {alike.max():.2f}",
         found.clusters.round(2).to_string(index=False),
         *(f"written  {name}" for name in result["files"]),

@@ -235,6 +235,7 @@ def summarise_run(
 ) -> dict:
     "What came out."
     from .findings import remark_on_proof
+    from .report import plural
 
     metrics = json_.loads((out / "metrics.json").read_text(encoding="utf-8"))
     sizes = obs["gmvae_cluster"].value_counts()
@@ -253,7 +254,7 @@ def summarise_run(
         note=metrics["note"],
         halves_agree_p=metrics.get("halves_agree_p"),
     )
-    found = "1 cluster" if len(sizes) == 1 else f"{len(sizes)} clusters"
+    found = f"{len(sizes)} {plural(len(sizes), 'cluster')}"
     lines = [
         f"{found}, from {model.K} components; {unsure:.1%} of the cells are "
         "unsure"
@@ -550,14 +551,7 @@ others are in the table), 4 a file cannot be read or written, 130 stopped"""
 def gmvae_sweep(
     data: FILES,
     out: Param("folder for the runs and the table", str, required=True) = None,
-    K: Param("numbers of mixture components", int, nargs="+") = (
-        1,
-        10,
-        20,
-        30,
-        40,
-        50,
-    ),
+    K: Param("numbers of components", int, nargs="+") = (1, 10, 20, 30, 40, 50),
     repeats: Param("runs for each K, with seeds 0, 1, …", int) = 1,
     seed: Param("the first of these seeds", int) = 0,
     batch_key: Param(

@@ -465,9 +465,7 @@ def bootstrap_clusters(
     n, rng = len(codes[0]), np.random.default_rng(seed)
     table = pd.crosstab(*codes).to_numpy()
     cells = rng.multinomial(n, table.ravel() / n, n_boot)
-    cells = np.concatenate(
-        [table.reshape(1, -1), cells]
-    )  # the score itself first
+    cells = np.vstack([table.ravel(), cells])  # the score itself first
     tables = cells.reshape(-1, *table.shape)
     by_label, by_cluster = tables.sum(axis=2), tables.sum(axis=1)
 
