@@ -90,7 +90,8 @@ def gmvae_seeds(
     )
     lines = [
         f"{numbers[0]} {plural(numbers[0], 'cluster')}; {low} to {high} with "
-        f"{len(numbers)} seeds, and so with the next one with a chance of {chance:.0%} or more",
+        f"{len(numbers)} seeds, and so with the next one with a chance of "
+        f"{chance:.0%} or more",
         f"ARI of two seeds: {alike.min():.2f} to {alike.max():.2f}",
         found.clusters.round(2).to_string(index=False),
         *(f"written  {name}" for name in result["files"]),
