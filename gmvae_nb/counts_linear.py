@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,8 +31,10 @@ def sorted_by_gene(
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Cell and value of each entry, (k,) each, and where each gene starts, (G,)."
     if not on_card(v.device):
-        v = v.to_sparse_csc()
-        return v.row_indices(), v.values(), v.ccol_indices()[:-1]
+        of_v = (t.numpy() for t in (v.values(), v.col_indices(), v.crow_indices()))
+        csc = sparse.csr_array(tuple(of_v), shape=v.shape).tocsc()  # no sort
+        parts = (csc.indices, csc.data, csc.indptr[:-1])
+        return tuple(map(torch.from_numpy, parts))
     (N, G), starts = v.shape, v.crow_indices()
     gene, order = torch.sort(v.col_indices(), stable=True)
     cells, genes = (torch.arange(n, device=v.device) for n in (N, G))

@@ -11,6 +11,7 @@ import math
 import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,14 +45,21 @@ def _nonzero(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "(cell, gene, value), each (nnz,), of counts (N, G), dense or sparse CSR."
     if y.layout != torch.sparse_csr:
         cell, gene = y.nonzero().T
-        return cell, gene, y[cell, gene]
-    rows = torch.arange(y.shape[0], device=y.device)
+        return cell.int(), gene.int(), y[cell, gene]
+    rows = torch.arange(len(y), dtype=torch.int32)
     cell = torch.repeat_interleave(rows, y.crow_indices().diff())
-    gene, value = y.col_indices().long(), y.values()
+    gene, value = y.col_indices().int(), y.values()
     nonzero = value != 0  # CSR may store zeros
     if nonzero.all():
         return cell, gene, value
     return cell[nonzero], gene[nonzero], value[nonzero]
+
+# %% ../nbs/nb_heads.ipynb #3ac55cc1
+def _order(key: Tensor, n_keys: int) -> Tensor:
+    "Stable order of whole numbers below `n_keys`; fast up to 65,536 of them."
+    as_small = key.numpy().astype(np.min_scalar_type(n_keys))
+    return torch.from_numpy(np.argsort(as_small, kind="stable"))  # radix sort
+
 
 # %% ../nbs/nb_heads.ipynb #19261ae1
 def tile_counts(y: Tensor, tile: int) -> TiledCounts:
@@ -60,29 +68,31 @@ def tile_counts(y: Tensor, tile: int) -> TiledCounts:
         return tile_counts_by_cell(y, tile)
     N, G = y.shape
     cell, gene, value = _nonzero(y)
-    value = value.double()
     n_tiles, top = -(-G // tile), SMALL_COUNT + 1
-    whole = value == value.floor()
-    small = (value >= 1) & (value <= SMALL_COUNT) & whole
-    size = torch.where(small, value, top).long()  # 1 … SMALL_COUNT, or top
+    size = value.clamp(max=top).int()  # 1 … SMALL_COUNT, or top
+    small = (size == value) & (size > 0)
+    size = torch.where(small, size, top)
 
     # by tile, then from large to small
-    key = gene.div(tile, rounding_mode="floor") * top + (top - size)
-    order = torch.argsort(key.int(), stable=True)
-    n_of_key = torch.bincount(key, minlength=n_tiles * top)
-    ends = n_of_key.cumsum(0).view(n_tiles, top)
+    of_tile = gene.div(tile, rounding_mode="floor")
+    key, n_keys = (of_tile + 1) * top - size, n_tiles * top
+    order = _order(key, n_keys)
+    ends = torch.bincount(key, minlength=n_keys).cumsum(0).view(n_tiles, top)
     starts = torch.cat([ends.new_zeros(1), ends[:-1, -1]])
     ends = torch.cat([ends.flip(1), starts[:, None]], 1)
-    value, cell, gene, size = (t[order] for t in (value, cell, gene, size))
+    slot = (gene - of_tile * tile) * N + cell
+    of_counts = (value, cell, slot, size)
+    value, cell, slot, size = (t.index_select(0, order) for t in of_counts)
+    value, cell, slot = value.double(), cell.long(), slot.long()
 
     # log y!, the small ones from a table of 0! … 17!
-    up_to_top = torch.arange(1, top + 2, device=y.device).double()
-    log_factorial = torch.lgamma(up_to_top)[size]
+    up_to_top = torch.arange(1, top + 2).double()
+    log_factorial = torch.lgamma(up_to_top).index_select(0, size)
     general = size == top
     log_factorial[general] = torch.lgamma(value[general] + 1)
     log_factorial = value.new_zeros(N).index_add_(0, cell, log_factorial)
-    slot = gene % tile * N + cell
     return TiledCounts(value[:, None], cell, slot, ends.tolist(), log_factorial)
+
 
 # %% ../nbs/nb_heads.ipynb #6b1d0002
 def tile_counts_by_cell(y: Tensor, tile: int) -> TiledCounts:
@@ -229,18 +239,12 @@ def _tile_log_lik(
     "log P of a tile and its derivatives, in place."
     N, M = value.shape
 
-    def by_slot(x: Tensor) -> Tensor:  # (t, P) -> (t·N, M)
-        return x.view(len(x) * N, M)
-
     # the non-zero counts, in double
     ends = y.ends[k]
     nonzero = slice(ends[-1], ends[0])
-    slot = y.slot[nonzero]
+    at = y.slot[nonzero, None] * M + torch.arange(M, device=l.device)  # (k, M)
     terms, add_r, add_l = nonzero_terms(
-        y.value[nonzero],
-        by_slot(log_r).index_select(0, slot).double(),
-        by_slot(l).index_select(0, slot).double(),
-        ends,
+        y.value[nonzero], log_r.take(at).double(), l.take(at).double(), ends
     )
     if y.of_cell is None:
         value.index_add_(0, y.cell[nonzero], terms)
@@ -248,15 +252,14 @@ def _tile_log_lik(
         value += sum_by_cell(terms, y.of_cell[k])
 
     # all counts: -r softplus(l), which is its own derivative by log r
-    r = log_r.exp_()
+    minus_r = log_r.exp_().neg_()
     torch.ops.aten.softplus.out(l, out=softplus)
     if gradients:
-        l.sigmoid_().mul_(r).neg_()
-    r.mul_(softplus).neg_()
-    value += r.sum(0).view(N, M)
-    if gradients:
-        by_slot(log_r).index_add_(0, slot, add_r.to(log_r.dtype))
-        by_slot(l).index_add_(0, slot, add_l.to(l.dtype))
+        l.sigmoid_().mul_(minus_r)
+    value += minus_r.mul_(softplus).sum(0).view(N, M)
+    if gradients:  # no place has two counts
+        for d, add in ((log_r, add_r), (l, add_l)):
+            d.view(-1).scatter_add_(0, at.view(-1), add.to(d.dtype).view(-1))
 
 # %% ../nbs/nb_heads.ipynb #5602809c
 class _Gradients(NamedTuple):
@@ -618,9 +621,10 @@ class NBHeads(nn.Module):
 
     @torch.no_grad()
     def decay(self, share: float) -> None:
-        "Weights shrink by exp(-share); biases, the genes' levels, do not."
+        "Weights that learn shrink by exp(-share); biases, the genes' levels, do not."
         for head in (self.log_r, self.mean_or_logits):
-            head.weight.mul_(math.exp(-share))
+            if head.weight.requires_grad:
+                head.weight.mul_(math.exp(-share))
 
     def log_size(self, size_factor: Tensor, n_cells: int) -> Tensor:
         "log of size factors (N, 1); ValueError if misshapen or not positive."

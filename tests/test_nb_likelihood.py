@@ -388,8 +388,11 @@ def test_decay_shrinks_weights_and_never_turns_them_round(of_mean):
     heads.decay(0.5)
     for name, p in heads.named_parameters():
         assert_close(p, before[name] * (math.exp(-0.5) if name.endswith("weight") else 1))
+    heads.log_r.weight.requires_grad_(False)  # rests: nothing moves it
+    at_rest = heads.log_r.weight.clone()
     heads.decay(1e6)
-    assert all((p == 0).all() for name, p in heads.named_parameters() if name.endswith("weight"))
+    assert heads.log_r.weight.equal(at_rest)
+    assert (heads.mean_or_logits.weight == 0).all()
 
 
 def test_each_head_is_the_layer_of_its_name():
