@@ -74,7 +74,7 @@ test: export OMP_NUM_THREADS := 1
 test: env ## everything: notebook tests; beside them lint, map of modules, what is exported, pytest
 	mkdir -p _runs
 	# whatever fails, the others are run too; the report of the pages' core comes last
-	( $(BIN)/nbdev_test --n_workers 1; pages=$$?; \
+	( $(BIN)/nbdev_test --n_workers 1 --timing; pages=$$?; \
 	    $(BIN)/python -m pytest $(AFTER_PAGES) && exit $$pages ) > _runs/nbdev_test.log 2>&1 & \
 	    pages=$$!; status=0; \
 	    for check in "ruff check" "ruff format --check" "python tools/module_map.py --check"; do \

@@ -31,7 +31,9 @@ def sorted_by_gene(
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Cell and value of each entry, (k,) each, and where each gene starts, (G,)."
     if not on_card(v.device):
-        of_v = (t.numpy() for t in (v.values(), v.col_indices(), v.crow_indices()))
+        of_v = (
+            t.numpy() for t in (v.values(), v.col_indices(), v.crow_indices())
+        )
         csc = sparse.csr_array(tuple(of_v), shape=v.shape).tocsc()  # no sort
         parts = (csc.indices, csc.data, csc.indptr[:-1])
         return tuple(map(torch.from_numpy, parts))

@@ -60,7 +60,6 @@ def _order(key: Tensor, n_keys: int) -> Tensor:
     as_small = key.numpy().astype(np.min_scalar_type(n_keys))
     return torch.from_numpy(np.argsort(as_small, kind="stable"))  # radix sort
 
-
 # %% ../nbs/nb_heads.ipynb #19261ae1
 def tile_counts(y: Tensor, tile: int) -> TiledCounts:
     "`TiledCounts` of y (N, G), dense or sparse CSR, for tiles of `tile` genes."
@@ -92,7 +91,6 @@ def tile_counts(y: Tensor, tile: int) -> TiledCounts:
     log_factorial[general] = torch.lgamma(value[general] + 1)
     log_factorial = value.new_zeros(N).index_add_(0, cell, log_factorial)
     return TiledCounts(value[:, None], cell, slot, ends.tolist(), log_factorial)
-
 
 # %% ../nbs/nb_heads.ipynb #6b1d0002
 def tile_counts_by_cell(y: Tensor, tile: int) -> TiledCounts:
