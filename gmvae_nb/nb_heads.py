@@ -619,7 +619,7 @@ class NBHeads(nn.Module):
 
     @torch.no_grad()
     def decay(self, share: float) -> None:
-        "Weights that learn shrink by exp(-share); biases, the genes' levels, do not."
+        "Weights that learn shrink by exp(-share); biases, genes' levels, do not."
         for head in (self.log_r, self.mean_or_logits):
             if head.weight.requires_grad:
                 head.weight.mul_(math.exp(-share))
