@@ -191,7 +191,7 @@ def paired_by_lots_p(
     Phipson and Smyth 2010; eq-split-lots."""
     names, codes = np.unique([first, second], return_inverse=True)
     codes = codes.reshape(2, -1)
-    agree = np.zeros(n_lots, dtype=np.int64)  # A_s
+    agree = np.zeros(n_lots, dtype=np.int64)  # A_j
     for b in np.unique(batch):
         sizes = [
             np.bincount(of, minlength=len(names)) for of in codes[:, batch == b]

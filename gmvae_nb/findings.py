@@ -163,15 +163,16 @@ def unsure_pairs(
 
 # %% ../nbs/findings.ipynb #5931a7ac
 def remark_on_mixture(
-    effective_K: float,  # of the components, in the last epoch
+    history: pd.DataFrame,  # GMVAE.history
     K: int,  # clusters that the model has
     used: int,  # those that have cells
 ) -> list[str]:
     "Has the mixture collapsed, or are most of its clusters empty?"
-    if K > 1 and effective_K < 1.5:
+    told = told_by_components(history)
+    if K > 1 and told <= COLLAPSED_BELOW:
         return [
-            f"The mixture has collapsed: of {K} clusters practically one "
-            f"carries all cells (effective number {effective_K:.1f}). "
+            "The mixture has collapsed: its components tell cells apart by "
+            f"{told:.2f} nats at most, practically not at all. "
             "The clusters below mean nothing; the embedding may still be good. "
             'Cluster it with Leiden (sc.pp.neighbors with use_rep="X_gmvae", '
             "then sc.tl.leiden), or train with another preset."
@@ -249,7 +250,7 @@ def remarks(
     held_out = "test_neg_elbo" in history
     loss = history["test_neg_elbo" if held_out else "train_neg_elbo"]
     effective_K = row_of_weights(history)["effective_K"]
-    sentences = remark_on_mixture(effective_K, K, used)
+    sentences = remark_on_mixture(history, K, used)
     if K == 1 and effective_K > 1:  # of several components
         sentences += remark_on_one_cluster(history)
     if tried := second_training(history):

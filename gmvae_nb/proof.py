@@ -20,8 +20,8 @@ def ask_branches(
 ) -> tuple[np.ndarray, np.ndarray]:  # each (n - 1,)
     """p of each branch, and whether it is one cluster for want of proof.
 
-    Below such a branch p is that of the branch, Meinshausen 2008. NaN: not
-    asked."""
+    Below such a branch p is that of the branch, as in Meinshausen 2008, but
+    with one level for all. NaN: not asked."""
     n = len(rows) + 1
     sides = rows[:, :2].astype(int)
     below = [[cluster] for cluster in range(n)]

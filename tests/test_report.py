@@ -417,8 +417,14 @@ def test_the_pages_genes_are_those_of_the_file_that_is_read():
 
 def test_what_goes_wrong_is_remarked():
     fine = pd.DataFrame({"effective_K": 6.0, "test_neg_elbo": [500.0, 480, 479, 479, 479, 479]})
+    fine = fine.assign(mutual_information=1.8, test_kl_w=0.0, test_kl_z=2.0, test_cond=0.1)
     assert remarks(fine, 8, 7, 0.01) == []
-    assert "collapsed" in remarks(fine.assign(effective_K=1.0), 8, 1, 0)[0]
+    none = fine.assign(mutual_information=0.0)
+    assert "collapsed" in remarks(none.assign(effective_K=1.0), 8, 1, 0)[0]
+    assert "collapsed" in remarks(none.assign(effective_K=8.0), 8, 8, 0)[0]  # all alike
+    assert "collapsed" in remarks(fine.assign(test_kl_z=0.0, test_cond=0.05), 8, 8, 0)[0]
+    uneven = fine.assign(effective_K=1.29, mutual_information=0.25)  # 93 and 7 % of the cells
+    assert remarks(uneven, 2, 2, 0) == []
     assert "20% of the cells are unsure" in remarks(fine, 8, 7, 0.2)[0]
     assert "more with a larger max_epochs" in remarks(fine[:3], 8, 7, 0)[0]
     assert "more with a larger max_epochs" in remarks(fine[2:5], 8, 7, 0)[0]  # flat, but few
