@@ -57,8 +57,8 @@ QUIET = Param("say nothing on the way", store_true)
 JSON = Param("print the result as JSON", store_true)
 GENE_KEY = Param("column of var with the gene names; by default its index", str)
 FILES = Param(
-    "an .h5ad file with raw counts, or several, or a folder or a 'pattern' of "
-    "them; they are only read",
+    "an .h5ad file with raw counts, a zarr store or output of Cell Ranger; or "
+    "several, or a folder or a 'pattern' of them; they are only read",
     str,
     nargs="+",
 )
@@ -102,6 +102,8 @@ TRAIN = """examples:
       all .h5ad files of a folder as one; the file is the batch
   gmvae_train 'samples/*_filtered.h5ad' --join outer --out run
       those that fit a pattern, with all their genes
+  gmvae_train 'runs/*/outs/filtered_feature_bc_matrix.h5' --out run
+      samples of Cell Ranger; the batch is the name in place of the *
   gmvae_train mine.h5ad --batch_key donor --K 20 --out run20
       with 20 components
   gmvae_train mine.h5ad --batch_key donor --out run --resume

@@ -28,7 +28,8 @@ from . import files
 from .arguments import as_path
 from .counts import get_counts
 from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
-from .h5ad import checked_h5ad, decompress, other_format, read_h5ad
+from .h5ad import checked_h5ad, read_h5ad
+from .other_formats import copied_kind, decompress
 from .progress import Progress
 from .reproducible import Stream, seed_sequence
 
@@ -241,7 +242,7 @@ def load_data(
     path = as_path(data, "data").expanduser()
     if str(data) in named:
         return named[str(data)]()
-    if not path.is_file() and not (path.is_dir() and other_format(path)):
+    if not path.is_file() and not (path.is_dir() and copied_kind(path)):
         raise ValueError(
             f"data={str(data)!r} is neither one of {', '.join(named)} nor a file "
             "that exists: check the path of your .h5ad."

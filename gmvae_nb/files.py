@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST_TEXT', 'CHECKSUM', 'OWN_FILES', 'PAGE_FILES', 'LOCK_FILE', 'sha256_of', 'check_regular', 'file_state',
            'is_temporary', 'errno_of', 'check_no_special', 'check_can_write', 'write_atomically', 'check_room',
-           'download', 'read_json', 'json_text', 'nan_for_null', 'write_json', 'write_checked_json', 'is_as_written',
-           'is_annotated', 'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock', 'check_own_files',
-           'check_target', 'check_not_of_model', 'FolderLock', 'locked_folder', 'is_locked']
+           'check_fits', 'download', 'read_json', 'json_text', 'nan_for_null', 'write_json', 'write_checked_json',
+           'is_as_written', 'is_annotated', 'listed_files', 'file_of_model', 'is_own_file', 'holds_run', 'check_lock',
+           'check_own_files', 'check_target', 'check_not_of_model', 'FolderLock', 'locked_folder', 'is_locked']
 
 # %% ../nbs/files.ipynb #4f5b515f
 import contextlib
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 # %% ../nbs/files.ipynb #9b0f1005
@@ -245,6 +246,16 @@ def check_room(
         raise OSError(
             f"{folder} needs about {n_bytes / 1e6:,.0f} MB, and its disk has "
             f"{free / 1e6:,.0f} MB: make room, or name a folder elsewhere"
+        )
+
+# %% ../nbs/files.ipynb #be65fb95
+def check_fits(n_bytes: int, what: str, advice: str) -> None:
+    "ValueError if it is more than the machine's memory."
+    memory = psutil.virtual_memory().total
+    if n_bytes > memory:
+        raise ValueError(
+            f"{what} takes {n_bytes / 1e9:,.1f} GB in memory, and this machine "
+            f"has {memory / 1e9:,.1f} GB: {advice}"
         )
 
 # %% ../nbs/files.ipynb #0db563eb

@@ -11,7 +11,7 @@ __all__ = ['EMBEDDED', 'LEAST_SHARED', 'BLOCK', 'FILE_KEY', 'named_files', 'part
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,14 @@ from scipy.sparse import csr_matrix
 
 from .arguments import as_paths
 from .covariates import listed_keys
-from .files import file_state, is_annotated, listed_files, sha256_of
-from .h5ad import check_fits, open_h5ad, other_format
+
+# isort: off
+from .files import check_fits, file_state, is_annotated
+from .files import listed_files, sha256_of
+
+# isort: on
+from .h5ad import open_h5ad
+from .other_formats import copied_kind, note_on_copy, without_copies
 
 # isort: off
 from .reading import DATA_SETS, Input, check_unchanged
@@ -37,16 +43,22 @@ from .reading import genes_of, read_input
 EMBEDDED = "uns/gmvae/matched"  # in the copies of gmvae_embed
 
 
-def _h5ad_among(files: Sequence[Path]) -> list[Path]:
-    """Those with such a name, sorted; a .gz not beside its unpacked copy.
+def _cells_among(files: Iterable[Path], others: bool = False) -> list[Path]:
+    """Files of cells and zarr stores, with `others` output of Cell Ranger too.
 
-    Nor what a run has written into its folder, or gmvae_embed anywhere."""
-    found = [f for f in files if f.name.endswith((".h5ad", ".h5ad.gz"))]
-    found = [f for f in found if not f.name.startswith(".") and f.is_file()]
+    Not copies of these, nor what a run has written into its folder, or
+    gmvae_embed anywhere."""
+    kinds = (".h5ad", ".h5ad.gz", ".h5") if others else (".h5ad", ".h5ad.gz")
+    found = [f for f in files if not f.name.startswith(".")]
+    stores = [
+        f
+        for f in found
+        if f.is_dir() and (f.suffix == ".zarr" or others and copied_kind(f))
+    ]
+    found = [f for f in found if f.name.endswith(kinds) and f.is_file()]
     found = [f for f in found if f.name not in listed_files(f.parent)]
     found = [f for f in found if not is_annotated(f, EMBEDDED)]
-    there = set(found)
-    return sorted(f for f in found if f.with_suffix("") not in there)
+    return without_copies(found + stores)
 
 
 def named_files(
@@ -59,8 +71,8 @@ def named_files(
     found: list[str] = []
     for word in as_paths(words):
         path = Path(word).expanduser()
-        if path.is_dir() and not other_format(path):
-            files = _h5ad_among(list(path.iterdir()))
+        if path.is_dir() and not copied_kind(path):
+            files = _cells_among(path.iterdir())
             if not files:
                 raise ValueError(
                     f"the folder {str(path)!r} has no .h5ad file: name the "
@@ -68,7 +80,7 @@ def named_files(
                 )
         elif set("*?[") & set(str(word)) and not path.exists():
             fitting = glob.glob(str(path), recursive=True)
-            files = _h5ad_among([Path(name) for name in fitting])
+            files = _cells_among(map(Path, fitting), others=True)
             if not files:
                 raise ValueError(
                     f"no .h5ad file fits the pattern {str(word)!r}: check the "
@@ -99,6 +111,8 @@ def part_names(files: Sequence[str | Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
         names = ["/".join(path.parts[-depth:]) for path in plain]
+    while len({name.rpartition("/")[2] for name in names}) == 1 < len(names):
+        names = [name.rpartition("/")[0] for name in names]
     return names
 
 # %% ../nbs/parts.ipynb #9a77000d
@@ -141,6 +155,7 @@ def read_part(
             sha256 = sha256_of(path)
             place, y = counts_in_memory(adata, path, layer, round_counts)
             is_gene, genes, notes = genes_of(adata, place, gene_key)
+            notes = note_on_copy(file, path) + notes
             given = gene_names(gene_columns(adata, place), gene_key)[is_gene]
             # the name of an index may be that of a column with other values
             var = place.adata.var[is_gene].set_axis(genes.rename(None))

@@ -32,8 +32,9 @@ from .data import get_categories, load_data
 
 # isort: on
 from .arguments import check_texts, check_whole
-from .files import file_state, sha256_of
-from .h5ad import check_fits, open_h5ad
+from .files import check_fits, file_state, sha256_of
+from .h5ad import open_h5ad
+from .other_formats import note_on_copy
 
 # %% ../nbs/reading.ipynb #ca9a6e94
 class Input(NamedTuple):
@@ -414,6 +415,7 @@ def read_input(
         place, y = counts_in_memory(adata, path, layer, round_counts)
     if path is not None:
         check_unchanged(data, before)
+        notes += note_on_copy(data, path)
     if rows is not None:
         notes.insert(
             0, f"{len(rows):,} of {n_cells:,} cells: those with {subset}"

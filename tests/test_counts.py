@@ -299,20 +299,7 @@ def ten_x_v2(path):
         f["GRCh38/barcodes"], f["GRCh38/genes"] = [b"AAAC-1"], [b"g"]
 
 
-def zarr_store(path):
-    path.mkdir()
-    (path / ".zgroup").touch()
-
-
-def matrix_folder(path):
-    path.mkdir()
-    (path / "matrix.mtx.gz").touch()
-
-
 OTHERS = {
-    "a.zarr": (zarr_store, r"a zarr store.*ad.read_zarr\("),
-    "store": (zarr_store, r"a zarr store.*ad.read_zarr\("),
-    "filtered": (matrix_folder, r"folder of Cell Ranger.*sc.read_10x_mtx\("),
     "a.h5": (ten_x, r"of Cell Ranger.*sc.read_10x_h5\("),
     "b.h5": (ten_x_v2, r"of Cell Ranger.*sc.read_10x_h5\("),
     "a.loom": (loom, r"a loom file.*read_loom\("),

@@ -1,6 +1,5 @@
 """Inputs that were found odd one by one: each works rightly, or is one sentence."""
 
-import gzip
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from gmvae_nb.counts import find_counts, gene_features
 from gmvae_nb.data import load_data
 from gmvae_nb.embed import embed_file
 from gmvae_nb.files import check_own_files, is_locked, locked_folder
-from gmvae_nb.h5ad import checked_h5ad, other_format, read_h5ad
+from gmvae_nb.h5ad import checked_h5ad, read_h5ad
 from gmvae_nb.match import match_genes
 from gmvae_nb.metrics import evaluate
 from gmvae_nb.model_folder import describe_again, read_model, verify
@@ -280,21 +279,6 @@ def test_an_h5ad_that_a_browser_has_unpacked_is_told_by_its_content(tmp_path):
     shutil.move(tmp_path / "mine.h5ad", tmp_path / "mine.h5ad.gz")
     with pytest.raises(ValueError, match="unpacked already.*rename it to .*mine.h5ad'"):
         checked_h5ad(tmp_path / "mine.h5ad.gz")
-
-
-def test_the_line_for_a_folder_of_Cell_Ranger_has_the_prefix_of_its_files(tmp_path):
-    import scanpy as sc
-
-    a = cells(30)
-    parts = {
-        "matrix.mtx": "%%MatrixMarket matrix coordinate integer general\n20 30 1\n1 1 5\n",
-        "barcodes.tsv": "\n".join(a.obs_names) + "\n",
-        "features.tsv": "".join(f"{g}\t{g}\tGene Expression\n" for g in a.var_names),
-    }
-    for name, text in parts.items():
-        (tmp_path / f"GSM7_{name}.gz").write_bytes(gzip.compress(text.encode()))
-    line = other_format(tmp_path).split("with ")[1].split(".write_h5ad")[0]
-    assert eval(line, {"sc": sc}).shape == (30, 20)
 
 
 def test_a_pipe_is_not_said_to_be_missing(tmp_path):

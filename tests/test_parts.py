@@ -1,7 +1,6 @@
 """Many files as one: what is matched, what is refused, and a run that is the joined file's."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -477,26 +476,6 @@ def test_one_file_in_a_folder_is_that_file(files, tmp_path):
     data = read_files(named_files(alone))
     assert data.path == alone / "a.h5ad" and data.parts is None
     assert "file" not in data.cells.obs
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_zarr_store_becomes_a_file_by_the_line_that_is_named(sharded, tmp_path):
-    zarr, store = pytest.importorskip("zarr", "3"), tmp_path / "mine.zarr"
-    can_shard = hasattr(ad.settings, "auto_shard_zarr_v3")
-    if sharded and not can_shard:
-        pytest.skip("this anndata writes no sharded stores")
-    kind = dict(zarr_write_format=3, **({"auto_shard_zarr_v3": sharded} if can_shard else {}))
-    with ad.settings.override(**kind):
-        cells().write_zarr(store)
-    is_sharded = "sharding_indexed" in (store / "X/data/zarr.json").read_text()
-    assert (zarr.open(store, mode="r").metadata.zarr_format, is_sharded) == (3, sharded)
-    cells().write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(ValueError, match=r"mine.zarr' is a zarr store") as refused:
-        read_files(named_files([tmp_path / "a.h5ad", store]))
-    line = re.search(r"make one with (ad\.read_zarr\(.*\)) \(import", str(refused.value))[1]
-    made = tmp_path / "mine.h5ad"
-    exec(line.replace("'mine.h5ad'", repr(str(made))), {"ad": ad})
-    assert read_input(made).sha256 == read_input(tmp_path / "a.h5ad").sha256
 
 
 def test_a_column_of_numbers_here_and_of_text_there_is_text(tmp_path):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE, PAGE = ROOT / "gmvae_nb", ROOT / "nbs/api.ipynb"
 GROUPS = {
     "The model": "tl estimator train network thinning covariates schedule clusters placing offsets",
-    "Counts": "data counts counts_on_disk fractional h5ad reading parts match",
+    "Counts": "data counts counts_on_disk fractional h5ad other_formats reading parts match",
     "What a model says of cells": "inference questions count_splitting proof stability "
     "differential novelty batch_effect labels calibration reference_map new_batches",
     "Scores": "metrics kbet neighbors scib_check",

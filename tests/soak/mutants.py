@@ -42,6 +42,7 @@ COUNT_SPLITTING = "tests/test_count_splitting.py"
 DIFFERENTIAL = "tests/test_differential.py"
 NUMBERS = "tests/test_numbers.py"
 NEW_CELLS = "tests/test_new_cells.py"
+FORMATS = "tests/test_other_formats.py"
 ODD = "tests/test_odd_inputs.py"
 MACHINE_CODE = "tests/test_machine_code.py"
 OFFSETS = "tests/test_offsets.py"
@@ -2525,10 +2526,80 @@ MUTANTS = [
     ),
     Mutant(
         "the name of a sample in a folder of Cell Ranger",
-        'if prefix else ""',
-        'if False else ""',
-        ODD,
+        'prefix={prefix!r})" if prefix else line',
+        'prefix={prefix!r})" if False else line',
+        FORMATS,
         "has_the_prefix",
+    ),
+    Mutant(
+        "a chunk of counts that is missing",
+        "if there < of and stored[part].size:",
+        "if False:",
+        FORMATS,
+        "harmed_store",
+    ),
+    Mutant(
+        "the copy of a source that was replaced",
+        "if copy.stat().st_mtime_ns == time:",
+        "if copy.exists():",
+        FORMATS,
+        "replaced_is_read_anew",
+    ),
+    Mutant(
+        "codecs within shards",
+        'yield from _codecs(codec.get("configuration", {}))',
+        "pass",
+        FORMATS,
+        "harmed_store",
+    ),
+    Mutant(
+        "codecs of old stores",
+        'for key in ("compressor", "filters", "codecs", "index_codecs"):',
+        'for key in ("codecs", "index_codecs"):',
+        FORMATS,
+        "old_store_that_runs",
+    ),
+    Mutant(
+        "a copy counted beside its source",
+        "found -= {\n            file",
+        "found - {\n            file",
+        FORMATS,
+        "has_its_cells_once or copies_are_not_counted",
+    ),
+    Mutant(
+        "a copy from another time",
+        "if first in found and first.stat().st_mtime_ns != _time_of(source):",
+        "if False:",
+        FORMATS,
+        "has_its_cells_once",
+    ),
+    Mutant(
+        "the copy of a table inside the store",
+        "while any((source.parent / name).exists() for name in _OF_STORES):",
+        "while False:",
+        FORMATS,
+        "copy_lies_outside",
+    ),
+    Mutant(
+        "genes of another sample",
+        "if counts.shape != (len(cells), len(genes)):",
+        "if False:",
+        FORMATS,
+        "harmed_folder",
+    ),
+    Mutant(
+        "a matrix larger than the memory",
+        'check_fits(24 * int(size[2]), mtx.name, "read it on a larger machine")',
+        "pass",
+        FORMATS,
+        "harmed_folder",
+    ),
+    Mutant(
+        "antibodies of Cell Ranger",
+        "sc.read_10x_h5(source, gex_only=False)",
+        "sc.read_10x_h5(source)",
+        FORMATS,
+        "antibodies",
     ),
     Mutant(
         "a terminal that is closed",
