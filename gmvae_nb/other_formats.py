@@ -322,17 +322,16 @@ def zarr_to_h5ad(
 ) -> None:
     "ValueError, or an error of zarr, for a store that cannot be used."
     import anndata as ad
+    import zarr
 
-    try:
-        import zarr
-    except ImportError as e:
-        raise ValueError("zarr is not installed: pip install zarr") from e
     of_matrices, of_others = check_store(source)
     check_fits(
         of_others, "what is beside the counts in it", "leave some of it out"
     )
     check_room(target, of_matrices + of_others)
-    store = zarr.open_group(str(source), mode="r", use_consolidated=False)
+    # what is told of all arrays in one file was not looked at
+    new = {} if zarr.__version__ < "3" else {"use_consolidated": False}
+    store = zarr.open_group(str(source), mode="r", **new)
     if missing := {"obs", "var"} - set(store):
         within = [str(source / place) for place in _tables_within(store)]
         raise ValueError(
