@@ -237,8 +237,8 @@ def gmvae_differential(
     first = table[table["is_de"]][:10]
     shown = first[["gene", "lfc", "proba_de", "fdr", "found1", "found2"]]
     lines = [
-        f"cells    {said['cells1']:,} with {group}, {said['cells2']:,} with "
-        f"{against or 'another value'}",
+        f"cells    {said['cells1']:,} with {group}, {said['cells2']:,} "
+        + (f"with {against}" if against else "others"),
         f"counts   {said['counts']}: {said['why']}",
         *(f"note     {note}" for note in said["notes"]),
         f"genes    {said['named']:,} of {said['genes']:,} differ, at a false "

@@ -54,6 +54,16 @@ def kang_pbmc() -> AnnData:  # 4,000 cells x 2,000 genes
     return adata
 
 # %% ../nbs/00_data.ipynb #1580d649
+def _mixes_numbers(column: pd.Series) -> bool:
+    "Whether a number stands there as itself and as text, as 1.0 and '1'."
+    if column.dtype != object and column.dtype != "category":
+        return False
+    values = column.astype(object).unique()
+    numbers = {float(v) for v in values if isinstance(v, int | float | np.number)}
+    texts = pd.to_numeric([v for v in values if isinstance(v, str)], "coerce")
+    return not numbers.isdisjoint(texts)
+
+
 def get_categories(
     adata: AnnData,  # cells x genes
     key: str,  # a column of `adata.obs`: strings, numbers, booleans, categories
@@ -87,7 +97,8 @@ def get_categories(
         distinct = column.nunique()
     except TypeError:
         distinct = None  # lists, for example
-    if distinct != len(set(values)):
+    alike = distinct == len(set(values))
+    if not alike or _mixes_numbers(column):
         raise ValueError(
             f"{role}={key!r} mixes kinds of values, as 1 and '1', or 1 and True, "
             "that are not told apart: make them alike with "

@@ -623,8 +623,8 @@ def how_to_mend(
     if is_run:
         first = "delete it and " if (folder / name).exists() else ""
         return (
-            f"{first}run the same command again (gmvae_train with --resume), "
-            "which makes it anew"
+            f"{first}run the command again that made the folder (gmvae_train "
+            "with --resume), which makes it anew"
         )
     if name in ("config.json", "history.csv"):
         return (

@@ -64,7 +64,7 @@ def fingerprint(
     gene_names: Sequence[str],
 ) -> str:  # 64 hexadecimal digits
     "sha256 of counts and names."
-    names = "\n".join([*cell_names, "", *gene_names])
+    names = "\n".join([*map(str, cell_names), "", *map(str, gene_names)])
     digest = hashlib.sha256(names.encode())
     for part, dtype in (
         (counts.indptr, np.int64),

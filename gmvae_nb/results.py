@@ -201,6 +201,11 @@ def read_run(
     folder: Path,  # with a metrics.json
 ) -> dict:  # a row of the table
     "A finished run. ValueError for a folder without a readable metrics.json."
+    if folder.is_file():
+        raise ValueError(
+            f"{str(folder)!r} is a file: name the folder of a run, which has a "
+            "metrics.json"
+        )
     try:
         text = (folder / "metrics.json").read_text(encoding="utf-8")
         metrics = json.loads(text)
@@ -236,8 +241,13 @@ def _settings(folder: Path) -> dict:
         given = {"supervise": None, **run["settings"]}
         about = ("subset", "n_cells", "n_genes", "max_epochs")
         found = {key: run.get(key) for key in about} | given | given["preset"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):
         return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}/run.json cannot be read ({error}): gmvae_verify says "
+            "how to mend the folder"
+        ) from error
     as_text = {key: json.dumps(value) for key, value in found.items()}
     return {k: v for k, v in as_text.items() if k not in ("K", "seed", "preset")}
 
@@ -249,8 +259,8 @@ def collect_runs(
 
     A folder that is named twice counts once. Runs of one K whose run.json tells
     other settings get a column `settings`, which says what differs.
-    ValueError for a folder without a readable metrics.json, and for a copy of a
-    run: the same settings and seed are no repeat."""
+    ValueError for a folder whose metrics.json or run.json cannot be read, and for
+    a copy of a run: the same settings and seed are no repeat."""
     named = map(Path, as_paths(folders, "folders"))
     once = list({folder.resolve(): folder for folder in named}.values())
     rows = [read_run(folder) for folder in once]
@@ -260,9 +270,10 @@ def collect_runs(
     runs, made = pd.DataFrame(rows), [_settings(folder) for folder in once]
     seen: dict[tuple, Path] = {}
     for folder, row, of_run in zip(once, rows, made):
-        run = (*(row[key] for key in order), *sorted(of_run.items()))
+        of_run = sorted(of_run.items()) or [row["train_seconds"]]
+        run = (*(row[key] for key in order), *of_run)
         first = seen.setdefault(run, folder)
-        if of_run and first is not folder:
+        if first is not folder:
             raise ValueError(
                 f"{first} and {folder} are one run twice (seed {row['seed']}, "
                 "the same settings), not two repeats: leave one of them out"

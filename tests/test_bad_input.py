@@ -190,6 +190,14 @@ BAD |= {
         lambda: fit(obs(np.resize(np.array([1, "1"], dtype=object), 100))),
         "mixes kinds of values",
     ),
+    "batch 1.0 and '1'": (
+        lambda: fit(obs(np.resize(np.array([1.0, "1", "a"], dtype=object), 100))),
+        "mixes kinds of values",
+    ),
+    "categories 1.0 and '1'": (
+        lambda: fit(obs(pd.Categorical(np.resize(np.array([1.0, "1"], dtype=object), 100)))),
+        "mixes kinds of values",
+    ),
     "batch 1 and True": (
         lambda: fit(obs(np.resize(np.array([1, True], dtype=object), 100))),
         "mixes kinds of values",

@@ -329,7 +329,7 @@ def test_a_file_that_is_missing_is_damage_and_what_is_said_brings_it_back(run, l
     # without a list, only what the model tells of is known to be missing
     told = lost if len(lost) == 1 else {*lost} & {"config.json", "history.csv"}
     assert end.value.code == 2 and all(f"{name} is missing" in said for name in told)
-    assert "run the same command again (gmvae_train with --resume)" in said
+    assert "run the command again that made the folder (gmvae_train with --resume)" in said
     again(run)
     assert verify(run)["notes"] == [] and {*lost} <= {*verify(run)["files"], "config.json"}
     assert (run / "model.safetensors").read_bytes() == weights

@@ -260,17 +260,16 @@ def test_a_module_in_no_group_and_a_page_out_of_step_are_told(tmp_path, monkeypa
 # --- Snakemake ------------------------------------------------------------------------------------
 
 
-def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
+def called_by_wrapper(monkeypatch, options, input=()):
+    "What gmvae_train is given by the rule."
     called = []
     shell = ModuleType("snakemake.shell")
     shell.shell = called.append
     monkeypatch.setitem(sys.modules, "snakemake", ModuleType("snakemake"))
     monkeypatch.setitem(sys.modules, "snakemake.shell", shell)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = dict(K=2, batch_key="my batch", labels_key=None, overwrite=True, quiet=False)
-    options |= dict(preset="", max_epochs="")  # as --config preset= gives it
     job = SimpleNamespace(
-        input=[],
+        input=list(input),
         output=["runs/K2/annotated.h5ad"],
         params={"options": options},
         threads=1,
@@ -282,8 +281,23 @@ def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
     (line,) = called
     name, *words = shlex.split(line.removesuffix(" > log"))
     function = commands.COMMANDS[name].__wrapped__
-    given = vars(parser_of(function, name).parse_args(spelled(words, ["data"])))
+    return vars(parser_of(function, name).parse_args(spelled(words, ["data"])))
+
+
+def test_the_wrapper_calls_a_command_that_is_understood(monkeypatch):
+    options = dict(K=2, batch_key="my batch", labels_key=None, overwrite=True, quiet=False)
+    options |= dict(preset="", max_epochs="")  # as --config preset= gives it
+    given = called_by_wrapper(monkeypatch, options)
     assert given["data"] == ["kang_pbmc"] and given["out"] == "runs/K2"
     assert given["batch_key"] == "my batch" and given["K"] == 2 and given["labels_key"] is None
     assert given["preset"] == "recommended" and given["max_epochs"] is None
     assert given["resume"] and given["overwrite"] and not given["quiet"]
+
+
+def test_the_wrapper_hands_on_zeros_lists_and_all_files(monkeypatch):
+    keys = ["chemistry", "time point"]
+    options = dict(K=0, alpha=0.0, max_epochs=0, categorical_covariate_keys=keys)
+    given = called_by_wrapper(monkeypatch, options, input=["a b.h5ad", "c.h5ad"])
+    assert given["data"] == ["a b.h5ad", "c.h5ad"]
+    assert (given["K"], given["alpha"], given["max_epochs"]) == (0, 0, 0)  # which it refuses
+    assert given["categorical_covariate_keys"] == keys

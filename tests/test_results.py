@@ -318,8 +318,23 @@ def test_a_run_named_twice_counts_once_and_a_copy_is_refused(tmp_path):
     (tmp_path / "b").mkdir()
     assert len(collect_runs(named)) == 1
     shutil.copytree(run, tmp_path / "copy")
+    both = [run, tmp_path / "copy"]
     with pytest.raises(ValueError, match="a and .*copy are one run twice .seed 0, .* leave one"):
-        collect_runs([run, tmp_path / "copy"])
+        collect_runs(both)
+    for folder in both:
+        (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="a/run.json cannot be read .*gmvae_verify says"):
+        collect_runs(both)
+    for folder in both:
+        (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match="are one run twice"):  # by the time that it took
+        collect_runs(both)
+
+
+def test_a_file_is_not_taken_for_the_folder_of_a_run(tmp_path):
+    (tmp_path / "a.h5ad").touch()
+    with pytest.raises(ValueError, match="a.h5ad' is a file: name the folder of a run"):
+        collect_runs([tmp_path / "a.h5ad"])
 
 
 def test_runs_with_other_settings_are_no_repeats(tmp_path):

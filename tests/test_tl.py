@@ -174,6 +174,15 @@ def test_an_index_may_have_any_name(tmp_path):
     assert len(ad.read_h5ad(tmp_path / "a.h5ad").obsm["gmvae_prob"]) == adata.n_obs
 
 
+def test_a_cell_may_lack_a_name():
+    adata = cells()
+    names = list(adata.obs_names)
+    names[3] = np.nan
+    adata.obs.index = pd.Index(names, dtype=object)
+    tl.gmvae(adata, "batch", max_epochs=1, progress=False)
+    assert adata.obs["gmvae"].notna().all()
+
+
 @pytest.mark.parametrize("kind", [tuple, pd.Index, dict.fromkeys])
 def test_names_of_covariates_come_in_any_container(tmp_path, kind):
     adata = cells()
