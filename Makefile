@@ -71,6 +71,9 @@ table: env ## the table of all finished runs: mean and standard deviation over r
 # core, the pages would take both
 AFTER_PAGES := $(addprefix tests/test_,limits.py ray.py reproducible.py typed.py peers.py)
 test: export OMP_NUM_THREADS := 1
+# compiled modules are kept, whatever the shell says: a process that imports torch and scanpy takes
+# 3 s from __pycache__, and 8 s if it has to compile them
+test: export PYTHONDONTWRITEBYTECODE :=
 test: env ## everything: notebook tests; beside them lint, map of modules, what is exported, pytest
 	mkdir -p _runs
 	# whatever fails, the others are run too; the report of the pages' core comes last
