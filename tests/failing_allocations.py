@@ -10,7 +10,6 @@ file is written. For each n a line of JSON is printed: n, the exit code, what wa
 exit code of the undisturbed run."""
 
 import ctypes
-import importlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 from gmvae_nb import annotation, commands
 from gmvae_nb.network import PRESETS
 
-from hazards import TINY, no_map, outcome
+from hazards import TINY, import_what_runs_need, no_map, outcome
 
 WORDS = "--K 2 --preset blog --batch_key batch --labels_key cell_type --quiet --resume"
 LIBRARY = ctypes.CDLL(None)
@@ -79,8 +78,7 @@ def chosen(folder: Path, count: str) -> list[int]:
 def main(folder: Path, least: int, count: str) -> None:
     PRESETS["blog"] = TINY
     annotation.umap = no_map
-    for name in ("gmvae_nb.metrics", "gmvae_nb.report", "scanpy", "torch._dynamo"):
-        importlib.import_module(name)  # once, and not in every copy
+    import_what_runs_need()  # once, and not in every copy
     assert train(folder, "begun", 1, 0, least, folder / "begun.txt") == 0
     shutil.copytree(folder / "begun", folder / "whole")
     assert train(folder, "whole", 2, 0, least, folder / "whole.txt") == 0

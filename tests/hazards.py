@@ -4,6 +4,7 @@ Used by test_promises.py, soak/soak_promises.py and others; cells and models her
 """
 
 import contextlib
+import importlib
 import itertools
 import os
 import random
@@ -60,6 +61,18 @@ SMALL = replace(
 def no_map(X, seed: int = 0) -> np.ndarray:
     "In the place of annotation.umap, where nobody looks at the map."
     return np.asarray(X[:, :2], dtype=np.float32)
+
+
+def import_what_runs_need() -> None:
+    "And let numba set itself up, once, before copies of this process are made that run a command."
+    import numba
+
+    for name in (
+        "gmvae_nb.metrics gmvae_nb.report gmvae_nb.scale gmvae_nb.parts scanpy torch._dynamo "
+        "numba.typed sklearn.linear_model sklearn.metrics sklearn.neighbors"
+    ).split():
+        importlib.import_module(name)
+    numba.njit(lambda x: x + 1)(1)
 
 
 @contextlib.contextmanager

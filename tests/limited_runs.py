@@ -6,7 +6,6 @@ FOLDER has mine.h5ad, and gets `whole`, a run of two epochs without a bound. For
 of it is gone on with, in a folder of that name; stderr is beside it, and the exit codes are printed
 as JSON. Bounds are AS-BYTES, of memory above what the process has, or FSIZE-BYTES, of each file."""
 
-import importlib
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ from pathlib import Path
 from gmvae_nb import annotation, commands
 from gmvae_nb.network import PRESETS
 
-from hazards import TINY, no_map, outcome
+from hazards import TINY, import_what_runs_need, no_map, outcome
 
 WORDS = "--K 2 --preset blog --batch_key batch --labels_key cell_type --quiet --resume"
 
@@ -49,8 +48,7 @@ def set_bound(kind: str, asked: str) -> None:
 def main(folder: Path, bounds: list[str]) -> None:
     PRESETS["blog"] = TINY
     annotation.umap = no_map
-    for name in ("gmvae_nb.metrics", "gmvae_nb.report", "scanpy", "torch._dynamo"):
-        importlib.import_module(name)  # once, and not in every copy
+    import_what_runs_need()  # once, and not in every copy
     codes = {"whole": train(folder, "whole", 2)}
     for bound in bounds:
         shutil.copytree(folder / "whole", folder / bound)
