@@ -262,25 +262,26 @@ def test_the_notebook_is_where_the_command_says(shell):
     assert code == 0 and any("parameters" in c["metadata"].get("tags", []) for c in cells)
 
 
-def least_seconds(*words: str) -> float:
-    "Processor seconds of a process, the least of five."
+def takes_less_than(limit: float, *words: str) -> bool:
+    "Whether one of five processes does, in processor seconds; a busy machine makes some slower."
     resource = pytest.importorskip("resource")
-    taken = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *words], env=ENV, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(taken)
+        taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if taken < limit:
+            return True
+    return False
 
 
 def test_the_package_is_imported_in_a_tenth_of_a_second():
-    assert least_seconds("-c", "import gmvae_nb") < 0.1
+    assert takes_less_than(0.1, "-c", "import gmvae_nb")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_takes_less_than_a_third_of_a_second(name):
-    assert least_seconds("-m", "gmvae_nb", name.removeprefix("gmvae_"), "--help") < 0.3
+    assert takes_less_than(0.3, "-m", "gmvae_nb", name.removeprefix("gmvae_"), "--help")
 
 
 def test_the_commands_import_nothing_heavy():
