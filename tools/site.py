@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -286,17 +287,20 @@ def main() -> int:
         cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
         problems += [f"{p.stem}: {problem}" for problem in source_problems(cells)]
     refresh_quarto_yml()
-    os.environ["PYTHONWARNINGS"] = "ignore"  # in nbdev's workers: source_problems is shorter
     try:
-        proc = Path(proc_nbs(force=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # source_problems is shorter
+            # in this process: each worker would import torch and scanpy once more, which takes as
+            # long as all pages do
+            proc = Path(proc_nbs(force=True, n_workers=0))
     except Exception as e:  # whatever a cell raises
         why = " ".join(str(e).split())[:200]
         print(*problems, f"nbdev cannot stage a notebook: {why}", sep="\n")
         return 1
     problems += number_all(proc)
-    warnings = build(proc, quiet=True).warnings
+    said = build(proc, quiet=True).warnings
     # its broken links are found again below
-    problems += [w for w in warnings if not re.match(QUARTO_ONLY, w) and "broken link" not in w]
+    problems += [w for w in said if not re.match(QUARTO_ONLY, w) and "broken link" not in w]
     docs = Path("_docs")
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc / "_docs", docs)
