@@ -63,8 +63,8 @@ def test_alignment_brings_the_batches_of_a_cell_type_together():
             found.append(np.linalg.norm(shift / x.std(0)))
         return np.mean(found)
 
-    aligned, free = (sum(distance(align, seed) for seed in range(5)) for align in (50.0, 0.0))
-    assert aligned < 0.9 * free
+    aligned, free = (sum(distance(align, seed) for seed in range(3)) for align in (50.0, 0.0))
+    assert aligned < 0.9 * free  # 0.74; five seeds: 0.86, and 0.69 to 1.27 each
 
 
 def test_input_dropout_silences_genes_in_training_and_only_there():
