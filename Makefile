@@ -69,7 +69,7 @@ table: env ## the table of all finished runs: mean and standard deviation over r
 
 # one core for the pages and then some of the tests, the other for the rest: with a thread for each
 # core, the pages would take both
-AFTER_PAGES := $(addprefix tests/test_,limits.py ray.py reproducible.py typed.py peers.py)
+AFTER_PAGES := $(addprefix tests/test_,limits.py ray.py reproducible.py typed.py peers.py results.py)
 test: export OMP_NUM_THREADS := 1
 # compiled modules are kept, whatever the shell says: a process that imports torch and scanpy takes
 # 3 s from __pycache__, and 8 s if it has to compile them

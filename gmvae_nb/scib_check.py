@@ -38,6 +38,7 @@ def scib_scores(
     with _quiet(), kept_on_disk():
         import scanpy as sc
         import scib
+        import umap  # noqa: F401, or scanpy imports it later
     columns = [key for key in (batch_key, labels_key, clusters) if key]
     labelled = adata.obs[labels_key].notna().to_numpy()
     obs = adata.obs.loc[labelled, columns].astype(str).astype("category")

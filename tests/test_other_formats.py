@@ -165,9 +165,8 @@ def test_all_of_an_anndata_in_a_store_is_in_the_copy(tmp_path):
 def test_a_store_within_a_store_is_named_and_its_copy_lies_outside(tmp_path):
     zarr = pytest.importorskip("zarr")
     store = tmp_path / "sd.zarr"
-    with ad.settings.override(**({"zarr_write_format": 2} if zarr.__version__[0] < "3" else {})):
-        zarr.open_group(str(store), mode="w").create_group("tables")
-        write_store(store / "tables" / "table", cells())
+    zarr.open_group(str(store), mode="w").create_group("tables")
+    write_store(store / "tables" / "table", cells(), version=2 if zarr.__version__ < "3" else 3)
     with pytest.raises(ValueError, match=r"no obs and no var; name what is in it.*tables/table\)"):
         read_input(store)
     data = read_input(store / "tables/table")

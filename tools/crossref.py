@@ -203,9 +203,9 @@ class Numbered:
     def references(self) -> dict:
         "A cell with the list of what is cited."
 
-        def order(key: str) -> tuple[str, str]:
+        def order(key: str) -> tuple[str, str, str]:
             entry = self.entries[key]
-            return short(entry).lower(), entry.get("year", "")
+            return short(entry).lower(), entry.get("year", ""), key
 
         listed = [reference(key, self.entries[key]) for key in sorted(self.cited, key=order)]
         text = "\n\n".join(["## References {.unnumbered}", *listed])
