@@ -27,7 +27,12 @@ from scipy import sparse
 from . import files
 from .arguments import as_path
 from .counts import get_counts
-from .counts_on_disk import CountsOnDisk, row_blocks, shuffle_blocks
+
+# isort: off
+from .counts_on_disk import CountsOnDisk, read_together
+from .counts_on_disk import row_blocks, shuffle_blocks
+
+# isort: on
 from .h5ad import checked_h5ad, read_h5ad
 from .other_formats import copied_kind, decompress
 from .progress import Progress
@@ -470,7 +475,7 @@ def minibatches(
     b_all = b_all.astype(np.int64) if b_all.ndim == 1 else b_all
     _check_batches(counts, len(idx), batch_size, drop_last)
     on_disk = isinstance(counts, CountsOnDisk)
-    fetch = batch_size * 64 if on_disk else batch_size
+    fetch = batch_size * read_together(batch_size) if on_disk else batch_size
     if rng is None:
         order = idx
     elif on_disk:

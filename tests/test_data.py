@@ -414,6 +414,22 @@ def test_shuffled_blocks_hold_every_row_once(n, block, fetch):
     assert n == 1 or (first != other).any()
 
 
+@pytest.mark.parametrize("size", [64, 1024, 5000])
+def test_what_is_read_at_a_time_does_not_grow_with_the_minibatch(size, tmp_path, monkeypatch):
+    n, read = 9000, []
+    y = sparse.csr_matrix((np.ones(n, "f4"), (np.arange(n), np.zeros(n, int))), shape=(n, 2))
+    counts = get_counts(on_disk_copy(ad.AnnData(y), tmp_path), allow_empty_genes=True)
+    get = CountsOnDisk.__getitem__
+    monkeypatch.setattr(
+        CountsOnDisk, "__getitem__", lambda self, rows: (read.append(len(rows)), get(self, rows))[1]
+    )
+    rng = np.random.default_rng(0)
+    seen = [rows for *_, rows in minibatches(counts, np.zeros(n), np.arange(n), size, rng=rng)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(n))
+    assert max(read) == min(64 * size, 8192 // size * size or size)
+    assert set(map(len, seen[:-1])) == {size}
+
+
 @pytest.mark.parametrize(
     "n, size, drop_last",
     [(30, 8, False), (30, 8, True), (17, 16, False), (16, 16, True), (1, 128, False)],

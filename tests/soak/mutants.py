@@ -1952,8 +1952,8 @@ MUTANTS = [
     ),
     Mutant(
         "kinds of batches mixed",
-        "if distinct != len(set(values)):",
-        "if False:",
+        "alike = distinct == len(set(values))",
+        "alike = True",
         BAD,
         "batch",
     ),
@@ -2523,6 +2523,27 @@ MUTANTS = [
         "if other := other_format(path):",
         ODD,
         "get_it_again",
+    ),
+    Mutant(
+        "a read that grows with the mini-batch",
+        "return max(1, min(64, AT_ONCE // batch_size))",
+        "return 64",
+        "tests/test_data.py",
+        "does_not_grow",
+    ),
+    Mutant(
+        "a damaged run.json",
+        "except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):",
+        "except (OSError, ValueError, KeyError, TypeError):",
+        "tests/test_results.py",
+        "named_twice",
+    ),
+    Mutant(
+        "numbers beside themselves as text",
+        "if not alike or _mixes_numbers(column):",
+        "if not alike:",
+        BAD,
+        "categories or batch",
     ),
     Mutant(
         "the name of a sample in a folder of Cell Ranger",
