@@ -284,6 +284,15 @@ def test_help_takes_less_than_a_third_of_a_second(name):
     assert takes_less_than(0.3, "-m", "gmvae_nb", name.removeprefix("gmvae_"), "--help")
 
 
+@pytest.mark.parametrize("words", ["train gone.h5ad --out run", "embed run a/gone", "metrics x.h5"])
+def test_a_file_that_is_not_there_is_told_before_torch_is_imported(words, tmp_path):
+    code = "import sys; from gmvae_nb.umbrella import gmvae\ntry: gmvae()\n"
+    code += "except SystemExit as e: print(e.code, sorted({'torch', 'scanpy'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "2 []\n" and "there is no file" in done.stderr
+
+
 def test_the_commands_import_nothing_heavy():
     code = "import sys, gmvae_nb.commands; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
