@@ -577,8 +577,9 @@ def find_counts(
 ) -> CountsLocation:
     """The place with counts: layers['counts'], or named so; raw; X; other layers.
 
-    Every value is looked at. `notes` say which other matrices of whole numbers
-    were not taken. ValueError if there are no counts, or only parts of them."""
+    Every value of it is looked at. If no layer is named `counts`, `notes` say
+    which other matrices of whole numbers were not taken. ValueError if there are
+    no counts, or only parts of them."""
     if layer is not None and _asked_for(adata, layer) is None:
         _check_place(adata, None)
         alone = AnnData(adata.X, obs=adata.obs, var=adata.var)

@@ -120,7 +120,7 @@ def _delete_with_lock(lock: FileLock) -> None:
 
 # %% ../nbs/files.ipynb #15a7e401
 def is_temporary(name: str) -> bool:
-    "Whether a file of this name belongs to a writer that has not ended."
+    "Whether it is that of a file that is being written, or was left by a kill."
     return re.fullmatch(r"\.[0-9a-f]{32}(\..*)?", name) is not None
 
 # %% ../nbs/files.ipynb #081b85f8
@@ -187,7 +187,8 @@ def write_atomically(
     """Writes under a temporary name in the same folder, then renames.
 
     So `path` is always a whole file. OSError, naming `path`, if it cannot be
-    written; what was there before is left as it was."""
+    written; what was there before is left as it was. ValueError for a pipe or a
+    device."""
     path = Path(path)
     if not path.is_dir():  # of which the system says more
         check_no_special(path)

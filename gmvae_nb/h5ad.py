@@ -89,7 +89,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def check_is_file(path: str | Path) -> None:
-    "ValueError, saying what is there, if it is no file or no h5ad by its name."
+    "ValueError, saying what is there, if it is no file of cells by its name."
     path = Path(path).expanduser()
     try:
         if path.is_file() and path.suffix != ".gz":
@@ -164,9 +164,11 @@ def checked_h5ad(
             raise ValueError(other)
         path = make_copy(path, kind)
     found = _look_through(path)
-    if found.get("kind") == "10x":
-        check_fits(found["size"], repr(str(path)), "read it on a larger machine")
-        path = make_copy(path, "10x")
+    if (kind := found.get("kind")) in ("10x", ".h5mu"):
+        if kind == "10x":  # which is read as a whole
+            advice = "read it on a larger machine"
+            check_fits(found["size"], repr(str(path)), advice)
+        path = make_copy(path, kind)
         found = _look_through(path)
     if "damaged" in found:
         if other := other_format(path) or other_content(path):
@@ -190,11 +192,16 @@ def _check_no_slash(layer: h5py.Group) -> None:
         )
 
 
+def _is_there(f: h5py.File, name: str) -> bool:
+    "Not if anndata has written that there is none."
+    return name in f and getattr(f[name], "shape", 0) is not None
+
+
 def matrices(f: h5py.File) -> list[h5py.Group | h5py.Dataset]:
     "X, layers and raw. ValueError for a sparse one that is not whole."
     layers = f.get("layers", {})
     found = [layers[name] for name in layers]
-    found += [f[name] for name in ("X", "raw/X") if name in f]
+    found += [f[name] for name in ("X", "raw/X") if _is_there(f, name)]
     for matrix in found:
         if isinstance(matrix, h5py.Group):
             _check_no_slash(matrix)
@@ -265,11 +272,12 @@ def _without_matrices(f: h5py.File) -> AnnData:
     from anndata.io import read_elem
 
     layers = f.get("layers", {})
-    raw = f.get("raw")
-    if raw is not None:
+    raw = None
+    if _is_there(f, "raw"):
+        raw = f["raw"]
         raw = {"X": _matrix_on_disk(raw["X"]), "var": read_elem(raw["var"])}
     return AnnData(
-        X=_matrix_on_disk(f["X"]) if "X" in f else None,
+        X=_matrix_on_disk(f["X"]) if _is_there(f, "X") else None,
         obs=read_elem(f["obs"]),
         var=read_elem(f["var"]),
         layers={name: _matrix_on_disk(layers[name]) for name in layers},

@@ -736,7 +736,9 @@ def unlisted_model(
         raise ValueError(
             f"{path} is damaged: get it again, or delete it and train again"
         )
-    age = "newer" if done != before else "another"
+    age = "another" if done == before else "newer"
+    if before is not None and done < before:
+        age = "older"
     return (
         f"model.safetensors, after {done} epochs, is {age} than config.json: a "
         "write was stopped between the two, train on with --resume, or write "

@@ -10,6 +10,7 @@ __all__ = ['EMBEDDED', 'LEAST_SHARED', 'BLOCK', 'FILE_KEY', 'named_files', 'part
 # %% ../nbs/parts.ipynb #9a770005
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -103,17 +104,19 @@ def named_files(
 def part_names(files: Sequence[str | Path]) -> list[str]:
     "A name for each file, short, and unlike the others."
     paths = [Path(os.path.abspath(os.path.expanduser(file))) for file in files]
-    plain = [
-        p.with_name(p.name.removesuffix(".gz")).with_suffix("") for p in paths
-    ]
+    ending = re.compile(r"(\.h5ad|\.h5mu|\.h5|\.zarr)?(\.gz)?$")
+    plain = [path.with_name(ending.sub("", path.name)) for path in paths]
+    if len(set(plain)) < len(plain):  # a.h5ad and a.zarr
+        plain = paths
     names = [path.name for path in plain]
     for depth in range(2, max(len(path.parts) for path in plain) + 1):
         if len(set(names)) == len(names):
             break
         names = ["/".join(path.parts[-depth:]) for path in plain]
-    while len({name.rpartition("/")[2] for name in names}) == 1 < len(names):
-        names = [name.rpartition("/")[0] for name in names]
-    return names
+    split = [name.split("/") for name in names]
+    while min(map(len, split)) > 1 and len({parts[-1] for parts in split}) == 1:
+        split = [parts[:-1] for parts in split]
+    return ["/".join(parts) for parts in split]
 
 # %% ../nbs/parts.ipynb #9a77000d
 class Part(NamedTuple):

@@ -48,7 +48,7 @@ class Input(NamedTuple):
     sha256: str  # of counts, cell and gene names
     name: str  # of the data, in tables: the file's, or the data set's
     path: Path | None  # the file; None: the cells are not from a file
-    source: AnnData | None  # the cells as they were given; None: in the file
+    source: AnnData | None  # the chosen cells as given; None: in the file
     round_counts: str | None = None  # how fractional counts were made whole
     file_sha256: str | None = None  # of the file, as it was read
     gene_key: str | None = None  # column of var with the names; None: its index

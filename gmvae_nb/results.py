@@ -47,7 +47,7 @@ def plot_z_prior(
 ) -> None:
     """KL_z by epoch with its limit log K.
 
-    On the right axis the effective number of clusters."""
+    On the right axis the effective number of components."""
     for part in ("train", "test"):
         if f"{part}_kl_z" in history:
             ax.plot(history["epoch"], history[f"{part}_kl_z"], label=f"{part}")
@@ -62,7 +62,7 @@ def plot_z_prior(
         color="C3",
         label="effective K (right)",
     )
-    right.set(ylabel="effective number of clusters", ylim=(0, K * 1.05 + 0.5))
+    right.set(ylabel="effective components", ylim=(0, K * 1.05 + 0.5))
     lines = [*ax.get_lines(), *right.get_lines()]
     names = [line.get_label() for line in lines]
     ax.legend(lines, names, frameon=False, loc="center right")

@@ -89,8 +89,8 @@ def train_on_workers(
 ) -> None:
     """Ray Train starts the processes; each calls `gmvae_train`.
 
-    ValueError without Ray Train, or for what a process refuses; OSError if there
-    is no cluster, or processes are lost too often."""
+    ValueError without Ray Train; OSError if there is no cluster, for what a
+    process refuses, or if processes are lost too often."""
     address, workers = asked["ray_address"], asked["workers"]
     if workers not in (1, 2, 4, 8):
         raise ValueError(f"workers is {workers}; expected 1, 2, 4 or 8")

@@ -119,7 +119,7 @@ def test_MuData_with_obs_and_var_is_named(tmp_path):
         for name in ("obs", "var", "mod/rna"):
             f.create_group(name)
     for read in (read_input, read_h5ad):
-        with pytest.raises(ValueError, match="is a MuData file .*read_h5mu"):
+        with pytest.raises(ValueError, match="is a MuData file, .*read_h5mu"):
             read(tmp_path / "a.h5mu")
 
 

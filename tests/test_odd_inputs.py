@@ -281,6 +281,17 @@ def test_an_h5ad_that_a_browser_has_unpacked_is_told_by_its_content(tmp_path):
         checked_h5ad(tmp_path / "mine.h5ad.gz")
 
 
+@pytest.mark.parametrize("where", ["X", "layers['counts']"])
+def test_what_anndata_wrote_as_nothing_is_not_there(where, tmp_path):
+    adata = cells(30)
+    if where != "X":
+        adata.layers["counts"], adata.X = adata.X, None
+    with h5py.File(tmp_path / "a.h5ad", "w") as f:  # with raw, and X, as nulls
+        ad.io.write_elem(f, "/", adata)
+    found = read_input(tmp_path / "a.h5ad")
+    assert found.where == where and found.cells.n_obs == 30
+
+
 def test_a_pipe_is_not_said_to_be_missing(tmp_path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes here")

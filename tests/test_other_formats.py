@@ -121,6 +121,26 @@ def test_each_form_gives_the_cells_of_the_h5ad(kind, tmp_path):
         assert list(read_input(path, gene_key="gene_ids").cells.var_names) == ids
 
 
+def write_h5mu(path, adata, name="rna"):
+    "As mudata writes it, in short: a group for each modality."
+    with h5py.File(path, "w") as f:
+        f.create_group("obs"), f.create_group("var"), f.create_group("mod/adt")
+        ad.io.write_elem(f, f"mod/{name}", adata)
+
+
+def test_the_rna_of_a_mudata_file_is_read(tmp_path):
+    adata = cells()
+    adata.layers["spliced"] = adata.X.tocsc()
+    write_h5mu(tmp_path / "mine.h5mu", adata)
+    data, copy = read_input(tmp_path / "mine.h5mu"), tmp_path / "mine.h5mu.h5ad"
+    assert same(data.cells.X, adata.X) and data.path == copy
+    assert data.notes[0].startswith("mine.h5mu is a MuData file") and '["rna"]' in data.notes[0]
+    pd.testing.assert_frame_equal(ad.read_h5ad(copy).obs, adata.obs)
+    write_h5mu(tmp_path / "other.h5mu", adata, "atac")
+    with pytest.raises(ValueError, match="no modality rna, but adt, atac"):
+        read_input(tmp_path / "other.h5mu")
+
+
 @pytest.mark.parametrize("kind", ["v3.zarr", "packed", "v3.h5"])
 def test_a_source_that_was_replaced_is_read_anew(kind, tmp_path):
     for n in (60, 40):
@@ -181,6 +201,10 @@ def drop_chunk(store):
     next(file for file in (store / "X/indices/c").rglob("*") if file.is_file()).unlink()
 
 
+def drop_ends(store):
+    next(file for file in (store / "X/indptr/c").rglob("*") if file.is_file()).unlink()
+
+
 def cut_chunk(store):
     chunk = next(file for file in (store / "X/data/c").rglob("*") if file.is_file())
     chunk.write_bytes(chunk.read_bytes()[:40])
@@ -188,6 +212,7 @@ def cut_chunk(store):
 
 HARMS = {
     "a chunk is missing": (drop_chunk, r"1 of 1 chunks of X/indices are not there"),
+    "ends of rows are missing": (drop_ends, "X/indptr does not rise to the number of counts"),
     "a chunk is cut": (cut_chunk, r"no h5ad can be made of it \(\w+"),
     "no group": (lambda s: (shutil.rmtree(s), s.mkdir()), "No group found|nothing found"),
     "no obs": (lambda s: shutil.rmtree(s / "obs"), r"it has no obs\)"),
@@ -263,6 +288,17 @@ def test_the_line_that_is_named_for_a_folder_has_the_prefix_of_its_files(tmp_pat
     (folder / "barcodes.tsv.gz").rename(folder / "GSM7_barcodes.tsv.gz")
     line = str(e.value).split("make one with ")[1].split(".write_h5ad")[0]
     assert same(eval(line, {"sc": sc}).X, cells().X)
+
+
+def test_no_line_is_named_for_a_folder_that_scanpy_does_not_read(tmp_path):
+    folder = write(tmp_path, "solo", cells())
+    assert (
+        "was made of it" in read_input(folder).notes[0] and "sc." not in read_input(folder).notes[0]
+    )
+    (folder / "barcodes.tsv").write_text("A")
+    os.utime(folder, ns=(10**18, 10**18))
+    with pytest.raises(ValueError, match="not of one sample\\): mend that$"):
+        read_input(folder)
 
 
 def test_antibodies_beside_the_genes_are_left_out_and_named(tmp_path):
