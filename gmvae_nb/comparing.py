@@ -77,7 +77,7 @@ def column_of(
 # %% ../nbs/comparing.ipynb #a5c51012
 def compare_in_file(
     model,  # a GMVAE
-    path: str | Path,  # an .h5ad file, or a data set by name; it is only read
+    path: str | Path,  # a file of cells, or a data set by name; only read
     group: str,  # "column=value,value" of obs
     against: str | None = None,  # likewise; None: all other cells
     *,
@@ -176,7 +176,7 @@ def gmvae_differential(
     run: Param(
         "folder of a run of gmvae_train, or of a model written by GMVAE.save", str
     ),
-    data: Param("an .h5ad file with raw counts; it is only read", str),
+    data: Param("a file of cells with raw counts; it is only read", str),
     out: Param("the table to write, a .csv file", str, required=True) = None,
     group: Param(
         "COLUMN=VALUE of obs: the cells to compare; several values with commas",

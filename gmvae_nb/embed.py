@@ -262,7 +262,7 @@ def note_on_stopped(model: GMVAE) -> list[str]:  # one sentence, or none
 # %% ../nbs/embed.ipynb #7dd8b6c8
 def embed_file(
     model: GMVAE,
-    path: str | Path | Sequence[str | Path],  # .h5ad files; they are only read
+    path: str | Path | Sequence[str | Path],  # files of cells; only read
     target: str | Path,  # the annotated copy
     *,
     map_batch: MapBatch | None = None,  # as for match_cells

@@ -662,7 +662,8 @@ def locked_folder(
 
     BlockingIOError, naming the process, if one is in it and `wait` is false. A
     thread that is in it may enter again, and has the same lock. A folder that was
-    made, and in which an error came before anything else, is deleted again."""
+    made, and in which an error came before anything else, is deleted again.
+    ValueError for a lock file that somebody else has written."""
     folder = as_path(folder, "folder")
     here = os.getpid(), threading.get_ident(), os.path.realpath(folder)
     if here in _HELD:

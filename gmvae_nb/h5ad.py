@@ -210,7 +210,7 @@ def matrices(f: h5py.File) -> list[h5py.Group | h5py.Dataset]:
 
 # %% ../nbs/h5ad.ipynb #78078964
 def read_h5ad(
-    path: str | Path,  # an .h5ad or .h5ad.gz file
+    path: str | Path,  # an .h5ad file, or what one is made of
     backed: bool = False,  # leave the matrices on disk
 ) -> AnnData:
     """An h5ad file from anywhere.
@@ -287,7 +287,7 @@ def _without_matrices(f: h5py.File) -> AnnData:
 
 @contextlib.contextmanager
 def open_h5ad(
-    path: str | Path,  # an .h5ad file, or .h5ad.gz; it is only read
+    path: str | Path,  # a file or folder of cells; it is only read
 ) -> Iterator[tuple[Path, AnnData]]:  # the .h5ad, and what is in it
     """A file, its matrices left in it, open for as long as the `with` lasts.
 

@@ -736,14 +736,19 @@ def unlisted_model(
         raise ValueError(
             f"{path} is damaged: get it again, or delete it and train again"
         )
-    age = "another" if done == before else "newer"
+    anew = (
+        "write config.json anew with gmvae_nb.model_folder.describe_again("
+        f"{str(folder)!r}) in Python"
+    )
     if before is not None and done < before:
-        age = "older"
+        return (
+            f"model.safetensors, after {done} epochs, is older than config.json: "
+            f"put back the one of {before} epochs, or {anew}"
+        )
+    age = "another" if done == before else "newer"
     return (
         f"model.safetensors, after {done} epochs, is {age} than config.json: a "
-        "write was stopped between the two, train on with --resume, or write "
-        f"config.json anew with gmvae_nb.model_folder.describe_again("
-        f"{str(folder)!r}) in Python"
+        f"write was stopped between the two, train on with --resume, or {anew}"
     )
 
 # %% ../nbs/model_folder.ipynb #212b9462

@@ -241,7 +241,7 @@ def _bytes_of(array: dict[str, Any]) -> int:
     "Unpacked; 8 for each text."
     try:
         size = np.dtype(array.get("dtype", array.get("data_type"))).itemsize
-    except TypeError:
+    except (TypeError, ValueError):
         size = 8
     return prod(array["shape"]) * size
 
@@ -253,7 +253,7 @@ def check_store(
     sizes = [0, 0]
     files = [*store.rglob(".zarray"), *store.rglob("zarr.json")]
     for file in files:
-        array = json.loads(file.read_text())
+        array = json.loads(file.read_text(encoding="utf-8"))
         if array.get("node_type") == "group":
             continue
         where = file.parent.relative_to(store)

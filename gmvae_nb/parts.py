@@ -130,7 +130,7 @@ class Part(NamedTuple):
 
 # %% ../nbs/parts.ipynb #7c5e06c9
 def read_part(
-    file: str | Path,  # an .h5ad file; it is only read
+    file: str | Path,  # a file of cells; it is only read
     name: str,  # of the part
     *,
     keys: Sequence[str] = (),  # columns that obs must have
@@ -311,7 +311,7 @@ class Joined(NamedTuple):
 
 # %% ../nbs/parts.ipynb #4a851fc1
 def join_files(
-    files: Sequence[str | Path],  # two or more .h5ad files; they are only read
+    files: Sequence[str | Path],  # two or more files; they are only read
     *,
     join: str = "inner",  # genes of all files; "outer": of any, else 0
     batch_key: str | None = None,  # column that each file has; None: `file`

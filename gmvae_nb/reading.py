@@ -379,7 +379,7 @@ def check_unchanged(
 
 # %% ../nbs/reading.ipynb #9fc4c28b
 def read_input(
-    data: str | Path | AnnData,  # .h5ad file, data set by name, or cells
+    data: str | Path | AnnData,  # file, data set by name, or cells
     *,
     batch_key: str | None = None,  # column of obs; checked
     labels_key: str | None = None,  # column of obs; checked

@@ -272,6 +272,10 @@ def test_verify_tells_a_stopped_write_from_a_damaged_file(tmp_path):
     (tmp_path / f".{'0' * 32}.new.safetensors").write_bytes(b"half")
     newer, left = verify(tmp_path)["notes"]
     assert "after 2 epochs, is newer than config.json" in newer and "killed has left" in left
+    model(2).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(old["model.safetensors"])
+    older, left = verify(tmp_path)["notes"]
+    assert "after 1 epochs, is older than config.json: put back the one of 2 epochs" in older
     (tmp_path / "history.csv").unlink()
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json is missing.*first write was stopped"):
