@@ -169,7 +169,7 @@ def test_a_warning_is_a_sentence_and_not_a_line_of_the_program(shell, monkeypatc
 
     monkeypatch.setattr("gmvae_nb.parts.named_files", warns)
     before = warnings.showwarning
-    code, _, err = shell("gmvae_train", "x.h5ad", "--dry_run", *words)
+    code, _, err = shell("gmvae_train", "x", "--dry_run", *words)
     said = err.strip().split("\n")
     assert code == 2 and said[-1] == "gmvae_train: enough" and warnings.showwarning is before
     assert "gmvae_train: warning: two lines" in said  # with --quiet too
