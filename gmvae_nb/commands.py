@@ -57,8 +57,8 @@ QUIET = Param("say nothing on the way", store_true)
 JSON = Param("print the result as JSON", store_true)
 GENE_KEY = Param("column of var with the gene names; by default its index", str)
 FILES = Param(
-    "an .h5ad file with raw counts, a zarr store or output of Cell Ranger; or "
-    "several, or a folder or a 'pattern' of them; they are only read",
+    "an .h5ad file with raw counts, a zarr store, MuData or output of Cell "
+    "Ranger; or several, or a folder or a 'pattern' of them; they are only read",
     str,
     nargs="+",
 )

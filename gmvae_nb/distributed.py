@@ -224,7 +224,7 @@ class ShardedDraws(Draws):
         rng = self.orders[s]
         if stops is None:
             return rng.permutation(shard)
-        order = shuffle_blocks(shard, rng, fetch=64)
+        order = shuffle_blocks(shard, rng, fetch=64)  # and again below
         parts = np.split(order, stops[1:-1])
         return np.concatenate([rng.permutation(part) for part in parts])
 
