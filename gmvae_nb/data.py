@@ -34,7 +34,7 @@ from .counts_on_disk import row_blocks, shuffle_blocks
 
 # isort: on
 from .h5ad import checked_h5ad, read_h5ad
-from .other_formats import copied_kind, decompress
+from .other_formats import copied_kind, copy_beside, decompress
 from .progress import Progress
 from .reproducible import Stream, seed_sequence
 
@@ -157,7 +157,7 @@ def download_h5ad(
             "other means and pass its path."
         ) from e
     try:
-        decompress(gz, file)
+        copy_beside(gz, decompress)
     except ValueError:
         gz.unlink()  # it is no gzip file: to be got again
         raise

@@ -152,17 +152,21 @@ def _name_of_copy(source: Path) -> Path:
 
 def copy_beside(
     source: Path,
-    make: Callable[[Path, Path], None],  # of source and target
+    make: Callable[[Path, Path], None],  # of source and the file to write
 ) -> Path:
     """The copy of a source, which is made if there is none of this very one.
 
     ValueError for a copy that was changed since."""
     time, first = _time_of(source), _name_of_copy(source)
+
+    def write(path: Path) -> None:
+        make(source, path)
+        os.utime(path, ns=(time, time))
+
     other = first.with_name(f"{first.stem}.{time // 10**6:x}{first.suffix}")
     for copy in (first, other):
         if not copy.exists():
-            make(source, copy)
-            os.utime(copy, ns=(time, time))
+            write_atomically(copy, write)
             return copy
         if copy.stat().st_mtime_ns == time:
             return copy
@@ -196,25 +200,21 @@ def without_copies(
 # %% ../nbs/other_formats.ipynb #4a3309d1
 def decompress(
     source: Path,  # a gzip file
-    target: Path,  # written whole or not at all
+    target: Path,  # the file to write
 ) -> None:
     "Unpacks a gzip file. ValueError if it is not a whole one."
-
-    def write(path: Path) -> None:
-        bar = Progress(
-            total=source.stat().st_size,
-            unit="B",
-            unit_scale=True,
-            desc=f"decompress {source.name}",
-        )
+    bar = Progress(
+        total=source.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        desc=f"decompress {source.name}",
+    )
+    try:
         with bar, open(source, "rb") as raw:
-            with gzip.open(raw) as f, open(path, "wb") as out:
+            with gzip.open(raw) as f, open(target, "wb") as out:
                 while block := f.read(2**22):
                     out.write(block)
                     bar.update(raw.tell() - bar.n)
-
-    try:
-        write_atomically(target, write)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(
             f"{str(source)!r} is not a whole gzip file ({e}): get it again."
@@ -327,7 +327,7 @@ def _tables_within(store: Any) -> list[str]:
 
 def zarr_to_h5ad(
     source: Path,  # a store of zarr 2 or 3
-    target: Path,  # written whole or not at all
+    target: Path,  # the file to write
 ) -> None:
     "ValueError, or an error of zarr, for a store that cannot be used."
     import anndata as ad
@@ -348,25 +348,21 @@ def zarr_to_h5ad(
             + f"; name what is in it: {', '.join(within)}" * bool(within)
         )
 
-    def write(path: Path) -> None:
-        bar = Progress(
-            total=of_matrices,
-            unit="B",
-            unit_scale=True,
-            desc=f"copy {source.name}",
-        )
-        with bar, h5py.File(path, "w") as f:
-            _copy_group(store, f, bar)
-
     nullable = ad.settings.override(allow_write_nullable_strings=True)
     with nullable, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of older anndata
         if "encoding-type" in store.attrs:
-            write_atomically(target, write)
+            bar = Progress(
+                total=of_matrices,
+                unit="B",
+                unit_scale=True,
+                desc=f"copy {source.name}",
+            )
+            with bar, h5py.File(target, "w") as f:
+                _copy_group(store, f, bar)
         else:  # of anndata before 0.8, which is read as a whole
             check_fits(of_matrices + of_others, "it", "renew it elsewhere")
-            whole = ad.read_zarr(store)
-            write_atomically(target, whole.write_h5ad)
+            ad.read_zarr(store).write_h5ad(target)
 
 # %% ../nbs/other_formats.ipynb #4f8cb16b
 def _parts_of_10x(folder: Path) -> tuple[Path, Path, Path]:
@@ -404,7 +400,7 @@ def _check_head(mtx: Path) -> None:
 
 def folder_to_h5ad(
     source: Path,  # a folder of Cell Ranger or STARsolo
-    target: Path,  # written whole or not at all
+    target: Path,  # the file to write
 ) -> None:
     "ValueError, without the name of the folder, for one that cannot be used."
     import pandas as pd
@@ -431,39 +427,34 @@ def folder_to_h5ad(
         var["feature_types"] = genes[2].to_numpy()
     obs = pd.DataFrame(index=cells[0].to_numpy())
     adata = AnnData(counts, obs=obs, var=var)
-    write_atomically(target, adata.write_h5ad)
+    adata.write_h5ad(target)
 
 # %% ../nbs/other_formats.ipynb #e315f0ef
 def h5_to_h5ad(
     source: Path,  # an .h5 file of Cell Ranger
-    target: Path,  # written whole or not at all
+    target: Path,  # the file to write
 ) -> None:
     "As scanpy reads it."
     import scanpy as sc
 
-    adata = sc.read_10x_h5(source, gex_only=False)
-    write_atomically(target, adata.write_h5ad)
+    sc.read_10x_h5(source, gex_only=False).write_h5ad(target)
 
 # %% ../nbs/other_formats.ipynb #6e9f3152
 def h5mu_to_h5ad(
     source: Path,  # a MuData file
-    target: Path,  # written whole or not at all
+    target: Path,  # the file to write
 ) -> None:
     "ValueError, without the name of the file, if it has no modality `rna`."
-
-    def write(path: Path) -> None:
-        with h5py.File(source) as f, h5py.File(path, "w") as new:
-            if "rna" not in f["mod"]:
-                names = ", ".join(f["mod"])
-                raise ValueError(f"it has no modality rna, but {names}")
-            rna = f["mod/rna"]
-            if {"obs", "var"} - set(rna):
-                raise ValueError("its modality rna is no table of cells")
-            new.attrs.update(rna.attrs)
-            for name in rna:
-                rna.copy(name, new)
-
-    write_atomically(target, write)
+    with h5py.File(source) as f, h5py.File(target, "w") as new:
+        if "rna" not in f["mod"]:
+            names = ", ".join(f["mod"])
+            raise ValueError(f"it has no modality rna, but {names}")
+        rna = f["mod/rna"]
+        if {"obs", "var"} - set(rna):
+            raise ValueError("its modality rna is no table of cells")
+        new.attrs.update(rna.attrs)
+        for name in rna:
+            rna.copy(name, new)
 
 # %% ../nbs/other_formats.ipynb #69271b24
 _MAKERS = {

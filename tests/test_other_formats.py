@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from gmvae_nb import files
 from gmvae_nb.commands import gmvae_train
 from gmvae_nb.h5ad import read_h5ad
 from gmvae_nb.other_formats import other_format
@@ -335,6 +336,20 @@ def test_a_folder_with_a_store_and_its_copy_has_its_cells_once(tmp_path):
     os.utime(tmp_path / "a.zarr.h5ad")
     with pytest.raises(ValueError, match="are both there, from different times"):
         named_files(tmp_path)
+
+
+def test_a_copy_is_known_from_the_moment_on_that_it_has_its_name(tmp_path, monkeypatch):
+    source = write(tmp_path, "v2.zarr", cells())
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+
+        def stopped(folder):  # the first thing after the renaming
+            raise KeyboardInterrupt
+
+        m.setattr(files, "_sync_folder", stopped)
+        read_input(source)
+    assert [copy.name for copy in tmp_path.glob("*.h5ad")] == ["v2.zarr.h5ad"]
+    assert same(read_input(source).cells.X, cells().X)
+    assert [copy.name for copy in tmp_path.glob("*.h5ad")] == ["v2.zarr.h5ad"]
 
 
 def test_what_is_not_copied_is_still_called_what_it_is(tmp_path):
