@@ -160,9 +160,14 @@ def effect_in_words(
             "There was little to remove: batches were mixed nearly as well "
             "before as the cells of a cluster would be at random."
         )
+    if share < 0:
+        return (
+            f"The batch effect is {short}: batches are mixed less than they "
+            "were in the counts."
+        )
     return (
-        f"The batch effect is {short}: {100 * share:.0f} % of the way from the "
-        "counts to batches that are mixed at random within each cluster."
+        f"The batch effect is {short}: {100 * min(share, 1):.0f} % of the way "
+        "from the counts to batches that are mixed at random within each cluster."
     )
 
 # %% ../nbs/batch_effect.ipynb #ba7c000f

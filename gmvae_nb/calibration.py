@@ -69,7 +69,8 @@ def calibration(
             f"confidence must be {N} (at least one) numbers from 0 to 1, "
             "one for each cell that is right or not"
         )
-    bin_of = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    # 0.57 * 100 is a little less than 57
+    bin_of = (confidence * n_bins).round(9).astype(int).clip(max=n_bins - 1)
     cells = pd.DataFrame(dict(confidence=confidence, accuracy=right, cells=1))
     summary = dict(confidence="mean", accuracy="mean", cells="sum")
     bins = cells.groupby(bin_of).agg(summary)
@@ -79,4 +80,5 @@ def calibration(
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     gap = (p - bins["confidence"]).abs()
     ece = float((n * gap).sum() / n.sum())
-    return Calibration(ece, bins.assign(low=centre - half, high=centre + half))
+    low, high = (centre - half).clip(lower=0), (centre + half).clip(upper=1)
+    return Calibration(ece, bins.assign(low=low, high=high))

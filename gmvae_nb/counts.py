@@ -449,8 +449,8 @@ _WHY = {
     _Rank.RAW: "no layer is named for counts, and all values of raw are whole",
     _Rank.X: "neither raw nor a layer named for counts, and all values of X "
     "are whole",
-    _Rank.UNNAMED: "all its values are whole, and neither those of raw nor of X "
-    "are",
+    _Rank.UNNAMED: "all its values are whole, and those of raw and X are not, or "
+    "hold less",
 }
 
 

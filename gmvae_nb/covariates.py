@@ -230,7 +230,9 @@ def find_covariates(
             )
     found, columns = [], {}
     if batch_key is not None:
-        columns[batch_key] = get_categories(adata, batch_key, "batch_key").codes
+        codes = get_categories(adata, batch_key, "batch_key").codes
+        if codes.min() < codes.max():  # one batch says nothing
+            columns[batch_key] = codes
     for key in sorted([*categorical, *continuous]):
         if key in continuous:
             columns[key], values = numbers(adata, key), None

@@ -471,7 +471,7 @@ def map_rows(
     on, umap = packer.on, report.cells.obsm["X_gmvae_umap"]
     words, batch = "UMAP of the embedding.", report.batch
     if batch is not None and len(batch.categories) > 1:
-        words = "UMAP of the embedding, from which batch effects were removed."
+        words = "UMAP of the embedding, whose model was told of the batches."
     after = dict(
         title="After",
         words=words,
@@ -503,7 +503,7 @@ def marker_rows(
     "The table of markers."
     columns = [
         dict(name=name, title=COLUMN_TITLES.get(name, name))
-        for name in MARKER_COLUMNS.values()
+        for name in MARKER_COLUMNS
     ]
     marked = sorted(markers["cluster"].astype(str).unique(), key=int)
     rows = markers.to_dict("records")

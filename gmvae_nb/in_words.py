@@ -119,7 +119,7 @@ def clusters_sentence(
     types = "cell type" if n_types == 1 else "cell types"
     return (
         f"{sentence}; with the {n_types} {types} they agree by ARI "
-        f"{found[0]:.2f} and NMI {found[1]:.2f} (1 is perfect, 0 is chance)."
+        f"{found[0]:.2f} (0 is chance) and NMI {found[1]:.2f}; 1 is perfect."
     )
 
 # %% ../nbs/in_words.ipynb #1a0d0016
@@ -147,14 +147,24 @@ SURE_ABOVE = 0.9  # KL_z at each draw, as a share of log K
 
 def has_few(run: Told, n_types: int | None = None) -> bool:
     "Whether there are too few clusters, as far as one can tell."
-    few = row_of_weights(run.history)["effective_K"] < (n_types or 0) / 2
+    number = row_of_weights(run.history)["effective_K"]
+    if run.preset.merge:
+        number = (run.clusters.value_counts() > 0).sum()
+    few = number < (n_types or 0) / 2
     return has_collapsed(run) or (run.K > 1 and bool(few))
 
 # %% ../nbs/in_words.ipynb #bc9e0994
 def cause_sentence(run: Told) -> str:
     "Why a mixture has too few clusters, from its history."
-    history, limit = run.history, np.log(run.K)
-    row, kl_z = row_of_weights(history), kl_z_of(history)
+    if run.preset.merge and not has_collapsed(run):
+        return (
+            f"Cause: its {run.K} components were merged where cells looked at "
+            "twice do not stay on their side, or held-out cells do not confirm "
+            "that there are two."
+        )
+    row, limit = row_of_weights(run.history), np.log(run.K)
+    history = run.history.loc[: row.name]  # later weights are not the model's
+    kl_z = kl_z_of(history)
     sure = (kl_z > SURE_ABOVE * limit).to_numpy()
     if not sure[-1]:
         return (
@@ -218,6 +228,8 @@ def verdict(
         found = "1 cluster" if used == 1 else f"{used} clusters"
         wanted = "" if n_types is None else f", cell types: {n_types}"
         word = "fails to cluster" if has_failed else "clusters"
+        if used == 1 and not has_failed:
+            word = "does not divide"
         said.append(f"{run.name} {word} these cells: {found}{wanted}.")
         if has_failed:
             said.append(cause_sentence(run))

@@ -491,16 +491,22 @@ def bootstrap_clusters(
 def _bootstrap_pcr(
     X, baseline, batch, n_boot: int = 200, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    "Percentile bootstrap interval over cells of `pcr`."
-    codes, rng, scores = pd.factorize(batch)[0], np.random.default_rng(seed), []
+    """Bootstrap interval over cells of `pcr`.
+
+    Means of fewer cells lie further apart by chance, so drawn scores are too
+    low on average: what they are below the score itself is added."""
+    codes, rng = pd.factorize(batch)[0], np.random.default_rng(seed)
     n = len(codes)
     X, X0 = (checked_embedding(A).astype(np.float64) for A in (X, baseline))
     X, X0 = X - X.mean(axis=0), X0 - X0.mean(axis=0)
-    for _ in range(n_boot):
-        times = np.bincount(rng.integers(0, n, n), minlength=n).astype(float)
-        after, before = (_variance_share(A, codes, times) for A in (X, X0))
-        scores.append(_pcr(after, before))
-    return _central_interval(scores, level)
+
+    def score(times: np.ndarray) -> float:  # how often each cell is drawn
+        return _pcr(*(_variance_share(A, codes, times) for A in (X, X0)))
+
+    cells = rng.multinomial(n, np.full(n, 1 / n), n_boot).astype(float)
+    drawn = np.array([score(times) for times in cells])
+    centred = drawn - (drawn.mean() - score(np.ones(n)))
+    return _central_interval(np.clip(centred, 0, 1), level)
 
 # %% ../nbs/05_metrics.ipynb #431e74b5
 _MEANING = {

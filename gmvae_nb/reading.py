@@ -176,9 +176,13 @@ def choose_genes(
     keep = np.asarray(counts.sum(0)).ravel() > 0
     notes = note_on_empty_genes(~keep, names)
     if n_top_genes is not None:
-        keep[keep] = variable_genes(counts[:, keep], batch, n_top_genes)
+        chosen = variable_genes(counts[:, keep], batch, n_top_genes)
+        keep[keep] = chosen
         ranked = "" if batch is None else f", ranked in each {batch.name}"
-        notes.append(f"{keep.sum():,} highly variable genes were chosen{ranked}")
+        note = f"{keep.sum():,} highly variable genes were chosen{ranked}"
+        if chosen.all():
+            note = f"there are {keep.sum():,} genes with counts: all are used"
+        notes.append(note)
     return keep, notes
 
 # %% ../nbs/reading.ipynb #4042b4f9
@@ -278,7 +282,9 @@ def check_labels(
             f"labels_key={labels_key!r} has a label for {of}: name another "
             "column, or leave labels_key out"
         )
-    return [f"{of} have a label in {labels_key}: these are scored, all are used"]
+    return [
+        f"{of} have a label in {labels_key}: no other is scored, all are used"
+    ]
 
 # %% ../nbs/reading.ipynb #940055ec
 def check_no_cell_is_empty(

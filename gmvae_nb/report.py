@@ -452,6 +452,7 @@ def page_values(
     unproven = []
     if may_ask and "halves_agree_p" in metrics:  # earlier versions do not tell
         unproven = remark_on_proof(n_clusters, p)
+    branches = np.array(report.cells.uns["gmvae"].get("cluster_tree_p", []))
     bibtex = template_text("references.bib").strip()
     return dict(
         run=run,
@@ -466,9 +467,10 @@ def page_values(
         **maps,
         **clusters,
         **unsure,
-        remarks=remarks(history, n_clusters, used, unsure["unsure_share"])
+        remarks=remarks(history, n_clusters, used, unsure["unsure_share"], preset)
         + unproven,
         halves_agree_p=p,
+        branches_asked=np.isfinite(branches).any(),
         types=type_rows(report),
         scores=score_rows(metrics),
         effect=effect_values(effect),

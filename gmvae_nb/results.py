@@ -240,7 +240,8 @@ def _settings(folder: Path) -> dict:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         given = {"supervise": None, **run["settings"]}
         about = ("subset", "n_cells", "n_genes", "max_epochs")
-        found = {key: run.get(key) for key in about} | given | given["preset"]
+        of_run = {key: run.get(key) for key in about}
+        found = given["preset"] | given | of_run  # a preset has max_epochs too
     except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):
         return {}
     except (OSError, ValueError) as error:

@@ -289,6 +289,8 @@ def second_training(
         "too few cells were held out to ask whether its clusters are more than "
         "noise"
     )
+    if last.get("centred_n_clusters") == 1:
+        reason = "that model has one cluster too"
     if p:
         reason = (
             "the two halves of held-out cells' counts do not agree on clusters "
@@ -317,8 +319,8 @@ def collapse_in_words(
     if preset.init == "random":
         cure = "preset='recommended' places the components by the data"
     return (
-        f"the mixture has collapsed: its {K} components tell cells apart no "
-        f"better than {math.exp(information):.2f} would (mutual information "
-        f"{information:.2f} nats), so its clusters mean nothing, whatever the "
-        f"embedding is worth; {cure}"
+        f"the mixture has collapsed: its {K} components tell cells apart by "
+        f"{information:.2f} nats at most, no better than "
+        f"{math.exp(information):.2f} components would, so its clusters mean "
+        f"nothing, whatever the embedding is worth; {cure}"
     )

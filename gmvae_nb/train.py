@@ -311,8 +311,9 @@ def _train(
     held-out cells (of the training cells if none are held out). A preset with
     `patience` adds weights_of: the epoch whose weights the model had when this
     one was over. The last row of a model that was trained twice has
-    halves_agree_p, and centred_neg_elbo or uncentred_neg_elbo: the held-out
-    -ELBO of the training that did not stay.
+    halves_agree_p (if held-out cells were asked), and centred_neg_elbo, with
+    centred_n_clusters, or uncentred_neg_elbo: the held-out -ELBO and the
+    clusters of the training that did not stay.
 
     Interrupted with Ctrl-C, the model is put back to its last finished epoch
     before KeyboardInterrupt goes on. A UserWarning says so if the mixture has
@@ -562,18 +563,17 @@ def _look_twice(self: "GMVAE", max_epochs: int) -> None:
             row_of_weights(pd.DataFrame(of))["test_neg_elbo"]
             for of in (first.rows, rows)
         )
-        p, dropped = asked, first.rows
-        if self.n_clusters == 1 and asked is None:
-            p = 1.0  # halves agree on one cluster whatever their counts
-        if self.n_clusters > 1 and asked is not None:
+        dropped, n_clusters = first.rows, self.n_clusters
+        if n_clusters > 1 and asked is not None:
             rows[-1]["uncentred_neg_elbo"] = of_first
         else:
             self._start_network(False)
             self._restore(first.state)
             self._rows, dropped = first.rows, rows
             self._rows[-1]["centred_neg_elbo"] = of_second
-        if p is not None:
-            self._rows[-1]["halves_agree_p"] = p
+            self._rows[-1]["centred_n_clusters"] = n_clusters
+        if asked is not None:
+            self._rows[-1]["halves_agree_p"] = asked
         # so that the sum is the time that it took
         self._rows[-1]["seconds"] += sum(row["seconds"] for row in dropped)
         self._first = None

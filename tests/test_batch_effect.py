@@ -37,6 +37,11 @@ def test_a_planted_effect_that_was_removed_is_gone(made):
     half = (before + after) / 2
     assert effect_in_short(batch_effect(before, half, group, batch)) == "still there"
     assert "0 % of the way" in effect_in_words(batch_effect(before, before, group, batch))
+    worse = batch_effect(half, before, group, batch)
+    assert gained(worse) < 0 and "mixed less than they were" in effect_in_words(worse)
+    best = effect.copy()
+    best["if_mixed"] -= 0.2 * (best["if_mixed"] - best["before"])
+    assert gained(best) > 1 and " 100 % of the way" in effect_in_words(best)
     assert effect_in_short(batch_effect(after, after, group, batch)) == "little before"
 
 

@@ -491,6 +491,9 @@ def test_genes_are_dropped_made_unique_and_chosen_and_all_is_said(mine, tmp_path
     assert any("occur again" in note for note in data.notes)
     assert any(note.startswith("1 of") for note in data.notes)
     assert read_input(tmp_path / "a.h5ad", batch_key="donor", n_top_genes=120).cells.n_vars == 120
+    notes = read_input(tmp_path / "a.h5ad", batch_key="donor", n_top_genes=10**6).notes
+    assert any("all are used" in note for note in notes)
+    assert not any("highly variable" in note for note in notes)
 
 
 def test_what_embedding_is_asked_for_is_what_it_does(finished, mine, tmp_path):

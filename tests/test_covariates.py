@@ -289,6 +289,8 @@ def test_genes_are_compared_at_the_same_covariates(model):
 def test_what_is_refused_before_training():
     adata = mine()
     obs = adata.obs
+    obs["all"] = "one batch"
+    assert find_covariates(adata, "all", ["site"], None)[1] == []
     obs["twin"] = obs["mito"]
     obs["renamed"] = obs["site"].map({"s1": "a", "s2": "b", "s3": "c"})
     obs["text"], obs["constant"] = "0.1", 1.0

@@ -83,14 +83,22 @@ def test_a_cure_is_one_that_cures():
     assert verdict([few], 8)[0] == "blog fails to cluster these cells: 2 clusters, cell types: 8."
     assert verdict([few])[0] == verdict([few], 4)[0].replace(", cell types: 4", "")
     assert verdict([few])[0] == "blog clusters these cells: 2 clusters."
+    merged = alive._replace(clusters=pd.Categorical(["0"] * 60))  # of twenty components
+    assert verdict([merged])[0] == "recommended does not divide these cells: 1 cluster."
+    fails, cause = verdict([merged], 8)
+    assert fails.startswith("recommended fails to cluster") and "were merged where" in cause
+    assert "Cure" not in " ".join(verdict([dead, merged], 8))
 
 
 def test_the_cause_is_the_one_that_the_history_shows():
     assert "is sure of one component, placed at random; and" in cause_sentence(
         run_of(30, 1.0, np.log(30))
     )
-    placed = cause_sentence(run_of(30, 1.0, np.log(30), name="recommended"))
-    assert "is sure of one component; and" in placed
+    placed = run_of(30, 1.0, np.log(30), name="recommended")
+    assert "is sure of one component; and" in cause_sentence(placed)
+    more = placed.history.assign(epoch=2, test_kl_z=0.2, effective_K=3.0)
+    course = pd.concat([more, placed.history], ignore_index=True).assign(weights_of=[1, 1])
+    assert "too much alike" in cause_sentence(placed._replace(history=course))
     assert "too much alike" in cause_sentence(run_of(30, 30.0, 0.0))
 
 

@@ -452,10 +452,21 @@ def test_bootstrap_of_pcr_is_that_of_the_cells():
     for _ in range(2000):
         cells = rng.integers(0, 300, 300)
         scores.append(m.pcr(half[cells], X[cells], batch[cells]))
-    expected = np.quantile(scores, [0.025, 0.975])
+    own = m.pcr(half, X, batch)
+    expected = np.quantile(scores - (np.mean(scores) - own), [0.025, 0.975])
     low, high = m._bootstrap_pcr(half, X, batch, n_boot=2000)
     np.testing.assert_allclose([low, high], expected, atol=0.015)
     assert high - low == pytest.approx(np.ptp(expected), rel=0.12)
+
+
+def test_the_interval_of_pcr_holds_the_score_also_of_few_cells():
+    "Means of six batches of 50 cells lie apart by chance, and those of drawn cells further."
+    X, _, batch = blobs(0, n=300, batches=6, shift=1.0)
+    means = pd.DataFrame(X).groupby(batch).transform("mean").to_numpy()
+    for left in (0.0, 0.2):
+        after = X - (1 - left) * means
+        low, high = m._bootstrap_pcr(after, X, batch)
+        assert 0 <= low <= m.pcr(after, X, batch) <= high <= 1
 
 
 def test_over_seeds_is_mean_and_sd_over_runs():
@@ -1005,6 +1016,8 @@ def test_calibration_is_its_definition():
     rng = np.random.default_rng(0)
     confidence = np.r_[rng.uniform(size=500), 0, 0.5, 1]  # on the edges of bins too
     right = rng.random(503) < confidence**2
+    exact = calibration([0.29, 0.57, 0.58], [1, 1, 1], n_bins=100).bins
+    assert list(exact.index) == [29, 57, 58] and exact["low"].min() >= 0
     found = calibration(confidence, right, n_bins=4)
     gaps = []
     for i, (low, high) in enumerate([(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)]):

@@ -385,7 +385,7 @@ def test_another_batch_is_that_of_all_files(files):
     with pytest.raises(ValueError, match=r"b\.h5ad: 'batch' is not a column of obs"):
         read_files(files, batch_key="batch")
     notes = read_files(files, labels_key="cell_type").notes
-    assert "80 of 120 cells have a label in cell_type: these are scored, all are used" in notes
+    assert "80 of 120 cells have a label in cell_type: no other is scored, all are used" in notes
     options = dict(continuous_covariate_keys=["depth"])
     with pytest.raises(ValueError, match=r"a\.h5ad: 'depth' is not a column of obs"):
         read_files(files, **options)

@@ -9,6 +9,7 @@ import re
 import shutil
 import zlib
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from gmvae_nb.clusters import ALPHA, TOLD_APART
 from gmvae_nb.data import kang_pbmc
 from gmvae_nb.drawing import GROUNDS, contrast, on_map, palette
 from gmvae_nb.findings import cluster_rows, marker_genes, remarks, unsure_pairs
-from gmvae_nb.network import Preset
+from gmvae_nb.network import PRESETS, Preset
 from gmvae_nb.reading import read_input
 from gmvae_nb.report import (
     ReportInput,
@@ -217,6 +218,8 @@ def test_the_methods_say_whether_held_out_counts_agree(methods):
     words = methods(preset=merging, halves_agree_p=0.004, alpha=0.03)
     assert "did not agree on (p above 0.03; twice the median" in words
     assert "For all clusters together p = 0.004." in words
+    typed = methods(preset=merging, halves_agree_p=None, branches_asked=True, types=[dict(given=1)])
+    assert "A branch that holds two types was not asked." in typed and "together p" not in typed
     words = methods(preset=merging, halves_agree_p=0.004, alpha=0.0005)
     assert "(p above 0.002; twice" in words and "of 0.0005 at most" in words
 
@@ -383,8 +386,21 @@ def test_markers_are_higher_in_their_cluster_and_tiny_clusters_have_none():
     found = marker_genes(csr_matrix(y.astype(np.float32)), genes, clusters)
     assert set(found["cluster"]) == {"a", "b"}
     assert (found["log2_fold_change"] > 0).all()
+    scaled = y / y.sum(1, keepdims=True)
+    ratio = scaled[:20, 7].mean() / scaled[20:, 7].mean()
+    assert found["log2_fold_change"][0] == pytest.approx(np.log2(ratio), abs=0.01)
     of_a = list(found.loc[found["cluster"] == "a", "gene"])
     assert of_a[0] == "g7" and "g8" not in of_a
+
+
+def test_a_gene_of_lower_mean_marks_no_cluster_however_many_of_its_cells_have_it():
+    y = np.full((40, 3), 10)
+    y[:, 2] = 100  # so that cells are of about one depth
+    y[:20, 0] = 2  # in each cell of the first cluster
+    y[20:, 0] = np.tile([0, 0, 0, 40], 5)  # in few cells of the other, but five times as much
+    clusters = pd.Categorical(["a"] * 20 + ["b"] * 20)
+    found = marker_genes(csr_matrix(y.astype(np.float32)), ["few", "same", "much"], clusters)
+    assert "few" not in set(found.loc[found["cluster"] == "a", "gene"])
 
 
 def test_an_antibody_marks_no_cluster():
@@ -416,26 +432,33 @@ def test_the_pages_genes_are_those_of_the_file_that_is_read():
 
 
 def test_what_goes_wrong_is_remarked():
+    said_of = partial(remarks, preset=PRESETS["blog"])
     fine = pd.DataFrame({"effective_K": 6.0, "test_neg_elbo": [500.0, 480, 479, 479, 479, 479]})
     fine = fine.assign(mutual_information=1.8, test_kl_w=0.0, test_kl_z=2.0, test_cond=0.1)
-    assert remarks(fine, 8, 7, 0.01) == []
+    assert said_of(fine, 8, 7, 0.01) == []
     none = fine.assign(mutual_information=0.0)
-    assert "collapsed" in remarks(none.assign(effective_K=1.0), 8, 1, 0)[0]
-    assert "collapsed" in remarks(none.assign(effective_K=8.0), 8, 8, 0)[0]  # all alike
-    assert "collapsed" in remarks(fine.assign(test_kl_z=0.0, test_cond=0.05), 8, 8, 0)[0]
+    assert "collapsed" in said_of(none.assign(effective_K=1.0), 8, 1, 0)[0]
+    assert "collapsed" in said_of(none.assign(effective_K=8.0), 8, 8, 0)[0]  # all alike
+    assert "collapsed" in said_of(fine.assign(test_kl_z=0.0, test_cond=0.05), 8, 8, 0)[0]
     uneven = fine.assign(effective_K=1.29, mutual_information=0.25)  # 93 and 7 % of the cells
-    assert remarks(uneven, 2, 2, 0) == []
-    assert "20% of the cells are unsure" in remarks(fine, 8, 7, 0.2)[0]
-    assert "more with a larger max_epochs" in remarks(fine[:3], 8, 7, 0)[0]
-    assert "more with a larger max_epochs" in remarks(fine[2:5], 8, 7, 0)[0]  # flat, but few
-    assert remarks(fine.assign(test_neg_elbo=np.nan), 8, 7, 0) == []
-    assert "after 1 epoch: there was one epoch" in remarks(fine[:1], 8, 7, 0)[0]
-    assert "Of 8 clusters 3 are in use" in remarks(fine, 8, 3, 0)[0]
+    assert said_of(uneven, 2, 2, 0) == []
+    assert "20% of the cells are unsure" in said_of(fine, 8, 7, 0.2)[0]
+    assert "more with a larger max_epochs" in said_of(fine[:3], 8, 7, 0)[0]
+    assert "more with a larger max_epochs" in said_of(fine[2:5], 8, 7, 0)[0]  # flat, but few
+    assert said_of(fine.assign(test_neg_elbo=np.nan), 8, 7, 0) == []
+    assert "after 1 epoch: too few to see" in said_of(fine[:1], 8, 7, 0)[0]
+    assert "Of 8 clusters 3 are in use" in said_of(fine, 8, 3, 0)[0]
     flat = fine.assign(mutual_information=0.2, test_kl_w=0.0, test_kl_z=0.03, test_cond=0.01)
-    (said,) = remarks(flat, 1, 1, 0)  # of six components one cluster is left
+    said_of = partial(remarks, preset=PRESETS["recommended"])
+    (said,) = said_of(flat, 1, 1, 0)  # of six components one cluster is left
     assert "by 0.04 nats at most" in said and "--preset centred" in said
-    assert remarks(flat.assign(test_kl_z=2.0), 1, 1, 0) == []
-    assert remarks(flat.assign(effective_K=1.0), 1, 1, 0) == []  # of one component
+    assert said_of(flat.assign(test_kl_z=2.0), 1, 1, 0) == []
+    assert said_of(flat.assign(effective_K=1.0), 1, 1, 0) == []  # of one component
+    (said,) = remarks(flat, 1, 1, 0, PRESETS["centred"])
+    assert "--preset" not in said  # that was tried
+    rising = fine[:3].assign(test_neg_elbo=[500.0, 503, 507])
+    (said,) = said_of(rising, 8, 7, 0)  # of a schedule that was planned
+    assert "falling by" not in said and "in another folder" in said and "resume" not in said
 
 
 def test_rows_and_pairs_count_cells():

@@ -297,9 +297,10 @@ def test_a_run_that_the_watch_has_ended_is_finished(run):
 def test_the_page_does_not_ask_for_more_epochs(run):
     history = run[3].history
     falling = history.assign(test_neg_elbo=np.linspace(100, 50, len(history)))
-    assert not any("max_epochs" in r for r in remarks(falling, 4, 4, 0.0))
+    preset = run[3].preset
+    assert not any("max_epochs" in r for r in remarks(falling, 4, 4, 0.0, preset))
     planned = falling.drop(columns="weights_of")
-    assert any("max_epochs" in r for r in remarks(planned, 4, 4, 0.0))
+    assert any("max_epochs" in r for r in remarks(planned, 4, 4, 0.0, preset))
 
 
 @pytest.mark.parametrize("asked", [41, 4096, 100_000])
