@@ -25,6 +25,7 @@ from functools import wraps
 from pathlib import Path
 
 from . import __version__
+from .arguments import check_can_be_written
 from .options import parser_of, spelled
 from .stopping import take_stops, was_stopped
 
@@ -133,16 +134,18 @@ def check_none_is_empty(
     options: dict[str, object],
     may_be_empty: tuple[str, ...],  # names of options
 ) -> None:
-    "ValueError for what a shell makes of a variable that was not set."
+    "ValueError for an empty text, as of a variable that was not set, and bytes."
     for name, value in options.items():
         if name in may_be_empty:
             continue
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(v, str) and not v.strip() for v in values):
-            raise ValueError(
-                f"{name} is an empty text, as of a shell variable that is not "
-                "set: give it a value, or leave it out"
-            )
+        listed = value if isinstance(value, list) else [value]
+        for text in (v for v in listed if isinstance(v, str)):
+            check_can_be_written(**{name: text})
+            if not text.strip():
+                raise ValueError(
+                    f"{name} is an empty text, as of a shell variable that is "
+                    "not set: give it a value, or leave it out"
+                )
 
 # %% ../nbs/command_line.ipynb #7c3300a4
 def check_files_are_there(

@@ -51,6 +51,11 @@ def groups_of(
     if subset is not None:
         left_out = np.setdiff1d(np.arange(n), subset_rows(obs, subset))
         found[left_out] = None
+    if against is None and not (found == REST).any():
+        raise ValueError(
+            f"all cells that are looked at have {group}: there are no others to "
+            "compare with"
+        )
     for name in (group, other):
         if not (found == name).any():
             raise ValueError(

@@ -165,7 +165,8 @@ def _count_entries(
         if not n_bad and y.nnz and y.data.max() >= 2**24:
             raise ValueError(
                 f"{name} holds {y.data.max():g} for {cell_of(y.data.argmax())}, "
-                "but float32 is exact only below 2^24: is this a count matrix?"
+                "but float32 is exact only below 2^24: if these are counts, leave "
+                "that cell out; else name the layer that has counts"
             )
         if nearly.any():
             y = rounded(y)  # what rounds to 0 is no entry

@@ -311,7 +311,7 @@ def codes_of(
     if not wanted or any(v not in known for v in wanted):
         raise ValueError(
             f"transform_batch is {values!r}; expected one or more of the model's "
-            f"{what}: {', '.join(known)}"
+            f"{what}, as text: {', '.join(known)}"
         )
     return [list(known).index(v) for v in wanted]
 

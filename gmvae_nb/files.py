@@ -153,7 +153,10 @@ def errno_of(
 def check_no_special(path: Path) -> None:
     "ValueError for a folder, a pipe or a device: no file takes its place."
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it")
+        raise ValueError(
+            f"{path} is a folder, in the place of a file that is to be written: "
+            "name a file in it, or move it away"
+        )
     if path.exists() and not path.is_file():
         raise ValueError(
             f"{path} is a pipe or a device, and would be replaced: name a file"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from . import __version__
 from .files import LOCK_FILE, is_locked, locked_folder
+from .model_folder import read_model
 from .reading import Input
 from .reproducible import n_threads
 
@@ -43,6 +44,8 @@ def train_grid(
             key = run.get("labels_key")
             labels = None if data is None else labels_sha256(data, key)
             finished = finished_run(run["out"], run["max_epochs"], key, labels)
+            if finished:
+                read_model(run["out"])  # refuses one that is damaged
             ending = " is finished" if finished else ""
             log(f"{i} of {len(runs)}: {run['out'].name}{ending}")
             if not finished:

@@ -16,6 +16,8 @@ from anndata import AnnData
 from . import __version__
 from .annotation import annotate, check_keys, umap
 from .arguments import shown
+from .counts import check_is_cells
+from .covariates import listed_keys
 from .findings import remark_on_proof
 from .inference import branch_p, cluster_linkage, root_p
 from .labels import NONE, names_of_types, none_in_column
@@ -135,14 +137,18 @@ def gmvae(
     A UserWarning says what was left out, and if no held-out counts were asked
     whether the clusters are more than noise (`proof`). ValueError for counts or a
     key that cannot be used; then nothing is written."""
-    if isinstance(adata, AnnData) and adata.is_view and adata.isbacked:
+    check_is_cells(adata)
+    named = dict(
+        categorical_covariate_keys=categorical_covariate_keys,
+        continuous_covariate_keys=continuous_covariate_keys,
+    )
+    listed_keys(*named.values())  # refuses a text, which is a list of letters
+    if adata.is_view and adata.isbacked:
         raise ValueError(
             "adata is a part of cells that are on disk (backed), where no result "
             "can be written: give adata.to_memory()"
         )
-    keys = dict(batch_key=batch_key, labels_key=labels_key)
-    keys |= dict(categorical_covariate_keys=categorical_covariate_keys)
-    keys |= dict(continuous_covariate_keys=continuous_covariate_keys)
+    keys = dict(batch_key=batch_key, labels_key=labels_key, **named)
     columns = [name for of, name in written_as(key_added, True) if of == "obs"]
     check_keys(columns, **keys)
     check_key_added(adata, key_added, labels_key is not None)
@@ -151,10 +157,6 @@ def gmvae(
     data = read_input(adata, **chosen, **options)
     for note in data.notes:
         warnings.warn(note, stacklevel=2)
-    named = dict(
-        categorical_covariate_keys=categorical_covariate_keys,
-        continuous_covariate_keys=continuous_covariate_keys,
-    )
     named = {k: v if v is None else list(v) for k, v in named.items()}
     settings = dict(batch_key=batch_key, preset=preset, seed=seed, **named)
     if labels_key is not None:

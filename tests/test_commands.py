@@ -293,6 +293,18 @@ def test_a_file_that_is_not_there_is_told_before_torch_is_imported(words, tmp_pa
     assert done.stdout == "2 []\n" and "there is no file" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["", "--out"])
+def test_a_name_that_no_file_could_hold_is_refused_before_anything_is_done(option, tmp_path):
+    "Of bytes that are no UTF-8, as from an old file server; pages and models name their files."
+    name = os.fsdecode(b"l\xe4.h5ad")
+    (tmp_path / name).touch()
+    words = ["train", name] if not option else ["train", "a.h5ad", option, name]
+    command = [sys.executable, "-m", "gmvae_nb", *words]
+    done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "of bytes that are no letters in utf-8: rename" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_the_commands_import_nothing_heavy():
     code = "import sys, gmvae_nb.commands; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)

@@ -84,6 +84,7 @@ def test_what_was_found_in_these_counts_is_said(run, tmp_path):
         (dict(group="batch=0", against="cell_type=x"), "against='cell_type=x': no cell has"),
         (dict(group="batch=0", against="cell_type=type0"), "40 cells are of both groups"),
         (dict(group="batch=0", subset="batch=1"), "no cell that is looked at is in 'batch=0'"),
+        (dict(group="batch=0", subset="batch=0"), "looked at have batch=0: there are no others"),
         (dict(group="batch=0", delta=-1.0), "delta is -1.0"),
         (dict(group="batch=0", map_batch=["2=1"]), "the data have no batch '2'"),
     ],

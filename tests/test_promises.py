@@ -947,6 +947,12 @@ def test_a_sweep_retries_what_failed_and_what_is_damaged_and_nothing_else(tmp_pa
     # the failed one; the half-written one was trained, and is scored again
     assert len(table) == 4 and len(steps) == 12
     json.loads(half.read_text())
+    model = others[0].with_name("model.safetensors")
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is damaged .*: get it again, or delete it"):
+        sweep(tmp_path)
+    model.unlink()
+    pd.testing.assert_frame_equal(sweep(tmp_path), table)
 
 
 # --- the page and the mutants name tests that exist -----------------------------------------------

@@ -87,14 +87,23 @@ def test_a_map_of_its_own_is_drawn_anew():
         (dict(preset="blog"), "K is None"),
         (dict(K=0), "K is 0"),
         (dict(seed=-1), "seed is -1"),
+        (dict(categorical_covariate_keys="xy"), r"is 'xy'; expected a list: \['xy'\]"),
+        (dict(continuous_covariate_keys="xy"), r"is 'xy'; expected a list: \['xy'\]"),
     ],
 )
 def test_what_cannot_be_used_is_told_and_changes_nothing(options, words):
     adata = cells()
+    adata.obs["x"] = adata.obs["y"] = list("ab") * (adata.n_obs // 2)
     before = set(adata.obs), set(adata.obsm), set(adata.uns)
     with pytest.raises(ValueError, match=words):
         tl.gmvae(adata, **options)
     assert (set(adata.obs), set(adata.obsm), set(adata.uns)) == before
+
+
+@pytest.mark.parametrize("cells", ["a.h5ad", pd.DataFrame([[1]]), np.ones((2, 2)), None])
+def test_what_is_no_AnnData_is_told(cells):
+    with pytest.raises(ValueError, match="expected an AnnData with cells x genes, found"):
+        tl.gmvae(cells)
 
 
 def test_genes_and_names_that_are_left_out_or_changed_are_told():
