@@ -300,7 +300,8 @@ def warnings_in_words(
 
     def say(message: Warning | str, category: type, *_: object, **__: object):
         of_developers = issubclass(category, (FutureWarning, DeprecationWarning))
-        if not follows() and not of_developers:
+        names = "names are not unique" in str(message)  # anndata's: we say it
+        if not follows() and not of_developers and not names:
             text = " ".join(str(message).split())
             line = printable(f"{called}: warning: {text}")
             print(line, file=sys.stderr, flush=True)

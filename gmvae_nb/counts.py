@@ -165,8 +165,8 @@ def _count_entries(
         if not n_bad and y.nnz and y.data.max() >= 2**24:
             raise ValueError(
                 f"{name} holds {y.data.max():g} for {cell_of(y.data.argmax())}, "
-                "but float32 is exact only below 2^24: if these are counts, leave "
-                "that cell out; else name the layer that has counts"
+                "but float32 is exact only below 2^24: if these are counts, "
+                "leave that cell out; else name the layer that has counts"
             )
         if nearly.any():
             y = rounded(y)  # what rounds to 0 is no entry
@@ -180,7 +180,7 @@ PARTIAL_LAYERS = tuple(
     "spliced unspliced ambiguous mature nascent intron exon spanning premrna "
     "new old labeled unlabeled labelled unlabelled uu ul su sl".split()
 )  # with some of a cell's molecules only
-_COUNT_LAYERS = ("count", "umi", "raw", "readcount")
+_COUNT_LAYERS = tuple("count umi umis raw rawcount readcount".split())
 _COMPUTED = tuple("bin log norm scale rank token cpm tpm rpkm fpkm".split())
 # whole perhaps, and counts in a way, but not what was counted
 _CHANGED = tuple(
@@ -199,6 +199,7 @@ def _rank_of_name(layer: str) -> int:
     "What the name of a layer says about it."
     apart = re.sub("(?<=[a-z])(?=[A-Z])", "_", str(layer)).lower()
     words = re.findall("[a-z]+", apart)
+    words += map("".join, zip(words, words[1:]))  # Soup X, pre mRNA
 
     def says(beginnings: tuple[str, ...]) -> bool:
         short = [b for b in beginnings if len(b) <= 3]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from anndata import AnnData
 from torch import Tensor, nn
 
-from .arguments import check_texts
+from .arguments import check_texts, name_among
 from .data import get_categories
 
 # %% ../nbs/covariates.ipynb #22c00008
@@ -298,7 +298,10 @@ def codes_of(
     one = isinstance(values, str) or np.ndim(values) == 0
     wanted = [values] if one else list(values)
     if known is not None:  # as their names stand in the model
-        wanted = [str(v) if isinstance(v, Real | np.bool_) else v for v in wanted]
+        wanted = [
+            name_among(str(v), known) if isinstance(v, Real | np.bool_) else v
+            for v in wanted
+        ]
     if known is None:
         if not wanted or not all(isinstance(v, Real) for v in wanted):
             wanted = [np.nan]

@@ -154,8 +154,11 @@ def join_to_embed(
                 f"{len(missing):,} of the model's {len(model.genes):,} genes are "
                 f"missing and count as zero here: {first_names(missing)}"
             )
+        # "*" is also for the cells of a file without the column
+        for name, of in {batch_key or model.batch_key: map_batch, **maps}.items():
+            if name not in (None, FILE_KEY, *part.cells.obs) and "*" in of:
+                part.cells.obs[name] = str(of["*"])
 
-    # "*" is also for the cells of a file without the column
     key = batch_key or (None if "*" in map_batch else model.batch_key)
     maps = {k: of for k, of in map_batch.items() if isinstance(of, Mapping)}
     keys = [c.key for c in model.covariates if "*" not in maps.get(c.key, {})]
@@ -189,7 +192,10 @@ def open_to_embed(
         check_path(path)
         is_of_parts = model.batch_key == FILE_KEY and batch_key is None
         if is_of_parts and FILE_KEY not in adata.obs:  # as in training
-            adata.obs[FILE_KEY] = part_names([file])[0]
+            names = [part_names([file])[0]]  # or that of a folder that it is in
+            names += [folder.name for folder in Path(file).absolute().parents]
+            ours = (name for name in names if name in model.batches)
+            adata.obs[FILE_KEY] = next(ours, names[0])
         check_obs(adata.obs)
         sha256 = sha256_of(path) if answering().first else None
         place = find_counts(adata, layer, round_counts)

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from .arguments import shown
+from .arguments import name_among, shown
 
 # isort: off
 from .counts import check_is_cells, feature_names, gene_features
@@ -140,7 +140,7 @@ def map_batches(
             )
     to = {}
     for name in here:
-        otherwise = name if name in known else map_batch.get("*")
+        otherwise = name_among(str(name), known) or map_batch.get("*")
         to[name] = map_batch.get(name, otherwise)
     lost = sorted(name for name, old in to.items() if old is None)
     if lost:

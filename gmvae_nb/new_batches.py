@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from .arguments import is_whole, shown
+from .arguments import is_whole, name_among, shown
 from .data import get_categories, minibatches
 from .inference import check_cells_have_counts
 from .match import MIN_MATCHED, Cells, check_is_map, told_of_cells
@@ -99,6 +99,8 @@ def fit_new_columns(
             weight.grad *= is_new  # all other weights stay
             optimizer.step()
             step += 1
+            if step == n_steps:
+                break
         epoch += 1
     network.requires_grad_(True)
 
@@ -137,7 +139,8 @@ def with_new_batches(
         told_of_cells(adata, *known, mapped)
         return model
     of_cell = np.asarray(get_categories(adata, model.batch_key, "batch_key"))
-    new = sorted(set(of_cell) - set(model.batches) - set(map(str, mapped)))
+    others = set(of_cell) - set(map(str, mapped))
+    new = sorted(b for b in others if name_among(b, model.batches) is None)
     if not new:
         return model
     to_known = {**mapped, **{name: model.batches[0] for name in new}}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LEAST_SHARED', 'BLOCK', 'FILE_KEY', 'named_files', 'part_names', 'Part', 'read_part', 'joined_genes',
-           'in_columns', 'joined_counts', 'in_one_kind', 'joined_names', 'Joined', 'join_files', 'batch_of',
-           'read_files']
+           'in_columns', 'joined_counts', 'as_text', 'with_whole_numbers', 'in_one_kind', 'joined_names', 'Joined',
+           'join_files', 'batch_of', 'read_files']
 
 # %% ../nbs/parts.ipynb #9a770005
 import glob
@@ -268,6 +268,30 @@ def joined_counts(
 FILE_KEY = "file"  # column of obs of the joined cells
 
 
+def as_text(value: object) -> str:
+    "A whole number has one name, whether a file has it as 1 or as 1.0."
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
+def with_whole_numbers(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Whole numbers that any part has as integers are integers in all of them.
+
+    They are where one has them as floats too, or lacks the column."""
+    kinds = pd.DataFrame([part.dtypes.map(lambda t: t.kind) for part in parts])
+    some = kinds.isin(["i", "u"]).any() & ~kinds.isin(["i", "u"]).all()
+    whole = set(kinds.columns[some])
+    found = []
+    for part in parts:
+        part = part.copy()
+        for name in whole & set(part):
+            values = part[name]
+            if values.dtype.kind in "iuf" and (values.dropna() % 1 == 0).all():
+                part[name] = values.astype("Int64")
+        found.append(part)
+    return found
+
+
 def in_one_kind(
     obs: pd.DataFrame,
 ) -> pd.DataFrame:  # columns of text are categorical
@@ -279,7 +303,7 @@ def in_one_kind(
             kind = pd.api.types.infer_dtype(values.cat.categories)
             values = values.astype(object) if "mixed" in kind else values
         if values.dtype == object:
-            text = values.map(str, na_action="ignore")
+            text = values.map(as_text, na_action="ignore")
             obs[key] = pd.Categorical(text)
     return obs
 
@@ -361,6 +385,9 @@ def join_files(
         # all but the counts
         pieces[part.told["file"]] = part.cells
         part.cells.obs_names = of_cells
+    tables = with_whole_numbers([cells.obs for cells in pieces.values()])
+    for cells, table in zip(pieces.values(), tables):
+        cells.obs = table
     # of obs the columns of any, of var those that are the same in all
     joined = ad.concat(pieces, join="outer", label=FILE_KEY, merge="same")
     joined = joined[:, genes].copy()

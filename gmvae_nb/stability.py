@@ -61,10 +61,13 @@ def cluster_stability(
     Jaccard index, and `least`, the smallest."""
     best = [jaccard(clusters, other).max(axis=1) for other in others]
     found = pd.concat(best, axis=1)
-    cells = pd.Series(np.asarray(clusters)).value_counts().reindex(found.index)
+    codes, names = integer_codes(clusters, len(clusters), "clusters")
+    cells = pd.Series(np.bincount(codes), names)
     table = pd.DataFrame(
         dict(cells=cells, stability=found.mean(axis=1), least=found.min(axis=1))
     )
+    if all(str(name).isdigit() for name in names):  # 2 before 10
+        table = table.sort_index(key=lambda of: of.astype(int))
     return table.rename_axis("cluster").reset_index()
 
 # %% ../nbs/stability.ipynb #5eed1a11

@@ -141,6 +141,7 @@ def _place_components(
     net.prior.means[0, 0, : len(m)].copy_(m)
     net.prior.log_stds[0, 0, : len(m)].copy_(s.log())
     if net.log_weights is not None:
+        net.log_weights.fill_(-math.log(len(x_mean)) - 5)  # of those without
         net.log_weights[: len(m)].copy_((size / size.sum()).log())
 
 
@@ -334,17 +335,7 @@ def _train(
             "cells shall choose between the two: leave test_idx out"
         )
     if self.train_idx is None or test_idx is not None:
-        if self._rows and test_idx is None:
-            warnings.warn(
-                "these are not the cells that the model was trained with, so "
-                "it is not known which were held out: they are split anew",
-                stacklevel=2,
-            )
-        split = training_split(counts.shape[0], test_idx, self.seed)
-        if self.labels is not None and test_idx is None:
-            split = with_types_to_train_on(split, self.labels)
-        self.train_idx, self.test_idx = split
-        self._shrink_mini_batch()
+        self._split(test_idx)
     if self.types:
         check_each_type(self.labels, self.types, self.train_idx)
     if max_epochs is None:
@@ -400,7 +391,7 @@ def _shrink_mini_batch(self: "GMVAE") -> None:
     self.preset, notes = fit_batch_size(self.preset, n_train)
     net.preset = fit_batch_size(net.preset, n_train)[0]
     for note in notes:
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=4)
 
 
 def _epochs_to_train(
@@ -537,6 +528,29 @@ def _grow_tree(
     return of
 
 # %% ../nbs/04_train.ipynb #5eed0202
+def _split(self: "GMVAE", test_idx: np.ndarray | None) -> None:
+    "Which cells are held out. ValueError if others were until now."
+    if self._rows and test_idx is None:
+        warnings.warn(
+            "these are not the cells that the model was trained with, so "
+            "it is not known which were held out: they are split anew",
+            stacklevel=3,
+        )
+    n_cells = self._cells().counts.shape[0]
+    train, test = training_split(n_cells, test_idx, self.seed)
+    before = self.test_idx if self._rows else None
+    if before is not None and not np.array_equal(test, np.sort(before)):
+        raise ValueError(
+            f"test_idx has {len(test):,} cells, but the model was trained with "
+            f"{len(before):,} others held out: leave test_idx out, or train a "
+            "new model"
+        )
+    if self.labels is not None and test_idx is None:
+        train, test = with_types_to_train_on((train, test), self.labels)
+    self.train_idx, self.test_idx = train, test
+    self._shrink_mini_batch()
+
+
 def _keep_to_plan(self: "GMVAE", max_epochs: int) -> None:
     "ValueError if epochs were trained as a part of another number of epochs."
     done = len(self._rows) + (len(self._first.rows) if self._first else 0)
@@ -689,6 +703,7 @@ class GMVAE(Checkpoints):
     _grow_tree = _grow_tree
     _scale = _scale
     _look_twice = _look_twice
+    _split = _split
     _keep_to_plan = _keep_to_plan
     _warn_if_collapsed = _warn_if_collapsed
     _stop = _stop

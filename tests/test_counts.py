@@ -114,6 +114,17 @@ def test_bins_are_known_by_their_values():
     assert find_counts(cells(y / 2.5, mine=y)).where == "layers['mine']"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["SoupX_counts", "soupx_counts", "CellBender_counts", "counts_SoupX", "downSampleCounts"],
+)
+def test_counts_that_a_program_has_changed_are_not_taken_however_it_is_spelled(name):
+    y = table()
+    adata = cells(np.log1p(y), **{name: np.maximum(y - 1, 0)})
+    adata.raw = cells(y)
+    assert find_counts(adata).where == "raw.X"
+
+
 def test_names_then_raw_then_X_then_other_layers():
     y = table()
     a = cells(y, raw_counts=2 * y, umi_downsampled=y * 0 + 2, other=3 * y)

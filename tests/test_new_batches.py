@@ -59,7 +59,9 @@ def test_only_the_new_columns_change_and_describe_their_cells_better(model, new)
     )
 
 
-def test_one_that_is_mapped_is_not_learned_and_the_copy_can_be_kept(model, new, tmp_path):
+def test_one_that_is_mapped_is_not_learned_and_the_copy_can_be_kept(
+    model, new, tmp_path, monkeypatch
+):
     wider = with_new_batches(model, new, map_batch={"x": model.batches[0]}, n_steps=2)
     assert wider.batches == [*model.batches, "y"]
     wider.save(tmp_path / "wider")
@@ -68,6 +70,11 @@ def test_one_that_is_mapped_is_not_learned_and_the_copy_can_be_kept(model, new, 
     np.testing.assert_array_equal(
         again.get_iwae(new, map_batch=mapped), wider.get_iwae(new, map_batch=mapped)
     )
+    steps, step = [], torch.optim.Adam.step
+    with monkeypatch.context() as m:
+        m.setattr(torch.optim.Adam, "step", lambda *a, **k: steps.append(1) or step(*a, **k))
+        with_new_batches(model, new, n_steps=2)
+    assert len(steps) == 2
     same = with_new_batches(model, new, n_steps=2), with_new_batches(model, new, n_steps=2)
     weights = [m.network.decoder[0].weight for m in same]
     assert torch.equal(*weights)

@@ -13,6 +13,7 @@ from gmvae_nb import annotation, embed
 from gmvae_nb.after_training import gmvae_embed, gmvae_report, gmvae_verify
 from gmvae_nb.commands import gmvae_train
 from gmvae_nb.embed import embed_file
+from gmvae_nb.new_batches import with_new_batches
 from gmvae_nb.parts import join_files, named_files, read_files
 from gmvae_nb.reading import read_input
 from gmvae_nb.runs import train_run
@@ -488,3 +489,40 @@ def test_a_column_of_numbers_here_and_of_text_there_is_text(tmp_path):
     again = ad.read_h5ad(tmp_path / "joined.h5ad").obs
     assert sorted(again["mix"].cat.categories) == ["0.5", "1", "1.5", "2", "a", "b"]
     assert list(again["kind"].astype(str)[:2]) == ["v", "u"]
+
+
+@pytest.mark.parametrize("kinds", ["float text", "int float", "int text", "int none float"])
+def test_a_whole_number_is_one_batch_whatever_a_file_has_it_as(kinds, tmp_path):
+    "As 1, as 1.0 where values are missing or a program made it so, or as text."
+    parts, as_kind = thirds(), dict(int=[1, 2], float=[1.0, 2.0], text=["1", "2"])
+    for part, kind in zip(parts, kinds.split()):
+        if kind != "none":
+            part.obs["lane"] = np.resize(as_kind[kind], part.n_obs)
+    files = write(tmp_path / "samples", parts[: len(kinds.split())])
+    joined = join_files(files).cells
+    there = joined.obs["lane"].notna().to_numpy()
+    model = GMVAE(joined[there].copy(), K=2, batch_key="lane", preset=SMALL)
+    assert model.batches == ["1", "2"]
+    for file, kind in zip(files, kinds.split()):
+        if kind != "none":
+            found = embed_file(model, file, tmp_path / "out.h5ad", map_batch={"*": "1"})
+            assert set(found["batches"].values()) == {"1", "2"}
+            assert with_new_batches(model, ad.read_h5ad(file)) is model
+
+
+def test_a_star_is_also_for_the_file_without_the_column_among_others(files, tmp_path):
+    model = GMVAE(cells(120), K=3, batch_key="batch", preset=SMALL)
+    lacks = ad.read_h5ad(files[1])
+    del lacks.obs["batch"]
+    lacks.write_h5ad(tmp_path / "lacks.h5ad")
+    both, out = [files[0], tmp_path / "lacks.h5ad"], tmp_path / "out.h5ad"
+    assert embed_file(model, both, out, map_batch={"*": "1"})["batches"] == {"0": "0", "1": "1"}
+
+
+def test_a_batch_that_is_a_folder_is_found_by_a_single_file_in_it(run, tmp_path):
+    out, samples, _, _ = run
+    (tmp_path / "b/outs").mkdir(parents=True)
+    file = tmp_path / "b/outs/filtered.h5ad"
+    file.write_bytes((samples / "b.h5ad").read_bytes())
+    found = embed_file(GMVAE.load(out), file, tmp_path / "new.h5ad")["batches"]
+    assert found == {"b": "b"}

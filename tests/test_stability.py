@@ -67,6 +67,8 @@ def test_jaccard_is_that_of_sets(partitions):
 def test_a_cluster_that_one_run_splits_is_half_as_stable_there():
     whole = np.repeat(["a", "b"], [8, 4])
     split = np.repeat(["x", "y", "z"], [4, 4, 4])
+    names = cluster_stability([str(i % 12) for i in range(60)], [range(60)])
+    assert list(names["cluster"]) == [str(i) for i in range(12)] and set(names["cells"]) == {5}
     table = cluster_stability(whole, [split, whole]).set_index("cluster")
     assert table.loc["a"].tolist() == [8, 0.75, 0.5]
     assert table.loc["b"].tolist() == [4, 1, 1]

@@ -267,7 +267,11 @@ def test_other_cells_are_not_split_as_its_own(tmp_path):
 def test_a_finished_model_keeps_the_scales_that_it_learned_with():
     model = fitted(2)
     x, mean = model.get_latent_representation(), model.network.y_mean.clone()
-    model.train(2, test_idx=np.arange(30), progress=False)
+    model.train(2, progress=False)
+    for epochs in (2, 4):
+        with pytest.raises(ValueError, match="test_idx has 30 cells, .* with 18 others held out"):
+            model.train(epochs, test_idx=np.arange(30), progress=False)
+    assert len(model.test_idx) == 18 and len(model.history) == 2
     assert model.network.y_mean.equal(mean)
     np.testing.assert_array_equal(model.get_latent_representation(), x)
 
