@@ -46,7 +46,7 @@ CHANGES = {  # from `recommended` with K = None
     "M = 10": dict(M=10),
     "K = 15": dict(K=15),
     "K = 20": dict(K=20),
-    "K = 50": dict(K=50),
+    "K = 30": dict(K=30),
     "K = 30, not merged": dict(K=30, merge=False),
     "centred": dict(preset="centred"),
     "three times the passes": dict(min_steps=4500, most_epochs=300),
