@@ -491,10 +491,7 @@ def bootstrap_clusters(
 def _bootstrap_pcr(
     X, baseline, batch, n_boot: int = 200, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval over cells of `pcr`.
-
-    Means of fewer cells lie further apart by chance, so drawn scores are too
-    low on average: what they are below the score itself is added."""
+    "Interval over cells of `pcr`, moved to its score: drawn ones are too low."
     codes, rng = pd.factorize(batch)[0], np.random.default_rng(seed)
     n = len(codes)
     X, X0 = (checked_embedding(A).astype(np.float64) for A in (X, baseline))

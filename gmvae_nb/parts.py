@@ -273,7 +273,7 @@ def as_text(value: object) -> str:
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if whole else value)
 
-
+# %% ../nbs/parts.ipynb #00ff0da4
 def with_whole_numbers(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     """Whole numbers that any part has as integers are integers in all of them.
 
@@ -291,7 +291,7 @@ def with_whole_numbers(parts: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         found.append(part)
     return found
 
-
+# %% ../nbs/parts.ipynb #6c85de10
 def in_one_kind(
     obs: pd.DataFrame,
 ) -> pd.DataFrame:  # columns of text are categorical
