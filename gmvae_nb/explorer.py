@@ -263,11 +263,9 @@ def pack_numbers(
         numbers.append(share | said | dict(block=block))
     for name in ("counts", "genes"):
         block = packer.add(quality[name].to_numpy())
-        high = float(np.quantile(quality[name], 0.99))
-        title = f"{name} per cell"
-        numbers.append(
-            dict(title=title, block=block, unit=1, digits=0, high=high)
-        )
+        high = float(np.ceil(np.quantile(quality[name], 0.99)))
+        said = dict(title=f"{name} per cell", note="1 % of the cells are above")
+        numbers.append(dict(said, block=block, unit=1, digits=0, high=high))
     for kind in [k for k in GENE_KINDS if k in quality]:
         block = packer.add(np.round(quality[kind].to_numpy() * 1e4))
         numbers.append(dict(share, title=f"{kind} share", block=block))
