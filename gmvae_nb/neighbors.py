@@ -96,14 +96,12 @@ def remark_on_spread(
     X: np.ndarray,  # embedding (n, d)
 ) -> str:  # a sentence, or nothing
     "That an embedding has collapsed: its cells lie at one point, or on a line."
-    kind = X.dtype if X.dtype.kind == "f" else np.float64
     X = X.astype(np.float64)
     n, d = X.shape
     if not X.size:
         return ""
     nothing = "has collapsed, and its scores mean nothing"
-    resolution = 10 * np.finfo(kind).eps * np.abs(X).max()
-    if np.ptp(X, axis=0).max() <= max(1e-6, resolution):
+    if np.ptp(X, axis=0).max() <= 1e-6 * max(1, np.abs(X).max()):
         return f"the embedding {nothing}: all {n:,} cells lie at one point"
     same = np.unique(X, axis=0, return_counts=True)[1].max()
     if same > n / 2:

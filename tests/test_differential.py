@@ -185,7 +185,7 @@ def test_what_cannot_be_compared_is_told(trained, tmp_path):
         (dict(groupby=["a", "b"]), "2 values for 200 cells"),
         (dict(groupby="cell_type", group1="type0", group2="type0"), "expected two groups"),
         (dict(groupby="cell_type", group1="B"), "no cell is of the group 'B'"),
-        (dict(groupby="cell_type", transform_batch="9"), "batches: 0, 1"),
+        (dict(groupby="cell_type", transform_batch="9"), "batches, as text: 0, 1"),
         (dict(groupby="cell_type", fdr_target=5), "fdr_target is 5"),
         (dict(groupby="cell_type", delta="1"), "delta is '1'"),
     ):

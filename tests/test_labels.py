@@ -366,7 +366,7 @@ def see_types_on_pages(out: Path, written: ad.AnnData, given: int) -> None:
     assert table["type"].tolist() == types.tolist()
     np.testing.assert_allclose(table["type_probability"], sure, atol=1e-6)
     page = " ".join((out / "report.html").read_text(encoding="utf-8").split())
-    assert f"given the types of {given} cells (obs column mine)" in page
+    assert f"given the types of {given} cells (obs column mine; of held-out cells they set" in page
     names, cells = np.unique(types, return_counts=True)
     for name, n in zip(names, cells):
         assert re.search(rf"<b>{name}</b></td> <td[^>]*>\d+</td> <td[^>]*>{n}</td>", page), name

@@ -309,7 +309,7 @@ def test_a_folder_is_no_table(command, trained, tmp_path, capsys):
     cells(30).write_h5ad(tmp_path / "new.h5ad")
     words = [tmp_path / "model"] + [tmp_path / "new.h5ad"] * (command == "gmvae_embed")
     code, err = shell(capsys, command, *words, "--csv", tmp_path)
-    assert code == 2 and f"{tmp_path} is a folder: name a file" in err
+    assert code == 2 and f"{tmp_path} is a folder, in the place of a file" in err
 
 
 def test_a_folder_of_the_name_of_a_file_is_told_before_training(tmp_path):
