@@ -46,9 +46,9 @@ def log2_fold_changes(
     inside = csr_matrix(pd.get_dummies(clusters, dtype=float).to_numpy().T)
     cells = np.asarray(inside.sum(1))
     sums = (inside @ scaled).toarray()
-    others = len(clusters) - cells, sums.sum(0) - sums
-    fold = np.log2((1 + sums) / cells) - np.log2((1 + others[1]) / others[0])
-    return pd.DataFrame(fold, index=clusters.categories)
+    mean_in = (1 + sums) / cells
+    mean_out = (1 + sums.sum(0) - sums) / (len(clusters) - cells)
+    return pd.DataFrame(np.log2(mean_in / mean_out), index=clusters.categories)
 
 # %% ../nbs/findings.ipynb #2a869172
 def rank_genes(

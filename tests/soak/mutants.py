@@ -2750,8 +2750,8 @@ MUTANTS = [
     ),
     Mutant(
         "fold changes of means",
-        "fold = np.log2((1 + sums) / cells) - np.log2((1 + others[1]) / others[0])",
-        "fold = np.log2((1 + sums) / cells) - np.log2((1 + sums) / others[0])",
+        "mean_out = (1 + sums.sum(0) - sums)",
+        "mean_out = (1 + sums)",
         REPORT,
         "higher_in_their",
     ),
